@@ -1,0 +1,29 @@
+# Each target sets up what it needs in .venv; the first run takes some minutes.
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/installed
+
+.PHONY: demo test lint bench clean
+
+demo: $(INSTALLED)  ## train VNet on generated street scenes; table, curves and picture under runs/demo
+	$(BIN)/revseg train --data synthetic --size 128 256 --epochs 4 --batch 4 --train-samples 96 --val-samples 24 --out runs/demo --overwrite
+
+test: $(INSTALLED)  ## all tests
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED)  ## style and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(INSTALLED)  ## measure memory and time here; results under benchmarks/results
+	$(BIN)/python -m benchmarks.run
+
+clean:
+	rm -rf .venv runs
+
+$(INSTALLED): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@

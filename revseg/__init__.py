@@ -1,0 +1,53 @@
+"""Training segmentation networks whose activations do not fit on the GPU.
+
+The names below are loaded when first used, so that `revseg --help` need not wait for torch.
+"""
+
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from revseg.couplings import AdditiveCoupling as AdditiveCoupling
+    from revseg.couplings import AffineCoupling as AffineCoupling
+    from revseg.couplings import Coupling as Coupling
+    from revseg.couplings import OneSidedCoupling as OneSidedCoupling
+    from revseg.downsample import HaarDownsample as HaarDownsample
+    from revseg.downsample import Squeeze as Squeeze
+    from revseg.drift import InversionError as InversionError
+    from revseg.models import create_model as create_model
+    from revseg.models import list_models as list_models
+    from revseg.recompute import is_recomputing as is_recomputing
+    from revseg.sequence import ReversibleSequence as ReversibleSequence
+
+# A checkout whose symlink revseg/kernels arrived as a text file (Windows) finds ../kernels.
+_here = Path(__file__).parent
+if not (_here / "kernels").is_dir() and (_here.parent / "kernels").is_dir():
+    __path__.append(str(_here.parent))
+
+_HOME = {
+    "AdditiveCoupling": "revseg.couplings",
+    "AffineCoupling": "revseg.couplings",
+    "Coupling": "revseg.couplings",
+    "HaarDownsample": "revseg.downsample",
+    "InversionError": "revseg.drift",
+    "OneSidedCoupling": "revseg.couplings",
+    "ReversibleSequence": "revseg.sequence",
+    "Squeeze": "revseg.downsample",
+    "create_model": "revseg.models",
+    "is_recomputing": "revseg.recompute",
+    "list_models": "revseg.models",
+}
+
+__all__ = list(_HOME)  # noqa: PLE0604
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'revseg' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])

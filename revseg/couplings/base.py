@@ -1,0 +1,86 @@
+"""A coupling is two pure functions: one updates a stream by a value, the other undoes it.
+
+    y = couple(x, h)         h = fn(source)
+    x = uncouple(y, h)       the source did not change, so h is found again
+
+The engine inverts, recomputes and differentiates every coupling from these two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from revseg.engine import Step, Streams, Update, run_inverse, run_plain
+
+
+class Coupling(nn.Module):
+    """Two updates: `y1 = couple(x1, f(x2))`, then `y2 = couple(x2, g(y1))`.
+
+    For a rule of your own, override `couple` and `uncouple`. Both must be pure: no state, no
+    randomness, no writing to their arguments. `uncouple(couple(x, h), h)` must be x up to rounding.
+
+    Args:
+        f: Takes a stream to the value that updates the first stream: a module, or a function
+            without parameters.
+        g: The same for the second stream.
+
+    Raises:
+        TypeError: If f or g cannot be called.
+    """
+
+    value_channels = 1  # channels of a function's value per channel of a stream
+
+    def __init__(self, f: Callable[[Tensor], Tensor], g: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        for name, fn in (("f", f), ("g", g)):
+            if not callable(fn):
+                raise TypeError(f"expected {name} to be a module or a function, got {type(fn).__name__}")
+        self.f, self.g = f, g
+
+    @classmethod
+    def couple(cls, x: Tensor, h: Tensor) -> Tensor:
+        """The updated stream, of the shape and dtype of x.
+
+        Args:
+            x: The stream [N, C, ...].
+            h: The value of the function [N, C * value_channels, ...].
+        """
+        raise NotImplementedError(f"{cls.__name__} must define couple(x, h)")
+
+    @classmethod
+    def uncouple(cls, y: Tensor, h: Tensor) -> Tensor:
+        """The stream before the update, from the one after it."""
+        raise NotImplementedError(f"{cls.__name__} must define uncouple(y, h)")
+
+    @classmethod
+    def gradients(cls, x: Tensor, h: Tensor, dy: Tensor) -> tuple[Tensor, Tensor]:
+        """The gradients (dx, dh) of `couple` at x, h. Found by autograd; override to save memory."""
+        with torch.enable_grad():
+            x, h = x.detach().requires_grad_(), h.detach().requires_grad_()
+            y = cls.couple(x, h)
+        dx, dh = torch.autograd.grad(y, (x, h), dy, allow_unused=True)
+        return torch.zeros_like(x) if dx is None else dx, torch.zeros_like(h) if dh is None else dh
+
+    def steps(self, name: str = "") -> list[Step]:
+        """The updates, in the order in which they are applied."""
+        name = name or type(self).__name__
+        return [
+            Update(f"{name}, f", self.f, self, source=1, target=0),
+            Update(f"{name}, g", self.g, self, source=0, target=1),
+        ]
+
+    def forward(self, x1: Tensor, x2: Tensor, run: Callable[..., Any] = run_plain) -> Streams:
+        """The two streams after the block, each of the shape of x1, by ordinary autograd.
+
+        Only inside a `ReversibleSequence` is the backward pass free of activations.
+        """
+        outputs: Streams = run(self.steps(), (x1, x2))
+        return outputs
+
+    def inverse(self, y1: Tensor, y2: Tensor) -> Streams:
+        """The two streams before the block."""
+        return run_inverse(self.steps(), (y1, y2))

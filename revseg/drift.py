@@ -1,0 +1,112 @@
+"""Did the inversion arrive where the forward pass began?
+
+A fingerprint, 64 values of each stream, is kept in the forward pass and compared with the
+reconstructed input after the last inversion. Nothing else notices a function with hidden state
+(a counter, Python's random numbers), one that explodes, or a stream that the other absorbed.
+
+Each stream is held against its own size: an error of 1 is nothing in a stream of 1e6 and
+everything in the one beside it. On a GPU the comparison is copied back without waiting and
+reported by the next pass through any reversible sequence.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import deque
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+Check = Literal["error", "warn"] | None
+
+SAMPLES = 64
+FLOOR = 1e-4  # a stream smaller than this is measured against this
+TOLERANCE = {torch.float64: 1e-6}  # of the stream's largest sample
+DEFAULT_TOLERANCE = 1e-2
+
+_pending: deque[tuple[Any, Tensor, Check, str]] = deque()
+
+
+class InversionError(RuntimeError):
+    """The inputs reconstructed in the backward pass are not those of the forward pass."""
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """Samples of the two streams, float64 [2, 64 or fewer]."""
+
+    samples: tuple[Tensor, ...]
+
+    @classmethod
+    def of(cls, streams: tuple[Tensor, Tensor]) -> Fingerprint:
+        return cls(tuple(_sample(x) for x in streams))
+
+    def compare(self, reconstructed: tuple[Tensor, Tensor], finite: Tensor, check: Check) -> None:
+        """Raise, or warn, when the reconstructed streams are not the ones of this fingerprint.
+
+        Args:
+            reconstructed: The streams as the backward pass found them.
+            finite: Whether the outputs were finite, bool []. Others are let through: their
+                gradients are infinite or NaN, as in plain autograd, and a gradient scaler waits
+                for just that.
+            check: "error" or "warn".
+
+        Raises:
+            InversionError: If a stream is off by more than the tolerance of its dtype.
+        """
+        rows = []
+        for kept, x in zip(self.samples, reconstructed, strict=True):
+            error = (_sample(x) - kept).abs().amax() if kept.numel() else kept.new_zeros(())
+            size = kept.abs().amax().clamp_min(FLOOR) if kept.numel() else kept.new_ones(())
+            rows.append(error / size)
+        drift = torch.where(finite, torch.stack(rows), 0.0)  # [2]
+        tolerance = TOLERANCE.get(reconstructed[0].dtype, DEFAULT_TOLERANCE)
+        what = (
+            f"more than {tolerance:g} of the stream's size. "
+            "Either a function gives other values when run again (hidden state, numpy or Python random "
+            "numbers), or it amplifies rounding too much for this depth and dtype. "
+            "revseg.testing.check(block, x) tells which; float32 or float64 streams, fewer blocks in a "
+            "sequence, or save_activations=True avoid it"
+        )
+        report(drift, tolerance, check, what)
+
+
+def all_finite(streams: list[Tensor]) -> Tensor:
+    """Whether no value is infinite or NaN, bool [], on the device of the streams."""
+    return torch.stack([x.sum(dtype=torch.float64) for x in streams]).isfinite().all()
+
+
+def report(drift: Tensor, tolerance: float, check: Check, what: str) -> None:
+    """Raise or warn if any drift exceeds the tolerance; on an accelerator, at the next call."""
+    if drift.device.type == "cpu":
+        _judge(drift, tolerance, check, what)
+    else:
+        over = torch.cat([drift, drift.new_tensor([tolerance])]).to("cpu", non_blocking=True)
+        event = torch.get_device_module(drift.device).Event()
+        event.record()
+        _pending.append((event, over, check, what))
+
+
+def raise_pending() -> None:
+    """Report what earlier comparisons on an accelerator have found by now; waits for nothing."""
+    while _pending and _pending[0][0].query():
+        _, over, check, what = _pending.popleft()
+        _judge(over[:-1], float(over[-1]), check, what)
+
+
+def _judge(drift: Tensor, tolerance: float, check: Check, what: str) -> None:
+    if bool((drift <= tolerance).all()):
+        return
+    values = " and ".join(f"{value:.2g}" for value in drift.tolist())
+    message = f"the reconstructed input is off by {values} (first and second stream), {what}"
+    if check == "error":
+        raise InversionError(message)
+    warnings.warn(message, RuntimeWarning, stacklevel=2)
+
+
+def _sample(x: Tensor) -> Tensor:
+    stride = max(1, x.numel() // SAMPLES - 1) | 1  # odd, so that it does not stay in one column
+    count = min(SAMPLES, (x.numel() + stride - 1) // stride)
+    return x.detach().as_strided((count,), (stride,), x.storage_offset()).to(torch.float64, copy=True)

@@ -1,0 +1,347 @@
+"""Backward without stored activations.
+
+A chain of steps takes two streams to two streams. `run_reversible` applies it as one autograd
+function that saves its outputs alone. In the backward pass each step, from the last to the first,
+
+    runs its function again on the stream it had read, with a graph,
+    undoes its update with the value,
+    differentiates through that graph, and drops it.
+
+One extra run of each function, never two. Parameters are inputs of the autograd function and
+their gradients are returned, so `torch.autograd.grad`, hooks, tied parameters and distributed
+wrappers see what they see in plain autograd. `run_plain` is the same chain without any of this:
+the definition, the oracle of the tests, and the path for tracing and function transforms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch._compile import _disable_dynamo  # torch.compiler.disable, without importing the compiler
+from torch.autograd.graph import get_gradient_edge
+
+from revseg.drift import Check, Fingerprint, all_finite, raise_pending
+from revseg.recompute import Call, autocast_as
+
+Streams = tuple[Tensor, Tensor]
+Grads = list[Tensor | None]
+
+
+class Rule(Protocol):
+    """How a value updates a stream, and how to undo that."""
+
+    def couple(self, x: Tensor, h: Tensor) -> Tensor: ...
+    def uncouple(self, y: Tensor, h: Tensor) -> Tensor: ...
+    def gradients(self, x: Tensor, h: Tensor, dy: Tensor) -> tuple[Tensor, Tensor]: ...
+
+
+@dataclass(frozen=True)
+class Update:
+    """Streams[target] = couple(streams[target], fn(streams[source]))."""
+
+    name: str
+    fn: Any
+    rule: Rule
+    source: int
+    target: int
+
+    def forward(self, streams: Streams) -> Streams:
+        """The plain update, with ordinary autograd."""
+        source, x = streams[self.source], streams[self.target]
+        return self.replace(streams, self.checked(streams, self.fn(source), _versions(source, x)))
+
+    def inverse(self, streams: Streams) -> Streams:
+        h = self.fn(streams[self.source])
+        return self.replace(streams, self.rule.uncouple(streams[self.target], h))
+
+    def replace(self, streams: Streams, y: Tensor) -> Streams:
+        return (y, streams[1]) if self.target == 0 else (streams[0], y)
+
+    def checked(self, streams: Streams, h: Any, versions: list[int]) -> Tensor:
+        """The updated stream: a tensor of its own, of the same shape, dtype and device."""
+        source, x = streams[self.source], streams[self.target]
+        if not isinstance(h, Tensor):
+            raise TypeError(f"{self.name}: the function must return one tensor, got {type(h).__name__}")
+        y = self.rule.couple(x, h)
+        if _versions(source, x) != versions:
+            raise RuntimeError(
+                f"{self.name}: the function writes to its input, which cannot be undone; "
+                "make its first in-place operation (inplace=True, add_, ...) an ordinary one"
+            )
+        if (y.shape, y.dtype, y.device) != (x.shape, x.dtype, x.device):
+            raise ValueError(
+                f"{self.name}: the update must keep the stream's shape, dtype and device, {_describe(x)}, "
+                f"got {_describe(y)} from a function value {_describe(h)}"
+            )
+        return y.clone() if y is x or y is h or y._base is not None else y
+
+
+@dataclass(frozen=True)
+class Map:
+    """Each stream by an orthogonal linear map: what undoes it also takes gradients back."""
+
+    name: str
+    apply: Callable[[Tensor], Tensor]
+    undo: Callable[[Tensor], Tensor]
+
+    def forward(self, streams: Streams) -> Streams:
+        return self.apply(streams[0]), self.apply(streams[1])
+
+    def inverse(self, streams: Streams) -> Streams:
+        return self.undo(streams[0]), self.undo(streams[1])
+
+
+Step = Update | Map
+
+
+def run_plain(steps: Sequence[Step], streams: Streams) -> Streams:
+    """The outputs of the chain, by ordinary autograd, which stores every activation."""
+    for step in steps:
+        streams = step.forward(streams)
+    return streams
+
+
+def run_inverse(steps: Sequence[Step], streams: Streams) -> Streams:
+    """The inputs of the chain from its outputs, by ordinary autograd."""
+    for step in reversed(steps):
+        streams = step.inverse(streams)
+    return streams
+
+
+@_disable_dynamo
+def run_reversible(steps: Sequence[Step], streams: Streams, join: bool, keep: int, check: Check) -> Any:
+    """The outputs of the chain, by an autograd function that saves nothing else.
+
+    Args:
+        steps: The chain.
+        streams: Its two inputs, of one dtype and layout.
+        join: Return one tensor, the outputs joined along dim 1, instead of the pair.
+        keep: How many of the last steps keep their graphs instead of being run again.
+        check: What to do about drift: "error", "warn" or None.
+
+    Memory: the output, and per step the buffers of its function (running statistics) and the
+    random state if it drew.
+    """
+    raise_pending()
+    steps = list(steps)
+    wanted = [x.requires_grad for x in streams]
+    while steps and not (wanted[0] or wanted[1] or _has_trainable(steps[0])):
+        streams = steps.pop(0).forward(streams)  # a frozen beginning needs no backward pass
+    if not steps:
+        return torch.cat(streams, 1) if join else streams
+    chain = _Chain(steps, wanted, keep, check)
+    outputs = _Reversible.apply(chain, join, *streams, *chain.parameters)  # type: ignore[no-untyped-call]
+    return outputs if join else tuple(outputs)
+
+
+class _Reversible(torch.autograd.Function):
+    boxed_grads_call = True  # where torch knows it, the incoming gradient is freed after its first use
+
+    @staticmethod
+    def forward(ctx: Any, chain: _Chain, join: bool, x1: Tensor, x2: Tensor, *parameters: Tensor) -> Any:
+        y1, y2 = chain.forward((x1, x2))
+        outputs = (torch.cat((y1, y2), 1),) if join else (_own(y1, x1), _own(y2, x2))
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*outputs, *parameters)
+        ctx.chain, ctx.join = chain, join
+        return outputs[0] if join else outputs
+
+    @staticmethod
+    def backward(ctx: Any, *box: Any) -> Any:
+        raise_pending()
+        chain: _Chain = ctx.chain
+        grads: Grads = box[0] if isinstance(box[0], list) else list(box)
+        saved = ctx.saved_tensors
+        outputs, parameters = (saved[:1], saved[1:]) if ctx.join else (saved[:2], saved[2:])
+        streams = list(map(dense, outputs[0].chunk(2, 1))) if ctx.join else list(outputs)
+        if ctx.join and grads[0] is not None:
+            grads[:] = grads[0].chunk(2, 1)
+        elif ctx.join:
+            grads.append(None)
+        dparameters = chain.backward(streams, grads, parameters)
+        return None, None, *grads, *dparameters
+
+
+class _Chain:
+    """The steps of one forward pass, and what their functions need to run again."""
+
+    def __init__(self, steps: list[Step], wanted: list[bool], keep: int, check: Check) -> None:
+        self.check = check
+        self.links = [_Link(step, wanted) if isinstance(step, Update) else step for step in steps]
+        self.calls = [link for link in self.links if isinstance(link, _Link)]
+        for link in self.calls[len(self.calls) - keep :]:
+            link.keep = True
+        unique = {id(p): p for link in self.calls for p in link.call.parameters}
+        order = {key: index for index, key in enumerate(unique)}
+        self.parameters = list(unique.values())
+        for link in self.calls:
+            link.indices = [order[id(p)] for p in link.call.parameters]
+
+    def forward(self, streams: Streams) -> Streams:
+        self.fingerprint = Fingerprint.of(streams) if self.check else None
+        for link in self.links:
+            streams = link.forward(streams)
+        return streams
+
+    def backward(self, streams: list[Tensor], grads: Grads, parameters: Sequence[Tensor]) -> Grads:
+        """Gradients of the parameters; `streams` and `grads` become those of the inputs."""
+        dparameters: Grads = [None] * len(parameters)
+        finite = all_finite(streams) if self.fingerprint else None
+        for link in reversed(self.links):
+            if isinstance(link, Map):
+                streams[:] = link.inverse((streams[0], streams[1]))
+                grads[:] = [None if dy is None else link.undo(dy) for dy in grads]
+            elif torch.is_grad_enabled():
+                link.backward_with_graph(streams, grads, parameters, dparameters)
+            else:
+                link.backward(streams, grads, parameters, dparameters)
+        if self.fingerprint is not None and finite is not None:
+            self.fingerprint.compare((streams[0], streams[1]), finite, self.check)
+        return dparameters
+
+
+class _Link:
+    """One update in one forward pass."""
+
+    def __init__(self, step: Update, wanted: list[bool]) -> None:
+        self.step = step
+        self.call = Call(step.fn)
+        self.keep = False
+        self.indices: list[int] = []
+        self.source_wanted = wanted[step.source]
+        wanted[step.target] |= self.source_wanted or any(p.requires_grad for p in self.call.parameters)
+        self._kept: tuple[Tensor, list[Tensor], Tensor] | None = None
+
+    def forward(self, streams: Streams) -> Streams:
+        source, x = streams[self.step.source], streams[self.step.target]
+        versions = _versions(source, x)
+        if self.keep:
+            leaf, leaves = source.detach().requires_grad_(self.source_wanted), self.call.leaves(self.call.parameters)
+            with torch.enable_grad():
+                h, self.replay = self.call.run(leaf, parameters=leaves)
+            self._kept = leaf, leaves, h
+        else:
+            h, self.replay = self.call.run(source)
+        return self.step.replace(streams, self.step.checked(streams, h.detach(), versions))
+
+    def backward(
+        self, streams: list[Tensor], grads: Grads, parameters: Sequence[Tensor], dparameters: Grads
+    ) -> None:
+        """Take the step back, in `streams` and in `grads`; add to the gradients of the parameters."""
+        s, t = self.step.source, self.step.target
+        dy = grads[t]
+        own = [parameters[i] for i in self.indices]
+        wanted = dy is not None and (self.source_wanted or any(p.requires_grad for p in own))
+        source, leaves, h = self._kept or self._again(streams[s], own, wanted)
+        self._kept = None  # a second backward pass runs the function again
+        value = h.detach()
+        with autocast_as(self.replay.autocast):
+            streams[t] = self.step.rule.uncouple(streams[t], value)
+            if dy is None:
+                return
+            grads[t], dh = self.step.rule.gradients(streams[t], value, dy)
+        if not h.requires_grad:
+            return
+        edge = get_gradient_edge(h)
+        del h, value, dy  # the value of the function is freed before its gradients take room
+        dsource, *dleaves = _gradients(edge, [source, *leaves], dh, self.step.name)
+        if self.source_wanted:
+            grads[s] = _add(grads[s], dsource)
+        for i, gradient in zip(self.indices, dleaves, strict=True):
+            dparameters[i] = _add(dparameters[i], gradient)
+
+    def _again(
+        self, stream: Tensor, own: list[Tensor], wanted: bool
+    ) -> tuple[Tensor, list[Tensor], Tensor]:
+        source, leaves = stream.detach(), self.call.leaves(own)
+        source.requires_grad_(wanted and self.source_wanted)
+        with torch.set_grad_enabled(wanted):
+            return source, leaves, self.call.rerun(self.replay, source, parameters=leaves)
+
+    def backward_with_graph(
+        self, streams: list[Tensor], grads: Grads, parameters: Sequence[Tensor], dparameters: Grads
+    ) -> None:
+        """The same, differentiable once more (`create_graph=True`).
+
+        The inversion is a function of outputs and parameters. The gradient is taken by aliases of
+        what it found, so that only the step itself is differentiated, not the inversion too.
+        """
+        s, t, rule = self.step.source, self.step.target, self.step.rule
+        dy = grads[t]
+        own = [parameters[i] for i in self.indices]
+        h = self.call.rerun(self.replay, streams[s], parameters=own)
+        streams[t] = rule.uncouple(streams[t], h)
+        if dy is None:
+            return
+        x, source, *leaves = (_alias(p) for p in (streams[t], streams[s], *own))
+        y = rule.couple(x, self.call.rerun(self.replay, source, parameters=leaves))
+        dx, dsource, *dleaves = _gradients(get_gradient_edge(y), [x, source, *leaves], dy, "", create_graph=True)
+        grads[t] = dx
+        grads[s] = _add(grads[s], dsource)
+        for i, gradient in zip(self.indices, dleaves, strict=True):
+            dparameters[i] = _add(dparameters[i], gradient)
+
+
+def dense(x: Tensor) -> Tensor:
+    """The same values without gaps: contiguous or channels_last, whichever the strides are like."""
+    if x.is_contiguous():
+        return x
+    channels_last = {4: torch.channels_last, 5: torch.channels_last_3d}
+    layout = channels_last.get(x.ndim, torch.contiguous_format) if x.stride(1) == 1 else torch.contiguous_format
+    return x.contiguous(memory_format=layout)
+
+
+def _gradients(edge: Any, inputs: list[Tensor], dy: Tensor, name: str, create_graph: bool = False) -> Grads:
+    """The gradient of each input, None where it has none."""
+    if name:
+        _refuse_strangers(edge.node, inputs, name)
+    asked = [x for x in inputs if x.requires_grad]
+    found = iter(torch.autograd.grad([edge], asked, [dy], allow_unused=True, create_graph=create_graph))
+    return [next(found) if x.requires_grad else None for x in inputs]
+
+
+def _refuse_strangers(node: Any, inputs: list[Tensor], name: str) -> None:
+    """Raise if the graph reaches a leaf whose gradient nobody would receive."""
+    known = {id(x) for x in inputs}
+    todo, seen = [node], {node}
+    while todo:
+        node = todo.pop()
+        leaf = getattr(node, "variable", None)
+        if isinstance(leaf, Tensor) and id(leaf) not in known:
+            raise RuntimeError(
+                f"{name}: the function uses a tensor {_describe(leaf)} that requires grad and is no parameter "
+                "of it, so its gradient would be lost; make the function a torch.nn.Module that owns it "
+                "(for a module sharded inside a sequence: shard the sequence, or set per_block=True)"
+            )
+        for following, _ in node.next_functions:
+            if following is not None and following not in seen:
+                seen.add(following)
+                todo.append(following)
+
+
+def _own(y: Tensor, x: Tensor) -> Tensor:
+    return y.clone() if y is x else y  # a stream that no step updates
+
+
+def _alias(x: Tensor) -> Tensor:
+    return x.view_as(x) if x.requires_grad else x
+
+
+def _add(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    return b if a is None else a if b is None else a + b
+
+
+def _has_trainable(step: Step) -> bool:
+    return isinstance(step, Update) and any(p.requires_grad for p in Call(step.fn).parameters)
+
+
+def _versions(*tensors: Tensor) -> list[int]:
+    return [0 if x.is_inference() else x._version for x in tensors]
+
+
+def _describe(x: Tensor) -> str:
+    return f"{list(x.shape)} {str(x.dtype).removeprefix('torch.')} on {x.device}"

@@ -1,0 +1,163 @@
+"""Blocks that the networks share.
+
+The small networks of this library are made of one brick: convolution, batch norm, activation.
+"Conv" in their papers' tables means all three. The convolution has no bias, because the batch
+norm that follows would subtract it again. Padding is always "same": only the stride changes
+the size of a map, to ceil(size / stride), so odd sizes need no special care anywhere.
+
+Images reach a model as bytes and are normalised where they are used: four times less to move
+and to keep than float32.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+ACTIVATIONS: dict[str, Callable[[int], nn.Module]] = {
+    "prelu": lambda channels: nn.PReLU(channels),
+    "prelu_shared": lambda channels: nn.PReLU(1),
+    "relu": lambda channels: nn.ReLU(),
+}
+
+
+def normalize_images(images: Tensor) -> Tensor:
+    """Images with the mean and deviation of ImageNet taken out.
+
+    Args:
+        images: Bytes [N, 3, H, W], uint8, or images already normalised, of a float type, which
+            are returned as they are.
+
+    Returns:
+        Images [N, 3, H, W]: float32 from bytes, else the argument itself.
+
+    Raises:
+        ValueError: If the shape is not [N, 3, H, W].
+        TypeError: If the images are neither uint8 nor float.
+    """
+    if images.ndim != 4 or images.shape[1] != 3:
+        raise ValueError(f"expected images [N, 3, H, W], got shape {list(images.shape)}")
+    if images.is_floating_point():
+        return images
+    if images.dtype != torch.uint8:
+        raise TypeError(f"expected images of dtype uint8 or float, got {images.dtype}")
+    mean = torch.tensor(IMAGENET_MEAN, device=images.device).view(3, 1, 1) * 255
+    std = torch.tensor(IMAGENET_STD, device=images.device).view(3, 1, 1) * 255
+    return images.float().sub_(mean).div_(std)
+
+
+class BNAct(nn.Module):
+    """Batch norm, then activation.
+
+    Args:
+        channels: C.
+        activation: One of `ACTIVATIONS`: a PReLU with a slope per channel, with one shared
+            slope, or a ReLU.
+        eps: What batch norm adds to the variance.
+        momentum: Weight of the newest batch in the running statistics.
+
+    Raises:
+        ValueError: If the activation is unknown.
+    """
+
+    def __init__(
+        self, channels: int, *, activation: str = "prelu", eps: float = 1e-3, momentum: float = 0.1
+    ) -> None:
+        super().__init__()
+        self.bn = nn.BatchNorm2d(channels, eps=eps, momentum=momentum)
+        self.act = _activation(activation, channels)
+
+    def forward(self, x: Tensor) -> Tensor:  # [N, C, h, w] -> [N, C, h, w]
+        return self.act(self.bn(x))  # type: ignore[no-any-return]
+
+
+class ConvBNAct(nn.Module):
+    """Convolution without bias, batch norm, activation.
+
+    Args:
+        in_channels: Channels that come in.
+        out_channels: Channels that go out.
+        kernel: Size of the kernel, odd; one number or (height, width).
+        stride: Step of the convolution; the map comes out at ceil(size / stride).
+        dilation: Distance between the taps of the kernel.
+        activation: See `BNAct`.
+        eps: See `BNAct`.
+        momentum: See `BNAct`.
+
+    Raises:
+        ValueError: If a kernel size is even: the map could not keep its size.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: int | tuple[int, int] = 3,
+        *,
+        stride: int = 1,
+        dilation: int = 1,
+        activation: str = "prelu",
+        eps: float = 1e-3,
+        momentum: float = 0.1,
+    ) -> None:
+        super().__init__()
+        height, width = (kernel, kernel) if isinstance(kernel, int) else kernel
+        if height % 2 == 0 or width % 2 == 0:
+            raise ValueError(f"expected odd kernel sizes, got {height} x {width}")
+        padding = (dilation * (height // 2), dilation * (width // 2))
+        self.conv = nn.Conv2d(
+            in_channels, out_channels, (height, width), stride, padding, dilation, bias=False
+        )
+        self.bn = nn.BatchNorm2d(out_channels, eps=eps, momentum=momentum)
+        self.act = _activation(activation, out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:  # [N, in_channels, H, W] -> [N, out_channels, h, w]
+        return self.act(self.bn(self.conv(x)))  # type: ignore[no-any-return]
+
+
+def asymmetric_pairs(
+    channels: int,
+    dilations: Sequence[int],
+    kernel: int = 3,
+    *,
+    dropout: float = 0.0,
+    activation: str = "prelu",
+    eps: float = 1e-3,
+    momentum: float = 0.1,
+) -> nn.Sequential:
+    """Pairs of an n x 1 and a 1 x n convolution, each with batch norm and activation.
+
+    A pair sees what an n x n convolution sees with 2 n instead of n² weights per pair of
+    channels.
+
+    Args:
+        channels: C, the same everywhere.
+        dilations: The dilation of each pair, in order.
+        kernel: n, odd.
+        dropout: Probability of dropping a whole channel after the last pair; 0 adds no layer.
+        activation: See `BNAct`.
+        eps: See `BNAct`.
+        momentum: See `BNAct`.
+
+    Returns:
+        A module [N, C, h, w] -> [N, C, h, w].
+    """
+    layers: list[nn.Module] = []
+    for dilation in dilations:
+        for shape in ((kernel, 1), (1, kernel)):
+            conv = ConvBNAct(
+                channels, channels, shape, dilation=dilation, activation=activation, eps=eps, momentum=momentum
+            )
+            layers.append(conv)
+    if dropout > 0:
+        layers.append(nn.Dropout2d(dropout))
+    return nn.Sequential(*layers)
+
+
+def _activation(name: str, channels: int) -> nn.Module:
+    if name not in ACTIVATIONS:
+        raise ValueError(f"unknown activation {name!r}; choose one of {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[name](channels)

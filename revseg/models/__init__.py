@@ -1,0 +1,44 @@
+"""The networks by name.
+
+One file, one paper, one line in `MODELS`. A model takes images [N, 3, H, W] of any size, uint8 or
+float already normalised, and returns logits [N, num_classes, h, w] at its own `stride`; in
+training a model with auxiliary heads returns a tuple, the main logits first.
+"""
+
+import inspect
+
+from torch import nn
+
+from revseg.models.vnet import VNet
+
+MODELS: dict[str, type[nn.Module]] = {
+    "vnet": VNet,
+}
+
+
+def list_models() -> list[str]:
+    """The names that `create_model` knows, sorted."""
+    return sorted(MODELS)
+
+
+def create_model(name: str, num_classes: int = 19, **hyperparameters: object) -> nn.Module:
+    """A new network with random weights.
+
+    Args:
+        name: One of `list_models()`.
+        num_classes: C, the number of classes to tell apart.
+        **hyperparameters: Arguments of the model's class; the defaults are the paper's.
+
+    Returns:
+        The model, in training mode.
+
+    Raises:
+        ValueError: If the name or a hyperparameter is unknown, or a value is out of range.
+    """
+    if name not in MODELS:
+        raise ValueError(f"unknown model {name!r}; choose one of {', '.join(list_models())}")
+    known = [key for key in inspect.signature(MODELS[name]).parameters if key != "num_classes"]
+    for key in hyperparameters:
+        if key not in known:
+            raise ValueError(f"unknown hyperparameter {key!r} of {name}; choose one of {', '.join(known)}")
+    return MODELS[name](num_classes=num_classes, **hyperparameters)

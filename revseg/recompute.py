@@ -1,0 +1,221 @@
+"""Run a function again as it ran.
+
+The backward pass of a reversible network runs each function a second time. What the function
+gave depended on more than its input: on random numbers, autocast, training flags, its buffers.
+`Call.run` notes these, `Call.rerun` puts them back for the length of one run and then restores
+what it found, also when an exception passes through. So dropout masks repeat, running statistics
+count a batch once, spectral norm iterates once, and the caller's random state stays where it was.
+
+Buffers are swapped, never written: batch norm updates running statistics without raising their
+version, so a change could not be noticed afterwards.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+_SMALL = 1 << 16  # bytes; a larger buffer is kept as a copy only if the function changed it
+
+_locks: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
+_locks_lock = threading.Lock()
+_thread = threading.local()
+
+
+def is_recomputing() -> bool:
+    """True while a function runs for the second time, in the backward pass.
+
+    For hooks and modules that count, log or draw: what they do in that run has been done before.
+    """
+    return getattr(_thread, "depth", 0) > 0
+
+
+@dataclass(frozen=True)
+class Replay:
+    """What one run of a function depended on, besides its inputs and parameters."""
+
+    training: list[bool]
+    buffers: list[dict[str, Tensor | None]]  # as they were before the run
+    autocast: dict[str, tuple[bool, torch.dtype]]
+    random: list[tuple[torch.device, Tensor]]  # empty when nothing was drawn
+
+
+class Call:
+    """One use of a function in a forward pass, to be repeated in the backward pass.
+
+    Args:
+        fn: A module, or any callable that has no parameters of its own.
+    """
+
+    def __init__(self, fn: Callable[..., Any]) -> None:
+        self.fn = fn
+        self.modules = tuple(fn.modules()) if isinstance(fn, nn.Module) else ()
+        unique: dict[int, Tensor] = {}
+        self._slots: list[tuple[dict[str, Any], str, int]] = []  # where each parameter stands
+        for module in self.modules:
+            for name, parameter in module._parameters.items():
+                if parameter is not None:
+                    self._slots.append((module._parameters, name, id(parameter)))
+                    unique[id(parameter)] = parameter
+        self.parameters = list(unique.values())
+        order = {key: index for index, key in enumerate(unique)}
+        self._slots = [(owner, name, order[key]) for owner, name, key in self._slots]
+
+    def run(self, *inputs: Tensor, parameters: Sequence[Tensor] | None = None) -> tuple[Any, Replay]:
+        """The value of the function, and what a second run needs.
+
+        Autocast's cache of cast weights is off: filled here without gradients, it would cut
+        every later use of the same weights off from them.
+        """
+        device = inputs[0].device
+        autocast = _autocast_state(device)
+        before = _random_state(device)
+        with self._lock():
+            training = [module.training for module in self.modules]
+            present = [dict(module._buffers) for module in self.modules]
+            buffers = [{name: _copy(buffer) for name, buffer in each.items()} for each in present]
+            with autocast_as(autocast), self._swapped(self.parameters if parameters is None else parameters):
+                value = self.fn(*inputs)
+        for copies, originals in zip(buffers, present, strict=True):
+            _share_unchanged(copies, originals)
+        drawn = not all(torch.equal(a, b) for (_, a), (_, b) in zip(before, _random_state(device), strict=True))
+        return value, Replay(training, buffers, autocast, before if drawn else [])
+
+    def rerun(self, replay: Replay, *inputs: Tensor, parameters: Sequence[Tensor]) -> Any:
+        """The value of the function once more, with the given parameters in place of its own."""
+        _thread.depth = getattr(_thread, "depth", 0) + 1
+        try:
+            with (
+                self._lock(),
+                self._swapped(parameters),
+                self._as_it_was(replay),
+                autocast_as(replay.autocast),
+                _random(replay.random),
+            ):
+                return self.fn(*inputs)
+        finally:
+            _thread.depth -= 1
+
+    def leaves(self, parameters: Sequence[Tensor]) -> list[Tensor]:
+        """Tensors to differentiate by, each standing for one parameter.
+
+        A parameter stands for itself unless `torch.autograd.grad` would then fire its hooks,
+        which the caller's own backward pass fires again, or run on into its history.
+        """
+        present = {id(owner[name]) for owner, name, _ in self._slots}
+        return [
+            p
+            if id(p) in present and p.is_leaf and not p._backward_hooks
+            else p.detach().requires_grad_(p.requires_grad)
+            for p in parameters
+        ]
+
+    @contextmanager
+    def _swapped(self, parameters: Sequence[Tensor]) -> Iterator[None]:
+        present = [
+            (owner, name, owner[name])
+            for owner, name, index in self._slots
+            if owner[name] is not parameters[index]
+        ]
+        if not present:
+            yield
+            return
+        try:
+            for owner, name, index in self._slots:
+                owner[name] = parameters[index]
+            yield
+        finally:
+            for owner, name, parameter in present:
+                owner[name] = parameter
+
+    @contextmanager
+    def _as_it_was(self, replay: Replay) -> Iterator[None]:
+        present = [(module, module.training, dict(module._buffers)) for module in self.modules]
+        try:
+            for module, training, buffers in zip(self.modules, replay.training, replay.buffers, strict=True):
+                if module.training != training:
+                    module.training = training
+                module._buffers.update({name: _copy(buffer) for name, buffer in buffers.items()})
+            yield
+        finally:
+            for module, training, own in present:
+                if module.training != training:
+                    module.training = training
+                if own or module._buffers:
+                    module._buffers.clear()
+                    module._buffers.update(own)
+
+    @contextmanager
+    def _lock(self) -> Iterator[None]:
+        if not isinstance(self.fn, nn.Module):
+            yield
+            return
+        with _locks_lock:
+            lock = _locks.setdefault(self.fn, threading.RLock())
+        with lock:
+            yield
+
+
+def _copy(buffer: Tensor | None) -> Tensor | None:
+    return None if buffer is None else buffer.detach().clone()
+
+
+def _share_unchanged(copies: dict[str, Tensor | None], originals: dict[str, Tensor | None]) -> None:
+    """Let go of copies of large buffers that the function only read."""
+    for name, copy in copies.items():
+        original = originals[name]
+        if copy is not None and original is not None and copy.nbytes > _SMALL and torch.equal(copy, original):
+            copies[name] = original
+
+
+def _autocast_state(device: torch.device) -> dict[str, tuple[bool, torch.dtype]]:
+    return {
+        kind: (torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
+        for kind in {device.type, "cpu"}
+        if torch.amp.is_autocast_available(kind)
+    }
+
+
+@contextmanager
+def autocast_as(state: dict[str, tuple[bool, torch.dtype]]) -> Iterator[None]:
+    """Autocast as a `Replay` has noted it."""
+    with ExitStack() as stack:
+        for kind, (enabled, dtype) in state.items():
+            if enabled or torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, dtype, enabled, cache_enabled=False))
+        yield
+
+
+def _random_state(device: torch.device) -> list[tuple[torch.device, Tensor]]:
+    states = [(torch.device("cpu"), torch.get_rng_state())]
+    if device.type not in ("cpu", "meta"):
+        states.append((device, torch.get_device_module(device).get_rng_state(device)))
+    return states
+
+
+def _set_random_state(states: list[tuple[torch.device, Tensor]]) -> None:
+    for device, state in states:
+        if device.type == "cpu":
+            torch.set_rng_state(state)
+        else:
+            torch.get_device_module(device).set_rng_state(state, device)
+
+
+@contextmanager
+def _random(states: list[tuple[torch.device, Tensor]]) -> Iterator[None]:
+    if not states:
+        yield
+        return
+    present = _random_state(states[-1][0])
+    _set_random_state(states)
+    try:
+        yield
+    finally:
+        _set_random_state(present)

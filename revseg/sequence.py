@@ -1,0 +1,197 @@
+"""A container for reversible blocks: one tensor in, one tensor out, no stored activations.
+
+The two streams exist only between the doors of a `ReversibleSequence`. Outside it is a module
+like any other, with the state dict of its blocks whatever its memory mode.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from revseg.drift import Check
+from revseg.engine import Streams, dense, run_inverse, run_plain, run_reversible
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+class ReversibleSequence(nn.Module):
+    """Reversible blocks in a row, trained without storing their activations.
+
+    ```python
+    body = ReversibleSequence(AdditiveCoupling(f1, g1), OneSidedCoupling(f2))
+    y = body(x)                  # x [N, C, ...], C even: halves along dim 1 are the streams
+    y1, y2 = body((x1, x2))      # or a pair of streams, and a pair comes out
+    x = body.inverse(y)
+    ```
+
+    Args:
+        *blocks: Couplings, `Squeeze`, `HaarDownsample`; or one list of them.
+        save_activations: True for the plain twin: ordinary autograd, the same numbers.
+        check: What to do when the input found in the backward pass is not that of the forward
+            pass: "error", "warn", or None to skip the comparison.
+        keep: How many of the last updates keep their graphs instead of being run again. Each
+            costs the activations of one function and saves one run of it; the first costs no
+            peak, as its graph would be built next anyway.
+        per_block: One autograd function for each block instead of one for all. Each then saves
+            its own output. Needed where something hooks into single blocks: FSDP2 on blocks, DDP
+            that sends gradients while earlier blocks still run.
+
+    Memory: the output; and per function its buffers, and the random state if it draws.
+
+    Numerics: gradients are those of plain autograd at the reconstructed input, which is off by
+    the rounding of the inversion. Half-precision streams lose too much: keep streams in float32
+    and let the functions compute in bfloat16 by autocast, under which half-precision inputs are
+    raised to float32 here.
+
+    Raises:
+        TypeError: If a block is neither a coupling nor a reversible down-sampling.
+        ValueError: If an option has none of its values.
+    """
+
+    def __init__(
+        self,
+        *blocks: Any,
+        save_activations: bool = False,
+        check: Check = "error",
+        keep: int = 0,
+        per_block: bool = False,
+    ) -> None:
+        super().__init__()
+        if len(blocks) == 1 and isinstance(blocks[0], (list, tuple, nn.ModuleList)):
+            blocks = tuple(blocks[0])
+        for i, block in enumerate(blocks):
+            if not (isinstance(block, nn.Module) and hasattr(block, "steps") and hasattr(block, "inverse")):
+                raise TypeError(
+                    f"expected block {i} to be a Coupling, Squeeze or HaarDownsample, got {type(block).__name__}; "
+                    "wrap your functions f and g as AdditiveCoupling(f, g)"
+                )
+        if check not in ("error", "warn", None):
+            raise ValueError(f'expected check to be "error", "warn" or None, got {check!r}')
+        if isinstance(keep, bool) or not isinstance(keep, int) or keep < 0:
+            raise ValueError(f"expected keep to be a number of updates, 0 or more, got {keep!r}")
+        self.blocks = nn.ModuleList(blocks)
+        self.save_activations = save_activations
+        self.check: Check = check
+        self.keep = keep
+        self.per_block = per_block
+
+    def forward(self, x: Tensor | Sequence[Tensor]) -> Any:
+        """The output of the last block: one tensor for one tensor, a pair for a pair.
+
+        Args:
+            x: One tensor [N, C, ...] with an even number of channels, or a pair of streams of
+                one shape, dtype and device.
+
+        Raises:
+            TypeError: If x is no floating-point tensor and no pair of them.
+            ValueError: If the channels are odd, the streams differ, or the batch is empty.
+        """
+        join = isinstance(x, Tensor)
+        streams = self._enter(x)
+        if self.save_activations or not self._needs_gradient(streams) or _is_traced(streams):
+            for block in self.blocks:
+                streams = block(*streams)
+            return torch.cat(streams, 1) if join else streams
+        if self.per_block:
+            run = partial(run_reversible, join=False, keep=self.keep, check=self.check)
+            for block in self.blocks:
+                streams = block(*streams, run=run)
+            return torch.cat(streams, 1) if join else streams
+        self._refuse_hooks()
+        steps = [step for i, block in enumerate(self.blocks) for step in block.steps(self._name(i))]
+        return run_reversible(steps, streams, join, self.keep, self.check)
+
+    @torch.no_grad()
+    def inverse(self, y: Tensor | Sequence[Tensor]) -> Any:
+        """The input that gives the output y, without gradients.
+
+        Functions run as the modules stand now: put batch norm in the mode of the forward pass. In
+        training mode running statistics are updated, as by any run.
+
+        Args:
+            y: What `forward` returns: one tensor [N, C, ...], or a pair of streams.
+        """
+        join = isinstance(y, Tensor)
+        streams = self._enter(y)
+        for block in reversed(self.blocks):
+            streams = block.inverse(*streams)
+        return torch.cat(streams, 1) if join else streams
+
+    def __len__(self) -> int:
+        return len(self.blocks)
+
+    def __getitem__(self, i: int) -> nn.Module:
+        return self.blocks[i]
+
+    def __iter__(self) -> Iterator[nn.Module]:
+        return iter(self.blocks)
+
+    def extra_repr(self) -> str:
+        return (
+            f"save_activations={self.save_activations}, check={self.check!r}, keep={self.keep}, "
+            f"per_block={self.per_block}"
+        )
+
+    def _enter(self, x: Tensor | Sequence[Tensor]) -> Streams:
+        """The streams at the door: checked, without gaps, in float32 under autocast."""
+        if isinstance(x, Tensor):
+            if x.ndim < 2:
+                raise ValueError(f"expected a tensor [N, C, ...], got {list(x.shape)}")
+            if x.shape[1] % 2:
+                raise ValueError(f"expected an even number of channels, got {x.shape[1]} in {list(x.shape)}")
+            x1, x2 = x.chunk(2, 1)
+        elif isinstance(x, Sequence) and len(x) == 2 and all(isinstance(each, Tensor) for each in x):
+            x1, x2 = x
+            if (x1.shape, x1.dtype, x1.device) != (x2.shape, x2.dtype, x2.device):
+                raise ValueError(
+                    "expected two streams of one shape, dtype and device, got "
+                    f"{list(x1.shape)} {x1.dtype} on {x1.device} and {list(x2.shape)} {x2.dtype} on {x2.device}"
+                )
+        else:
+            kind = f"{len(x)} of them" if isinstance(x, (list, tuple)) else type(x).__name__
+            raise TypeError(f"expected one tensor or a pair of tensors, got {kind}")
+        if not x1.is_floating_point():
+            raise TypeError(f"expected floating-point streams, got {x1.dtype}")
+        if not x1.numel():
+            raise ValueError(f"expected at least one value in each stream, got {list(x1.shape)}")
+        if x1.element_size() < 4 and torch.is_autocast_enabled(x1.device.type):
+            x1, x2 = x1.float(), x2.float()
+        return dense(x1), dense(x2)
+
+    def _needs_gradient(self, streams: Streams) -> bool:
+        return torch.is_grad_enabled() and (
+            streams[0].requires_grad
+            or streams[1].requires_grad
+            or any(p.requires_grad for p in self.parameters())
+        )
+
+    def _name(self, i: int) -> str:
+        return f"block {i} ({type(self.blocks[i]).__name__})"
+
+    def _refuse_hooks(self) -> None:
+        for i, block in enumerate(self.blocks):
+            if any(getattr(block, hooks) for hooks in _HOOKS):
+                raise RuntimeError(
+                    f"{self._name(i)} has hooks of its own, which run only if each block is a call of its own: "
+                    "set per_block=True, or put the hooks on the functions inside the block"
+                )
+
+
+def _is_traced(streams: Streams) -> bool:
+    """Whether something follows the operations themselves, so that only the plain path is right."""
+    return (
+        torch.jit.is_tracing()
+        or torch._C._are_functorch_transforms_active()
+        or _is_exporting()
+        or any(torch.autograd.forward_ad.unpack_dual(x).tangent is not None for x in streams)
+    )
+
+
+def _is_exporting() -> bool:
+    is_exporting = getattr(torch.compiler, "is_exporting", None)  # torch 2.7 and later
+    return bool(is_exporting and is_exporting())
