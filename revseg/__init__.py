@@ -39,7 +39,7 @@ _HOME = {
     "list_models": "revseg.models",
 }
 
-__all__ = list(_HOME)  # noqa: PLE0604
+__all__ = list(_HOME)
 __version__ = "0.1.0"
 
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from revseg.engine import Map, Step, Streams, run_inverse, run_plain
+from revseg.steps import Map, Step, Streams, run_inverse, run_plain
 
 
 class _Downsample(nn.Module):

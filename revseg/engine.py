@@ -9,15 +9,13 @@ function that saves its outputs alone. In the backward pass each step, from the 
 
 One extra run of each function, never two. Parameters are inputs of the autograd function and
 their gradients are returned, so `torch.autograd.grad`, hooks, tied parameters and distributed
-wrappers see what they see in plain autograd. `run_plain` is the same chain without any of this:
-the definition, the oracle of the tests, and the path for tracing and function transforms.
+wrappers see what they see in plain autograd.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,90 +24,9 @@ from torch.autograd.graph import get_gradient_edge
 
 from revseg.drift import Check, Fingerprint, all_finite, raise_pending
 from revseg.recompute import Call, autocast_as
+from revseg.steps import Map, Step, Streams, Update, dense, describe, versions
 
-Streams = tuple[Tensor, Tensor]
 Grads = list[Tensor | None]
-
-
-class Rule(Protocol):
-    """How a value updates a stream, and how to undo that."""
-
-    def couple(self, x: Tensor, h: Tensor) -> Tensor: ...
-    def uncouple(self, y: Tensor, h: Tensor) -> Tensor: ...
-    def gradients(self, x: Tensor, h: Tensor, dy: Tensor) -> tuple[Tensor, Tensor]: ...
-
-
-@dataclass(frozen=True)
-class Update:
-    """Streams[target] = couple(streams[target], fn(streams[source]))."""
-
-    name: str
-    fn: Any
-    rule: Rule
-    source: int
-    target: int
-
-    def forward(self, streams: Streams) -> Streams:
-        """The plain update, with ordinary autograd."""
-        source, x = streams[self.source], streams[self.target]
-        return self.replace(streams, self.checked(streams, self.fn(source), _versions(source, x)))
-
-    def inverse(self, streams: Streams) -> Streams:
-        h = self.fn(streams[self.source])
-        return self.replace(streams, self.rule.uncouple(streams[self.target], h))
-
-    def replace(self, streams: Streams, y: Tensor) -> Streams:
-        return (y, streams[1]) if self.target == 0 else (streams[0], y)
-
-    def checked(self, streams: Streams, h: Any, versions: list[int]) -> Tensor:
-        """The updated stream: a tensor of its own, of the same shape, dtype and device."""
-        source, x = streams[self.source], streams[self.target]
-        if not isinstance(h, Tensor):
-            raise TypeError(f"{self.name}: the function must return one tensor, got {type(h).__name__}")
-        y = self.rule.couple(x, h)
-        if _versions(source, x) != versions:
-            raise RuntimeError(
-                f"{self.name}: the function writes to its input, which cannot be undone; "
-                "make its first in-place operation (inplace=True, add_, ...) an ordinary one"
-            )
-        if (y.shape, y.dtype, y.device) != (x.shape, x.dtype, x.device):
-            raise ValueError(
-                f"{self.name}: the update must keep the stream's shape, dtype and device, {_describe(x)}, "
-                f"got {_describe(y)} from a function value {_describe(h)}"
-            )
-        return y.clone() if y is x or y is h or y._base is not None else y
-
-
-@dataclass(frozen=True)
-class Map:
-    """Each stream by an orthogonal linear map: what undoes it also takes gradients back."""
-
-    name: str
-    apply: Callable[[Tensor], Tensor]
-    undo: Callable[[Tensor], Tensor]
-
-    def forward(self, streams: Streams) -> Streams:
-        return self.apply(streams[0]), self.apply(streams[1])
-
-    def inverse(self, streams: Streams) -> Streams:
-        return self.undo(streams[0]), self.undo(streams[1])
-
-
-Step = Update | Map
-
-
-def run_plain(steps: Sequence[Step], streams: Streams) -> Streams:
-    """The outputs of the chain, by ordinary autograd, which stores every activation."""
-    for step in steps:
-        streams = step.forward(streams)
-    return streams
-
-
-def run_inverse(steps: Sequence[Step], streams: Streams) -> Streams:
-    """The inputs of the chain from its outputs, by ordinary autograd."""
-    for step in reversed(steps):
-        streams = step.inverse(streams)
-    return streams
 
 
 @_disable_dynamo
@@ -218,15 +135,18 @@ class _Link:
 
     def forward(self, streams: Streams) -> Streams:
         source, x = streams[self.step.source], streams[self.step.target]
-        versions = _versions(source, x)
+        before = versions(source, x)
         if self.keep:
-            leaf, leaves = source.detach().requires_grad_(self.source_wanted), self.call.leaves(self.call.parameters)
+            leaf, leaves = (
+                source.detach().requires_grad_(self.source_wanted),
+                self.call.leaves(self.call.parameters),
+            )
             with torch.enable_grad():
                 h, self.replay = self.call.run(leaf, parameters=leaves)
             self._kept = leaf, leaves, h
         else:
             h, self.replay = self.call.run(source)
-        return self.step.replace(streams, self.step.checked(streams, h.detach(), versions))
+        return self.step.replace(streams, self.step.checked(streams, h.detach(), before))
 
     def backward(
         self, streams: list[Tensor], grads: Grads, parameters: Sequence[Tensor], dparameters: Grads
@@ -254,9 +174,7 @@ class _Link:
         for i, gradient in zip(self.indices, dleaves, strict=True):
             dparameters[i] = _add(dparameters[i], gradient)
 
-    def _again(
-        self, stream: Tensor, own: list[Tensor], wanted: bool
-    ) -> tuple[Tensor, list[Tensor], Tensor]:
+    def _again(self, stream: Tensor, own: list[Tensor], wanted: bool) -> tuple[Tensor, list[Tensor], Tensor]:
         source, leaves = stream.detach(), self.call.leaves(own)
         source.requires_grad_(wanted and self.source_wanted)
         with torch.set_grad_enabled(wanted):
@@ -279,20 +197,13 @@ class _Link:
             return
         x, source, *leaves = (_alias(p) for p in (streams[t], streams[s], *own))
         y = rule.couple(x, self.call.rerun(self.replay, source, parameters=leaves))
-        dx, dsource, *dleaves = _gradients(get_gradient_edge(y), [x, source, *leaves], dy, "", create_graph=True)
+        dx, dsource, *dleaves = _gradients(
+            get_gradient_edge(y), [x, source, *leaves], dy, "", create_graph=True
+        )
         grads[t] = dx
         grads[s] = _add(grads[s], dsource)
         for i, gradient in zip(self.indices, dleaves, strict=True):
             dparameters[i] = _add(dparameters[i], gradient)
-
-
-def dense(x: Tensor) -> Tensor:
-    """The same values without gaps: contiguous or channels_last, whichever the strides are like."""
-    if x.is_contiguous():
-        return x
-    channels_last = {4: torch.channels_last, 5: torch.channels_last_3d}
-    layout = channels_last.get(x.ndim, torch.contiguous_format) if x.stride(1) == 1 else torch.contiguous_format
-    return x.contiguous(memory_format=layout)
 
 
 def _gradients(edge: Any, inputs: list[Tensor], dy: Tensor, name: str, create_graph: bool = False) -> Grads:
@@ -313,7 +224,7 @@ def _refuse_strangers(node: Any, inputs: list[Tensor], name: str) -> None:
         leaf = getattr(node, "variable", None)
         if isinstance(leaf, Tensor) and id(leaf) not in known:
             raise RuntimeError(
-                f"{name}: the function uses a tensor {_describe(leaf)} that requires grad and is no parameter "
+                f"{name}: the function uses a tensor {describe(leaf)} that requires grad and is no parameter "
                 "of it, so its gradient would be lost; make the function a torch.nn.Module that owns it "
                 "(for a module sharded inside a sequence: shard the sequence, or set per_block=True)"
             )
@@ -337,11 +248,3 @@ def _add(a: Tensor | None, b: Tensor | None) -> Tensor | None:
 
 def _has_trainable(step: Step) -> bool:
     return isinstance(step, Update) and any(p.requires_grad for p in Call(step.fn).parameters)
-
-
-def _versions(*tensors: Tensor) -> list[int]:
-    return [0 if x.is_inference() else x._version for x in tensors]
-
-
-def _describe(x: Tensor) -> str:
-    return f"{list(x.shape)} {str(x.dtype).removeprefix('torch.')} on {x.device}"

@@ -149,7 +149,13 @@ def asymmetric_pairs(
     for dilation in dilations:
         for shape in ((kernel, 1), (1, kernel)):
             conv = ConvBNAct(
-                channels, channels, shape, dilation=dilation, activation=activation, eps=eps, momentum=momentum
+                channels,
+                channels,
+                shape,
+                dilation=dilation,
+                activation=activation,
+                eps=eps,
+                momentum=momentum,
             )
             layers.append(conv)
     if dropout > 0:

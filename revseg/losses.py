@@ -51,7 +51,12 @@ def segmentation_loss(
     for head in heads:
         scores = _upsample(head, labels.shape[-2:])  # [N, C, H, W]
         loss = F.cross_entropy(
-            scores, targets, class_weights, ignore_index=IGNORE, reduction="sum", label_smoothing=label_smoothing
+            scores,
+            targets,
+            class_weights,
+            ignore_index=IGNORE,
+            reduction="sum",
+            label_smoothing=label_smoothing,
         )
         losses.append(loss / total)
     return losses[0] + aux_weight * sum(losses[1:]) if len(losses) > 1 else losses[0]
@@ -149,10 +154,14 @@ def _check_labels(heads: Sequence[Tensor], labels: Tensor) -> None:
     if labels.ndim != 3 or labels.shape[0] != n:
         raise ValueError(f"expected labels [N, H, W] with N = {n}, got shape {list(labels.shape)}")
     if any(head.ndim != 4 or head.shape[:2] != (n, classes) for head in heads):
-        raise ValueError(f"expected logits [{n}, {classes}, h, w], got {[list(head.shape) for head in heads]}")
+        raise ValueError(
+            f"expected logits [{n}, {classes}, h, w], got {[list(head.shape) for head in heads]}"
+        )
     if labels.numel() == 0:
         return
-    low, high = torch.stack(labels.masked_fill(labels == IGNORE, 0).aminmax()).tolist()  # one wait for the device
+    low, high = torch.stack(
+        labels.masked_fill(labels == IGNORE, 0).aminmax()
+    ).tolist()  # one wait for the device
     if low < 0 or high >= classes:
         raise ValueError(
             f"expected labels below {classes} (the number of classes) or {IGNORE} (ignored), "

@@ -137,6 +137,8 @@ def _bin(values: Tensor) -> Tensor:
     """Values [P] as int32 in [0, 257), 256 for everything outside [0, 256)."""
     if values.dtype == torch.uint8:
         return values.int()
+    if values.dtype.itemsize < 4:
+        values = values.int()  # 256 must be a number of the type
     return torch.where((values >= 0) & (values < _BINS), values, _BINS - 1).int()
 
 

@@ -85,7 +85,9 @@ class Call:
                 value = self.fn(*inputs)
         for copies, originals in zip(buffers, present, strict=True):
             _share_unchanged(copies, originals)
-        drawn = not all(torch.equal(a, b) for (_, a), (_, b) in zip(before, _random_state(device), strict=True))
+        drawn = not all(
+            torch.equal(a, b) for (_, a), (_, b) in zip(before, _random_state(device), strict=True)
+        )
         return value, Replay(training, buffers, autocast, before if drawn else [])
 
     def rerun(self, replay: Replay, *inputs: Tensor, parameters: Sequence[Tensor]) -> Any:
@@ -137,20 +139,17 @@ class Call:
 
     @contextmanager
     def _as_it_was(self, replay: Replay) -> Iterator[None]:
-        present = [(module, module.training, dict(module._buffers)) for module in self.modules]
+        present = [module.training for module in self.modules]
         try:
-            for module, training, buffers in zip(self.modules, replay.training, replay.buffers, strict=True):
+            for module, training in zip(self.modules, replay.training, strict=True):
                 if module.training != training:
                     module.training = training
-                module._buffers.update({name: _copy(buffer) for name, buffer in buffers.items()})
-            yield
+            with swapped_buffers(self.modules, replay.buffers):
+                yield
         finally:
-            for module, training, own in present:
+            for module, training in zip(self.modules, present, strict=True):
                 if module.training != training:
                     module.training = training
-                if own or module._buffers:
-                    module._buffers.clear()
-                    module._buffers.update(own)
 
     @contextmanager
     def _lock(self) -> Iterator[None]:
@@ -161,6 +160,23 @@ class Call:
             lock = _locks.setdefault(self.fn, threading.RLock())
         with lock:
             yield
+
+
+@contextmanager
+def swapped_buffers(
+    modules: Sequence[nn.Module], buffers: Sequence[dict[str, Tensor | None]] | None = None
+) -> Iterator[None]:
+    """Let modules read and write copies, of these buffers or else of their own; then take those away."""
+    present = [dict(module._buffers) for module in modules]
+    try:
+        for module, given in zip(modules, present if buffers is None else buffers, strict=True):
+            module._buffers.update({name: _copy(buffer) for name, buffer in given.items()})
+        yield
+    finally:
+        for module, own in zip(modules, present, strict=True):
+            if own or module._buffers:
+                module._buffers.clear()
+                module._buffers.update(own)
 
 
 def _copy(buffer: Tensor | None) -> Tensor | None:

@@ -12,9 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.nn.parameter import is_lazy
 
 from revseg.drift import Check
-from revseg.engine import Streams, dense, run_inverse, run_plain, run_reversible
+from revseg.engine import run_reversible
+from revseg.recompute import swapped_buffers
+from revseg.steps import Streams, dense
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -79,6 +83,7 @@ class ReversibleSequence(nn.Module):
         self.check: Check = check
         self.keep = keep
         self.per_block = per_block
+        self._lazy = any(is_lazy(p) for p in self.parameters())
 
     def forward(self, x: Tensor | Sequence[Tensor]) -> Any:
         """The output of the last block: one tensor for one tensor, a pair for a pair.
@@ -93,33 +98,36 @@ class ReversibleSequence(nn.Module):
         """
         join = isinstance(x, Tensor)
         streams = self._enter(x)
+        if self._lazy:
+            self._materialize(streams)
         if self.save_activations or not self._needs_gradient(streams) or _is_traced(streams):
-            for block in self.blocks:
+            for block in self._blocks():
                 streams = block(*streams)
             return torch.cat(streams, 1) if join else streams
         if self.per_block:
             run = partial(run_reversible, join=False, keep=self.keep, check=self.check)
-            for block in self.blocks:
+            for block in self._blocks():
                 streams = block(*streams, run=run)
             return torch.cat(streams, 1) if join else streams
         self._refuse_hooks()
-        steps = [step for i, block in enumerate(self.blocks) for step in block.steps(self._name(i))]
+        steps = [step for i, block in enumerate(self._blocks()) for step in block.steps(self._name(i))]
         return run_reversible(steps, streams, join, self.keep, self.check)
 
     @torch.no_grad()
     def inverse(self, y: Tensor | Sequence[Tensor]) -> Any:
         """The input that gives the output y, without gradients.
 
-        Functions run as the modules stand now: put batch norm in the mode of the forward pass. In
-        training mode running statistics are updated, as by any run.
+        Functions run in the mode (train or eval) the modules are in now, which has to be that of
+        the forward pass. No buffer is changed: running statistics have counted this batch.
 
         Args:
             y: What `forward` returns: one tensor [N, C, ...], or a pair of streams.
         """
         join = isinstance(y, Tensor)
         streams = self._enter(y)
-        for block in reversed(self.blocks):
-            streams = block.inverse(*streams)
+        with swapped_buffers(tuple(self.modules())):
+            for block in reversed(self._blocks()):
+                streams = block.inverse(*streams)
         return torch.cat(streams, 1) if join else streams
 
     def __len__(self) -> int:
@@ -163,12 +171,28 @@ class ReversibleSequence(nn.Module):
             x1, x2 = x1.float(), x2.float()
         return dense(x1), dense(x2)
 
+    def _blocks(self) -> list[Any]:
+        return list(self.blocks)
+
     def _needs_gradient(self, streams: Streams) -> bool:
         return torch.is_grad_enabled() and (
             streams[0].requires_grad
             or streams[1].requires_grad
             or any(p.requires_grad for p in self.parameters())
         )
+
+    @torch.no_grad()
+    def _materialize(self, streams: Streams) -> None:
+        """Let lazy modules make their parameters, which the autograd function takes as inputs."""
+        training = [(module, module.training) for module in self.modules()]
+        self.eval()  # so that nothing is dropped and no statistics move
+        try:
+            for block in self._blocks():
+                streams = block(*streams)
+        finally:
+            for module, mode in training:
+                module.training = mode
+        self._lazy = False
 
     def _name(self, i: int) -> str:
         return f"block {i} ({type(self.blocks[i]).__name__})"
@@ -185,10 +209,10 @@ class ReversibleSequence(nn.Module):
 def _is_traced(streams: Streams) -> bool:
     """Whether something follows the operations themselves, so that only the plain path is right."""
     return (
-        torch.jit.is_tracing()
+        torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
         or torch._C._are_functorch_transforms_active()
         or _is_exporting()
-        or any(torch.autograd.forward_ad.unpack_dual(x).tangent is not None for x in streams)
+        or any(forward_ad.unpack_dual(x).tangent is not None for x in streams)  # type: ignore[no-untyped-call]
     )
 
 

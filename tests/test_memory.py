@@ -260,10 +260,11 @@ def test_training_step_repeats_to_the_byte():
     assert len({peak_bytes(step, before=step) for _ in range(3)}) == 1
 
 
+SEEN = []  # threads
+
+
 class _Deep(torch.autograd.Function):
     """A backward within a backward, `depth` times: autograd takes a new thread for every 60."""
-
-    seen: list[int] = []
 
     @staticmethod
     def forward(ctx, x, depth):
@@ -273,7 +274,7 @@ class _Deep(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dx):
         if ctx.depth == 0:
-            _Deep.seen.append(threading.get_native_id())
+            SEEN.append(threading.get_native_id())
             block(1 << 20)
             return dx, None
         with torch.enable_grad():
@@ -282,10 +283,10 @@ class _Deep(torch.autograd.Function):
 
 
 def test_threads_of_autograd_are_counted():
-    _Deep.seen.clear()
+    SEEN.clear()
     x = torch.ones(1, requires_grad=True)
     peak = peak_bytes(lambda: _Deep.apply(x, 100).backward())
-    assert _Deep.seen[0] != threading.get_native_id()  # else this test tests nothing
+    assert SEEN[0] != threading.get_native_id()  # else this test tests nothing
     assert 1 << 20 <= peak < (1 << 20) + 10_000
 
 
@@ -395,6 +396,20 @@ def test_saved_bytes_frees_what_it_saw():
             x.exp()
 
     assert peak_bytes(lambda: saved_bytes(fn)) == peak_bytes(fn)
+
+
+def test_double_backward_through_the_count():
+    x = torch.randn(10, dtype=torch.float64, requires_grad=True)
+    net = nn.Linear(10, 10).double()
+
+    def second(measure):
+        outputs = []
+        measure(lambda: outputs.append((net(x).exp() * x).sum()))
+        (dx,) = torch.autograd.grad(outputs[0], x, create_graph=True)
+        return torch.autograd.grad(dx.square().sum(), [x, *net.parameters()], allow_unused=True)
+
+    for ours, plain in zip(second(saved_bytes), second(lambda fn: fn()), strict=True):
+        torch.testing.assert_close(ours, plain, rtol=0, atol=0)
 
 
 def test_nothing_saved_without_grad():

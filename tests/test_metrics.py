@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from revseg.metrics import ConfusionMatrix, _add_counts, confusion_matrix
 
 
@@ -133,9 +134,9 @@ def test_what_cannot_be_counted_is_refused(count):
     labels = torch.zeros(1, 2, 2, dtype=torch.uint8)
     with pytest.raises(ValueError, match=r"one shape, got \[1, 2, 3\] and \[1, 2, 2\]"):
         count(torch.zeros(1, 2, 3, dtype=torch.int64), labels)
-    with pytest.raises(TypeError, match="predictions.*torch.float32"):
+    with pytest.raises(TypeError, match=r"predictions.*torch\.float32"):
         count(torch.zeros(1, 2, 2), labels)
-    with pytest.raises(TypeError, match="labels.*torch.bool"):
+    with pytest.raises(TypeError, match=r"labels.*torch\.bool"):
         count(labels, labels.bool())
 
 

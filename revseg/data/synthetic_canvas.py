@@ -22,6 +22,8 @@ Pattern = Callable[[Floats, Floats], npt.NDArray[np.uint16]]
 
 TONES = 4  # the shades of a leafy surface
 
+SPECK = 4  # shapes whose box has no more pixels fill it: most shapes of a small image do
+
 
 class Canvas:
     """Pigments [H, W] and the table that says what they are.
@@ -50,10 +52,13 @@ class Canvas:
     def pigment(self, label: int, colour: Colour, z: float = 0.0, roughness: int = 12) -> int:
         """A new pigment, hazy as at distance z; roughness is how much of the texture shows, 0 to 60."""
         clear = self.visibility / (self.visibility + z)
-        r, g, b = (int(c * clear + h * (1 - clear)) for c, h in zip(colour, self.haze, strict=True))
-        self.labels += [label, label]
-        self.colours += [(r, g, b), (r * 52 // 100, g * 55 // 100, b * 62 // 100)]
-        self.roughness += [roughness, roughness]
+        hidden, haze = 1 - clear, self.haze
+        r = int(colour[0] * clear + haze[0] * hidden)
+        g = int(colour[1] * clear + haze[1] * hidden)
+        b = int(colour[2] * clear + haze[2] * hidden)
+        self.labels += (label, label)
+        self.colours += ((r, g, b), (r * 52 // 100, g * 55 // 100, b * 62 // 100))
+        self.roughness += (roughness, roughness)
         return len(self.labels) - 2
 
     def tones(self, label: int, colour: Colour, z: float, contrast: int) -> int:
@@ -156,35 +161,42 @@ class Canvas:
         rows, columns = self._window(u - a, u + a, v - b, v + b)
         if rows.start >= rows.stop or columns.start >= columns.stop:
             return
+        box = self.pigments[rows, columns]
+        if box.size <= SPECK:
+            box[:] = pigment
+            return
         dx = (np.arange(columns.start, columns.stop, dtype=np.float32) + np.float32(0.5 - u)) / np.float32(a)
         dy = (np.arange(rows.start, rows.stop, dtype=np.float32) + np.float32(0.5 - v)) / np.float32(b)
         distance = dx * dx + (dy * dy)[:, None]
-        box = self.pigments[rows, columns]
         if leafy:
             texture = self.texture[rows, columns]
             inside = distance + texture * np.float32(1 / 160) < np.float32(1.45)
             # light from above: the upper half takes lighter tones
             light = texture.astype(np.int16) - (dy * 48).astype(np.int16)[:, None]
-            tone = np.clip(light >> 6, 0, TONES - 1)
+            tone = np.minimum(np.maximum(light >> 6, 0), TONES - 1)
             np.copyto(box, (pigment + 2 * tone).astype(np.uint16), where=inside)
         else:
             np.copyto(box, pigment, where=distance < 1)
 
     def _window(self, left: float, right: float, top: float, bottom: float) -> tuple[slice, slice]:
         """The rows and columns whose pixel centres lie inside."""
+        height, width = self.height, self.width
         return (
-            slice(_pixel(top, self.height), _pixel(bottom, self.height)),
-            slice(_pixel(left, self.width), _pixel(right, self.width)),
+            slice(_pixel(top, height), _pixel(bottom, height)),
+            slice(_pixel(left, width), _pixel(right, width)),
         )
 
     def _inside(
         self, points: list[tuple[float, float]]
-    ) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.bool_]] | None:
+    ) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.bool_] | np.bool_] | None:
         """The bounding box of a convex polygon on the canvas, and which of its pixels are inside."""
         us, vs = [point[0] for point in points], [point[1] for point in points]
         rows, columns = self._window(min(us), max(us), min(vs), max(vs))
         if rows.start >= rows.stop or columns.start >= columns.stop:
             return None
+        box = self.pigments[rows, columns]
+        if box.size <= SPECK:
+            return box, np.True_
         v = np.arange(rows.start, rows.stop) + 0.5
         left, right = np.full(v.size, np.inf), np.full(v.size, -np.inf)
         for (ua, va), (ub, vb) in zip(points, points[1:] + points[:1], strict=True):
@@ -196,12 +208,14 @@ class Canvas:
             np.minimum(left[start:stop], u, out=left[start:stop])
             np.maximum(right[start:stop], u, out=right[start:stop])
         u = np.arange(columns.start, columns.stop) + 0.5
-        return self.pigments[rows, columns], (u >= left[:, None]) & (u < right[:, None])
+        return box, (u >= left[:, None]) & (u < right[:, None])
 
 
 def _pixel(position: float, size: int) -> int:
     """The first pixel whose centre is not before the position, inside [0, size]."""
-    return max(0, min(size, ceil(position - 0.5)))
+    if position <= 0.5:
+        return 0
+    return ceil(position - 0.5) if position < size else size
 
 
 def _ground(x0: float, x1: float, z0: float, z1: float) -> list[Point]:

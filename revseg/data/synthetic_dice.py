@@ -47,8 +47,11 @@ class Dice:
 
     def tint(self, colour: Colour, spread: int) -> Colour:
         """The colour, lighter or darker by up to `spread` and a little changed in each channel."""
-        shift = self.integer(-spread, spread)
-        r, g, b = (value + shift + self.integer(-spread // 3, spread // 3) for value in colour)
+        word, third = self.word(), spread // 3
+        shift = (word & 0xFFFF) % (2 * spread + 1) - spread
+        r = colour[0] + shift + (word >> 16 & 0xFFFF) % (2 * third + 1) - third
+        g = colour[1] + shift + (word >> 32 & 0xFFFF) % (2 * third + 1) - third
+        b = colour[2] + shift + (word >> 48) % (2 * third + 1) - third
         return max(0, min(255, r)), max(0, min(255, g)), max(0, min(255, b))
 
     def noise(self, height: int, width: int) -> npt.NDArray[np.uint8]:

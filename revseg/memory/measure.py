@@ -90,7 +90,7 @@ def saved_bytes(fn: Callable[[], object]) -> int:
         sizes[key] = storage.nbytes()
         if isinstance(tensor, nn.Parameter) or isinstance(tensor._base, nn.Parameter):
             parameters.add(key)
-        return tensor
+        return tensor if tensor.is_leaf else tensor.detach()  # an output would keep itself alive
 
     with saved_tensors_hooks(note, lambda tensor: tensor):
         fn()

@@ -6,9 +6,11 @@ training a model with auxiliary heads returns a tuple, the main logits first.
 """
 
 import inspect
+from pathlib import Path
 
 from torch import nn
 
+from revseg.checkpoint import CheckpointError, load_weights
 from revseg.models.vnet import VNet
 
 MODELS: dict[str, type[nn.Module]] = {
@@ -42,3 +44,27 @@ def create_model(name: str, num_classes: int = 19, **hyperparameters: object) ->
         if key not in known:
             raise ValueError(f"unknown hyperparameter {key!r} of {name}; choose one of {', '.join(known)}")
     return MODELS[name](num_classes=num_classes, **hyperparameters)
+
+
+def load_model(path: str | Path, **hyperparameters: object) -> nn.Module:
+    """The network of a weights file, as `revseg train` writes it, in evaluation mode.
+
+    Args:
+        path: A safetensors file whose header describes the network.
+        **hyperparameters: Replace those in the file, as in `save_activations=True`.
+
+    Returns:
+        The model with its weights, on the CPU.
+
+    Raises:
+        CheckpointError: If the file is damaged, from elsewhere, or does not fit the network.
+    """
+    path = Path(path)
+    weights, description = load_weights(path)
+    try:
+        hyperparameters = {**description["hyperparameters"], **hyperparameters}
+        model = create_model(description["model"], description["num_classes"], **hyperparameters)
+        model.load_state_dict(weights)
+    except (KeyError, RuntimeError) as error:
+        raise CheckpointError(f"{path} does not fit the model it names: {error}") from error
+    return model.eval()

@@ -20,8 +20,8 @@ Ours without any such evidence, as they have no parameters: the dilations of the
 of CPP, average pools of 3, 5 and 7 at stride 2; batch norm and PReLU after CPP's concatenation.
 """
 
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
+from functools import partial, reduce
 
 import torch
 import torch.nn.functional as F
@@ -87,14 +87,16 @@ class CPP(nn.Module):
             raise ValueError(f"expected one or more CPP sizes, positive, odd if strided, got {sizes}")
         self.pointwise = nn.Conv2d(in_channels, out_channels - in_channels, 1, stride=2, bias=False)
         self.pools = nn.ModuleList(_pool(pool, style, k) for k in sizes)
-        self.scale = 1 / len(sizes) if merge == "mean" else 1.0
+        self.merge = merge
         self.post_norm = post_norm
         normed = out_channels if post_norm else out_channels - in_channels
         self.norm = BNAct(normed, activation=activation, eps=eps, momentum=momentum)
 
     def forward(self, x: Tensor) -> Tensor:  # [N, in_channels, H, W] -> [N, out_channels, h, w]
         new = self.pointwise(x)
-        pooled = sum(_fit(pool(x), new.shape[-2:]) for pool in self.pools) * self.scale
+        pooled = reduce(torch.add, (_fit(pool(x), new.shape[-2:]) for pool in self.pools))
+        if self.merge == "mean":
+            pooled = pooled / len(self.pools)
         if self.post_norm:
             return self.norm(torch.cat((new, pooled), dim=1))  # type: ignore[no-any-return]
         return torch.cat((self.norm(new), pooled), dim=1)
@@ -162,9 +164,10 @@ class VNet(nn.Module):
         _check(num_classes, widths, alpha, beta, dilations, bn_eps, bn_momentum, dropout)
         _check_choice("coupling", coupling, tuple(FUNCTIONS))
         _check_choice("layout", layout, LAYOUTS)
-        norm = {"eps": bn_eps, "momentum": bn_momentum}
-        conv = partial(ConvBNAct, activation=activation, **norm)
-        cpp = partial(
+        conv: Callable[..., nn.Module] = partial(
+            ConvBNAct, activation=activation, eps=bn_eps, momentum=bn_momentum
+        )
+        cpp: Callable[..., nn.Module] = partial(
             CPP,
             pool=cpp_pool,
             style=cpp_style,
@@ -172,9 +175,17 @@ class VNet(nn.Module):
             merge=cpp_merge,
             post_norm=cpp_post_norm,
             activation=activation,
-            **norm,
+            eps=bn_eps,
+            momentum=bn_momentum,
         )
-        pairs = partial(asymmetric_pairs, kernel=kernel, dropout=dropout, activation=activation, **norm)
+        pairs: Callable[..., nn.Module] = partial(
+            asymmetric_pairs,
+            kernel=kernel,
+            dropout=dropout,
+            activation=activation,
+            eps=bn_eps,
+            momentum=bn_momentum,
+        )
 
         def v_modules(channels: int, count: int, stage: Dilations) -> ReversibleSequence:
             blocks = []

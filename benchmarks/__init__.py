@@ -1,0 +1,1 @@
+"""Measurements of revseg: one question a script, the answers under `benchmarks/results`."""

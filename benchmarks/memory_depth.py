@@ -1,0 +1,93 @@
+"""How does the memory of a training step grow with depth?
+
+The peak of one step beyond what was live at its start, and the bytes that autograd saves in the
+forward pass. Both are counts of the allocator, the same on a busy machine.
+
+    python -m benchmarks.memory_depth --depths 4 16 64
+"""
+
+import argparse
+import gc
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from benchmarks import record
+from benchmarks.workload import PEER_WAYS, SHAPE, WAYS, is_available, workload
+from revseg.memory import peak_bytes, saved_bytes
+
+QUESTION = "How does the memory of a training step grow with depth?"
+ALL = [way for way in WAYS if way != "revseg keep=half"]
+MIB = 2**20
+
+
+def measure(
+    depths: Iterable[int],
+    ways: Iterable[str],
+    shape: tuple[int, int, int, int] = SHAPE,
+    device: str = "cpu",
+    limit_gib: float = 8,
+) -> list[dict[str, Any]]:
+    """One row for each depth and way: way, depth, peak_mib, saved_mib, note.
+
+    Args:
+        depths: Numbers of blocks.
+        ways: Names in `WAYS`.
+        shape: N, C, H, W of the input.
+        device: Where it runs.
+        limit_gib: Steps whose saved tensors alone would take more are not run.
+    """
+    return [_row(way, depth, shape, device, limit_gib) for depth in depths for way in ways]
+
+
+def _row(
+    way: str, depth: int, shape: tuple[int, int, int, int], device: str, limit_gib: float
+) -> dict[str, Any]:
+    row: dict[str, Any] = {"way": way, "depth": depth, "peak_mib": None, "saved_mib": None, "note": ""}
+    if not is_available(way):
+        return row | {"note": "not installed: python -m benchmarks.peers"}
+    if way not in PEER_WAYS:  # those keep tensors as attributes, which autograd does not see
+        # On the meta device nothing is allocated, so that this tells whether the step can be run at all.
+        row["saved_mib"] = round(saved_bytes(workload(way, depth, shape=shape, device="meta").forward) / MIB, 2)
+        limit_mib = limit_gib * 1024 if device != "cpu" else min(limit_gib * 1024, _free_mib())
+        if row["saved_mib"] > 0.95 * limit_mib:
+            return row | {"note": f"not run: {row['saved_mib']:,.0f} MiB to save, {limit_mib:,.0f} allowed"}
+    work = workload(way, depth, shape=shape, device=device)
+    row["peak_mib"] = round(peak_bytes(work.step, device, before=work.step) / MIB, 2)
+    del work
+    gc.collect()
+    return row
+
+
+def _free_mib() -> float:
+    """The memory that new tensors may take."""
+    for line in Path("/proc/meminfo").read_text().splitlines() if os.path.exists("/proc/meminfo") else []:
+        if line.startswith("MemAvailable"):
+            return int(line.split()[1]) / 1024
+    return float("inf")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--depths", type=int, nargs="+", default=[4, 16, 64])
+    parser.add_argument("--ways", nargs="+", default=ALL, choices=ALL, metavar="WAY", help=", ".join(ALL))
+    parser.add_argument("--shape", type=int, nargs=4, default=SHAPE, metavar=("N", "C", "H", "W"))
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--limit-gib", type=float, default=8, help="steps that save more are not run")
+    parser.add_argument("--out", type=Path, default=record.RESULTS)
+    args = parser.parse_args()
+    rows = []
+    for depth in args.depths:
+        for way in args.ways:
+            rows += measure([depth], [way], tuple(args.shape), args.device, args.limit_gib)
+            peak, saved = (f"{rows[-1][k] or float('nan'):10.2f}" for k in ("peak_mib", "saved_mib"))
+            print(f"depth {depth:3}  {way:15} peak {peak} MiB  saved {saved} MiB  {rows[-1]['note']}", flush=True)
+    settings = {"shape": list(args.shape), "dtype": "float32", "device": args.device, "function": "conv pair"}
+    print("wrote", record.write("memory_depth", QUESTION, rows, settings, args.out))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""A result: what was measured, and all that is needed to measure it again.
+
+Each script writes one JSON file, which holds its rows together with the command, the commit,
+the versions and the machine. `benchmarks.report` turns the files into tables.
+"""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import revseg
+from benchmarks.workload import PEER_WAYS, is_available
+
+RESULTS = Path(__file__).parent / "results"
+ROOT = Path(__file__).parent.parent
+
+
+def write(name: str, question: str, rows: list[dict[str, Any]], settings: dict[str, Any], out: Path) -> Path:
+    """The file `out/name.json`, with rows and settings beside the machine and versions of now.
+
+    Args:
+        name: The name of the script.
+        question: What it asks, one sentence.
+        rows: One dictionary a measurement.
+        settings: What holds for all rows.
+        out: The folder for the file.
+    """
+    result = {
+        "question": question,
+        "command": " ".join(["python -m", f"benchmarks.{name}", *sys.argv[1:]]).strip(),
+        "commit": commit(),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "versions": versions(),
+        "machine": machine(),
+        "settings": settings,
+        "rows": rows,
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / f"{name}.json"
+    path.write_text(json.dumps(result, indent=1) + "\n")
+    return path
+
+
+def commit() -> str | None:
+    """The commit of the checkout, with "+" if files were changed since; None outside of git."""
+    try:
+        sha = _git("rev-parse", "--short=12", "HEAD")
+        # The benchmarks write results themselves: only the code that is measured makes a difference.
+        changed = _git("status", "--porcelain", "--", "revseg", "kernels", "benchmarks/*.py")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return sha + "+" * bool(changed)
+
+
+def versions() -> dict[str, str | None]:
+    """Versions of Python, torch, revseg and the other libraries; None for what is absent."""
+    found: dict[str, str | None] = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "revseg": revseg.__version__,
+    }
+    for peer in PEER_WAYS:
+        try:
+            found[peer] = version(peer) if is_available(peer) else None
+        except PackageNotFoundError:
+            found[peer] = "unknown"
+    return found
+
+
+def machine() -> dict[str, Any]:
+    """The processor, its cores, the load, the GPU."""
+    return {
+        "cpu": _cpu(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "load": round(os.getloadavg()[0], 2),  # of the last minute: ours, and that of others
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "system": platform.platform(terse=True),
+    }
+
+
+def _git(*args: str) -> str:
+    return subprocess.run(["git", *args], cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()

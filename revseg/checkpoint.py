@@ -1,0 +1,128 @@
+"""Files that are either old or new, never half: checkpoints, weights, logs.
+
+A file is written beside its place, flushed to the disk, and only then renamed over the old one.
+So a full disk, an exception or a killed process leaves the last good file as it was.
+
+There are two kinds of checkpoint. `last.pt` holds all that a run needs to continue, in types that
+torch loads without executing anything. `best.safetensors` holds weights, and how to build the
+network they belong to.
+"""
+
+import json
+import os
+import pickle
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+FORMAT = "revseg training run, version 1"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is damaged, or not one of ours."""
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Puts a file in its place in one step.
+
+    Args:
+        path: Where the file belongs; what is there stays until the new file is complete.
+        write: Called with the path to write to, in the same folder.
+
+    Raises:
+        Exception: What `write` raises, after its file is removed.
+    """
+    part = path.with_name(f".{path.name}.part")
+    try:
+        write(part)
+        _flush(part)
+        os.replace(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    _flush(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file atomically."""
+    write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
+
+
+def save_checkpoint(path: Path, state: Mapping[str, object]) -> None:
+    """Writes what a run needs to continue.
+
+    Args:
+        path: The file.
+        state: Tensors, numbers, strings, and dicts, lists and tuples of them.
+    """
+    write_atomically(path, lambda part: torch.save({"format": FORMAT, **state}, part))
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """What `save_checkpoint` wrote, on the CPU. Executes nothing that is in the file.
+
+    Raises:
+        CheckpointError: If the file is damaged or from elsewhere.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()  # torch.load does not look at the checksums
+    except (zipfile.BadZipFile, EOFError) as error:
+        raise CheckpointError(f"{path} is damaged or no checkpoint: {error}") from error
+    if damaged is not None:
+        raise CheckpointError(f"{path} is damaged: the checksum of {damaged} is wrong")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, KeyError, EOFError) as error:
+        raise CheckpointError(f"{path} is no checkpoint that can be loaded safely") from error
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise CheckpointError(f"{path} is not a checkpoint of revseg: expected the format {FORMAT!r}")
+    return state
+
+
+def save_weights(path: Path, weights: Mapping[str, Tensor], description: Mapping[str, object]) -> None:
+    """Writes weights as safetensors, with a description in the header of the file.
+
+    Args:
+        path: The file.
+        weights: A state dict.
+        description: What JSON can hold; `revseg.models.load_model` wants "model", "num_classes"
+            and "hyperparameters".
+    """
+    from safetensors.torch import save_file
+
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    header = {"revseg": json.dumps(description)}
+    write_atomically(path, lambda part: save_file(tensors, part, header))
+
+
+def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Weights and description from a file of `save_weights`.
+
+    Raises:
+        CheckpointError: If the file is damaged or from elsewhere.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is damaged or no safetensors file: {error}") from error
+    if "revseg" not in header:
+        raise CheckpointError(f"{path} holds no weights of revseg: its header does not describe a model")
+    return weights, json.loads(header["revseg"])
+
+
+def _flush(path: Path) -> None:
+    """Waits until a file, or the entries of a folder, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,124 @@
+"""Steps: one stream read, the other updated, so that the update can be undone.
+
+A network of two streams is a chain of steps. `run_plain` applies it by ordinary autograd: the
+definition of what the engine computes, the oracle of the tests, and the path for tracing and
+function transforms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+Streams = tuple[Tensor, Tensor]
+
+
+class Rule(Protocol):
+    """How a value updates a stream, and how to undo that."""
+
+    def couple(self, x: Tensor, h: Tensor) -> Tensor: ...
+    def uncouple(self, y: Tensor, h: Tensor) -> Tensor: ...
+    def gradients(self, x: Tensor, h: Tensor, dy: Tensor) -> tuple[Tensor, Tensor]: ...
+
+
+@dataclass(frozen=True)
+class Update:
+    """Streams[target] = couple(streams[target], fn(streams[source]))."""
+
+    name: str
+    fn: Any
+    rule: Rule
+    source: int
+    target: int
+
+    def forward(self, streams: Streams) -> Streams:
+        """The plain update, with ordinary autograd."""
+        source, x = streams[self.source], streams[self.target]
+        return self.replace(streams, self.checked(streams, self.fn(source), versions(source, x)))
+
+    def inverse(self, streams: Streams) -> Streams:
+        h = self.fn(streams[self.source])
+        return self.replace(streams, self.rule.uncouple(streams[self.target], h))
+
+    def replace(self, streams: Streams, y: Tensor) -> Streams:
+        return (y, streams[1]) if self.target == 0 else (streams[0], y)
+
+    def checked(self, streams: Streams, h: Any, before: list[int]) -> Tensor:
+        """The updated stream: a tensor of its own, of the same shape, dtype and device."""
+        source, x = streams[self.source], streams[self.target]
+        if not isinstance(h, Tensor):
+            raise TypeError(f"{self.name}: the function must return one tensor, got {type(h).__name__}")
+        try:
+            y = self.rule.couple(x, h)
+        except RuntimeError as error:
+            raise ValueError(
+                f"{self.name}: cannot update a stream {describe(x)} by a function value {describe(h)}: {error}"
+            ) from error
+        if versions(source, x) != before:
+            raise RuntimeError(
+                f"{self.name}: the function writes to its input, which cannot be undone; "
+                "make its first in-place operation (inplace=True, add_, ...) an ordinary one"
+            )
+        if (y.shape, y.dtype, y.device) != (x.shape, x.dtype, x.device):
+            raise ValueError(
+                f"{self.name}: the update must keep the stream's shape, dtype and device, {describe(x)}, "
+                f"got {describe(y)} from a function value {describe(h)}"
+            )
+        return y.clone() if y is x or y is h or y._base is not None else y
+
+
+@dataclass(frozen=True)
+class Map:
+    """Each stream by an orthogonal linear map: what undoes it also takes gradients back."""
+
+    name: str
+    apply: Callable[[Tensor], Tensor]
+    undo: Callable[[Tensor], Tensor]
+
+    def forward(self, streams: Streams) -> Streams:
+        return self.apply(streams[0]), self.apply(streams[1])
+
+    def inverse(self, streams: Streams) -> Streams:
+        return self.undo(streams[0]), self.undo(streams[1])
+
+
+Step = Update | Map
+
+
+def run_plain(steps: Sequence[Step], streams: Streams) -> Streams:
+    """The outputs of the chain, by ordinary autograd, which stores every activation."""
+    for step in steps:
+        streams = step.forward(streams)
+    return streams
+
+
+def run_inverse(steps: Sequence[Step], streams: Streams) -> Streams:
+    """The inputs of the chain from its outputs, by ordinary autograd."""
+    for step in reversed(steps):
+        streams = step.inverse(streams)
+    return streams
+
+
+def dense(x: Tensor) -> Tensor:
+    """The same values without gaps: contiguous or channels_last, whichever the strides are like."""
+    if x.is_contiguous():
+        return x
+    channels_last = {4: torch.channels_last, 5: torch.channels_last_3d}
+    layout = (
+        channels_last.get(x.ndim, torch.contiguous_format) if x.stride(1) == 1 else torch.contiguous_format
+    )
+    return x.contiguous(memory_format=layout)
+
+
+def versions(*tensors: Tensor) -> list[int]:
+    """Numbers that grow when a tensor is written to; 0 for inference tensors, which have none."""
+    return [0 if x.is_inference() else x._version for x in tensors]
+
+
+def describe(x: Tensor) -> str:
+    """Shape, dtype and device, for messages."""
+    return f"{list(x.shape)} {str(x.dtype).removeprefix('torch.')} on {x.device}"
