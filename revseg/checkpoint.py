@@ -93,11 +93,11 @@ def save_weights(path: Path, weights: Mapping[str, Tensor], description: Mapping
         description: What JSON can hold; `revseg.models.load_model` wants "model", "num_classes"
             and "hyperparameters".
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-    header = {"revseg": json.dumps(description)}
-    write_atomically(path, lambda part: save_file(tensors, part, header))
+    content = save(tensors, {"revseg": json.dumps(description)})
+    write_atomically(path, lambda part: part.write_bytes(content))
 
 
 def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -58,7 +58,7 @@ def epoch_line(record: Mapping[str, Any], epochs: int) -> str:
 
 def result_table(iou: Mapping[str, float | None], miou: float | None, epoch: int) -> Table:
     """Intersection over union of every class, and their mean."""
-    table = Table(title=f"Validation IoU, best epoch ({epoch})")
+    table = Table(title=f"Validation IoU, best epoch ({epoch})", min_width=40)
     table.add_column("class")
     table.add_column("IoU %", justify="right")
     for name, value in iou.items():
@@ -70,7 +70,7 @@ def result_table(iou: Mapping[str, float | None], miou: float | None, epoch: int
 
 def memory_table(peaks: Mapping[str, int], batch: Sequence[int]) -> Table:
     """Peak memory of a training step by memory mode, and how many times the first one's it is."""
-    table = Table(title="Peak memory of a training step, batch " + " x ".join(map(str, batch)))
+    table = Table(title="Peak memory of a training step, batch " + " x ".join(map(str, batch)), min_width=64)
     table.add_column("activations")
     table.add_column("peak MiB", justify="right")
     table.add_column("ratio", justify="right")

@@ -54,6 +54,8 @@ class Update:
             raise TypeError(f"{self.name}: the function must return one tensor, got {type(h).__name__}")
         try:
             y = self.rule.couple(x, h)
+        except NotImplementedError:
+            raise  # a coupling without a rule
         except RuntimeError as error:
             raise ValueError(
                 f"{self.name}: cannot update a stream {describe(x)} by a function value {describe(h)}: {error}"

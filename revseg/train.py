@@ -76,10 +76,8 @@ def train(settings: TrainSettings) -> dict[str, Any]:
     criterion = SegmentationLoss(weights).to(device)
 
     prepare_folder(settings, history)
-    console.print(
-        f"{settings.model}, {count_parameters(model):,} parameters, {len(names)} classes, on {device}; "
-        f"{settings.data}, {len(train_set)} training and {len(val_set)} validation samples"
-    )
+    console.print(f"{settings.model}: {count_parameters(model):,} parameters, {len(names)} classes, on {device}")
+    console.print(f"{settings.data}: {len(train_set)} samples for training, {len(val_set)} for validation")
     for epoch in range(len(history), settings.epochs):
         started = time.perf_counter()
         loss = train_epoch(model, criterion, optimizer, train_batches, settings, epoch, console)
@@ -129,7 +127,7 @@ def train_epoch(
                 group["lr"] = settings.lr * (1 - step / (steps * settings.epochs)) ** settings.power
             optimizer.zero_grad(set_to_none=True)
             loss = criterion(model(images.to(device)), labels.to(device))
-            value = float(loss)
+            value = loss.item()
             if not math.isfinite(value):
                 kept = f"last.pt holds the end of epoch {epoch}" if epoch else "there is no checkpoint yet"
                 raise DivergedError(f"the loss became {value} at step {step + 1}, epoch {epoch + 1}; {kept}")

@@ -149,7 +149,7 @@ class Canvas:
         if rows.start >= rows.stop:
             return
         v = np.arange(rows.start, rows.stop, dtype=np.float32)[:, None] + np.float32(0.5)
-        y = np.float32(self.eye) - (v - np.float32(self.horizon)) * (1 / scale)
+        y = np.float32(self.eye) - (v - np.float32(self.horizon)) / scale
         inside = (v >= tops) & (v < bottoms)
         np.copyto(self.pigments[rows, columns], pattern(s, y), where=inside)
 
@@ -207,8 +207,8 @@ class Canvas:
             u = ua + (v[start:stop] - va) * ((ub - ua) / (vb - va))
             np.minimum(left[start:stop], u, out=left[start:stop])
             np.maximum(right[start:stop], u, out=right[start:stop])
-        u = np.arange(columns.start, columns.stop) + 0.5
-        return box, (u >= left[:, None]) & (u < right[:, None])
+        x = np.arange(columns.start, columns.stop) + 0.5
+        return box, (x >= left[:, None]) & (u < right[:, None])
 
 
 def _pixel(position: float, size: int) -> int:

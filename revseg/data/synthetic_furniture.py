@@ -115,7 +115,7 @@ def _plate(canvas: Canvas, dice: Dice, x: float, y: float, z: float) -> None:
             canvas.face(x - 0.75 * wide, x + 0.6 * wide, y + line * r, y + (line + 0.2) * r, z, white)
 
 
-def bin_(canvas: Canvas, dice: Dice, x: float, z: float) -> None:
+def rubbish_bin(canvas: Canvas, dice: Dice, x: float, z: float) -> None:
     """Paints a bin or a box, which has no class."""
     colour = dice.tint(dice.choice(((60, 84, 60), (74, 74, 78), (150, 120, 40))), 16)
     pigment = canvas.pigment(CITYSCAPES.ignore, colour, z)

@@ -1,0 +1,93 @@
+"""Imports go down: the picture of the house, held by a test."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+LAYERS = [  # the lowest first; a module imports from lines below its own
+    {"settings"},
+    {"ops", "recompute", "drift", "data", "metrics", "checkpoint", "seeds"},
+    {"steps"},
+    {"engine", "exact", "layers", "losses"},
+    {"couplings", "downsample"},
+    {"sequence"},
+    {"models", "testing", "memory"},
+    {"report"},
+    {"prepare"},
+    {"train"},
+    {"cli"},
+    {"__main__"},
+]
+LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+
+
+def modules() -> list[Path]:
+    return sorted(path for path in (ROOT / "revseg").rglob("*.py") if "kernels" not in path.parts)
+
+
+def part(module: str) -> str:
+    """The name under revseg that a dotted module name belongs to."""
+    return module.split(".")[1] if "." in module else "__init__"
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+        elif isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+    return {name for name in found if name == "revseg" or name.startswith("revseg.")}
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_go_down(path):
+    here = path.relative_to(ROOT / "revseg").with_suffix("").parts[0]
+    if here == "__init__":
+        return  # the face hands names on from everywhere
+    assert here in LEVEL, f"give revseg/{here} a line in LAYERS"
+    for name in imports(path):
+        there = part(name)
+        if there != here:
+            assert there in LEVEL, f"{path.name} imports {name}"
+            assert LEVEL[there] < LEVEL[here], f"{path.name} imports {name}, which is not below it"
+
+
+def test_kernels_see_tensors_only():
+    for path in (ROOT / "kernels").glob("*.py"):
+        assert not imports(path) - {"revseg.kernels"}, path.name
+
+
+@pytest.mark.parametrize(
+    ("statement", "absent"),
+    [
+        ("import revseg", ["torch", "numpy"]),
+        ("import revseg.cli", ["torch", "numpy"]),
+        ("from revseg import ReversibleSequence", ["triton", "revseg.models", "PIL", "matplotlib", "rich"]),
+        ("import revseg.data", ["PIL", "cv2"]),
+    ],
+)
+def test_imports_are_light(statement, absent):
+    code = f"{statement}\nimport sys\nprint([name for name in {absent!r} if name in sys.modules])"
+    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
+
+
+def test_every_file_opens_with_its_idea():
+    for path in modules():
+        doc = ast.get_docstring(ast.parse(path.read_text()))
+        assert doc, f"{path.relative_to(ROOT)} has no docstring"
+
+
+def test_the_face_hands_on_the_public_names():
+    import revseg
+
+    for name in revseg.__all__:
+        assert getattr(revseg, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = revseg.nothing

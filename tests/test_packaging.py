@@ -1,0 +1,41 @@
+"""What is installed is what is in the tree."""
+
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_kernels_are_one_folder_under_two_names():
+    listed = subprocess.run(
+        ["git", "ls-files", "-s", "revseg/kernels"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    assert listed.startswith("120000 "), "revseg/kernels must be a symbolic link to ../kernels"
+    assert not (ROOT / "kernels" / "__init__.py").exists(), "it would shadow other packages named kernels"
+
+
+def test_wheel_holds_every_module(tmp_path):
+    subprocess.run(
+        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)],
+        check=True,
+        capture_output=True,
+    )
+    (wheel,) = tmp_path.glob("*.whl")
+    packed = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("revseg/")}
+    tree = {
+        "revseg/" + str(path.relative_to(ROOT / "revseg"))
+        for path in (ROOT / "revseg").rglob("*.py")
+        if "__pycache__" not in path.parts
+    }
+    tree |= {f"revseg/kernels/{path.name}" for path in (ROOT / "kernels").glob("*.py")}
+    assert tree | {"revseg/py.typed"} <= packed
+
+
+def test_constraints_pin_torch_and_the_range_stays_open():
+    assert re.search(r"^torch==", (ROOT / "constraints.txt").read_text(), re.M)
+    dependencies = re.search(r"^dependencies = \[(.*)\]", (ROOT / "pyproject.toml").read_text(), re.M)[1]
+    assert "==" not in dependencies
+    assert "<" not in dependencies
