@@ -10,7 +10,7 @@ demo: $(INSTALLED)  ## train VNet on generated street scenes; table, curves and 
 	$(BIN)/revseg train --data synthetic --size 128 256 --epochs 4 --batch 4 --train-samples 96 --val-samples 24 --out runs/demo --overwrite
 
 test: $(INSTALLED)  ## all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2
 
 lint: $(INSTALLED)  ## style and types
 	$(BIN)/ruff format --check .

@@ -49,7 +49,9 @@ def _row(
         return row | {"note": "not installed: python -m benchmarks.peers"}
     if way not in PEER_WAYS:  # those keep tensors as attributes, which autograd does not see
         # On the meta device nothing is allocated, so that this tells whether the step can be run at all.
-        row["saved_mib"] = round(saved_bytes(workload(way, depth, shape=shape, device="meta").forward) / MIB, 2)
+        row["saved_mib"] = round(
+            saved_bytes(workload(way, depth, shape=shape, device="meta").forward) / MIB, 2
+        )
         limit_mib = limit_gib * 1024 if device != "cpu" else min(limit_gib * 1024, _free_mib())
         if row["saved_mib"] > 0.95 * limit_mib:
             return row | {"note": f"not run: {row['saved_mib']:,.0f} MiB to save, {limit_mib:,.0f} allowed"}
@@ -84,7 +86,10 @@ def main() -> None:
         for way in args.ways:
             rows += measure([depth], [way], tuple(args.shape), args.device, args.limit_gib)
             peak, saved = (f"{rows[-1][k] or float('nan'):10.2f}" for k in ("peak_mib", "saved_mib"))
-            print(f"depth {depth:3}  {way:15} peak {peak} MiB  saved {saved} MiB  {rows[-1]['note']}", flush=True)
+            print(
+                f"depth {depth:3}  {way:15} peak {peak} MiB  saved {saved} MiB  {rows[-1]['note']}",
+                flush=True,
+            )
     settings = {"shape": list(args.shape), "dtype": "float32", "device": args.device, "function": "conv pair"}
     print("wrote", record.write("memory_depth", QUESTION, rows, settings, args.out))
 

@@ -7,6 +7,7 @@ Exit codes: 0 done, 1 the run failed, 2 the user can put it right, 130 interrupt
 """
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -36,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="Train segmentation networks whose activations do not fit.",
         args=arguments,
     )
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler, which counts memory, talks to stderr
     try:
         settings.check_folders()
         module, function = next(run for kind, run in COMMANDS.values() if kind is type(settings)).split(":")

@@ -25,6 +25,7 @@ SAMPLES = 64
 FLOOR = 1e-4  # a stream smaller than this is measured against this
 TOLERANCE = {torch.float64: 1e-6}  # of the stream's largest sample
 DEFAULT_TOLERANCE = 1e-2
+HALF_TOLERANCE = 1e-1  # float32 streams, functions in half precision: their own rounding is 1e-2
 
 _pending: deque[tuple[Any, Tensor, Check, str]] = deque()
 
@@ -43,7 +44,9 @@ class Fingerprint:
     def of(cls, streams: tuple[Tensor, Tensor]) -> Fingerprint:
         return cls(tuple(_sample(x) for x in streams))
 
-    def compare(self, reconstructed: tuple[Tensor, Tensor], finite: Tensor, check: Check) -> None:
+    def compare(
+        self, reconstructed: tuple[Tensor, Tensor], finite: Tensor, check: Check, half: bool = False
+    ) -> None:
         """Raise, or warn, when the reconstructed streams are not the ones of this fingerprint.
 
         Args:
@@ -52,6 +55,7 @@ class Fingerprint:
                 gradients are infinite or NaN, as in plain autograd, and a gradient scaler waits
                 for just that.
             check: "error" or "warn".
+            half: Whether functions computed in half precision on float32 streams (autocast).
 
         Raises:
             InversionError: If a stream is off by more than the tolerance of its dtype.
@@ -62,11 +66,12 @@ class Fingerprint:
             size = kept.abs().amax().clamp_min(FLOOR) if kept.numel() else kept.new_ones(())
             rows.append(error / size)
         drift = torch.where(finite, torch.stack(rows), 0.0)  # [2]
-        tolerance = TOLERANCE.get(reconstructed[0].dtype, DEFAULT_TOLERANCE)
+        tolerance = HALF_TOLERANCE if half else TOLERANCE.get(reconstructed[0].dtype, DEFAULT_TOLERANCE)
         what = (
             f"more than {tolerance:g} of the stream's size. "
             "Either a function gives other values when run again (hidden state, numpy or Python random "
-            "numbers), or it amplifies rounding too much for this depth and dtype. "
+            "numbers), or it amplifies rounding too much for this depth and dtype"
+            f"{' under autocast' if half else ''}. "
             "revseg.testing.check(block, x) tells which; float32 or float64 streams, fewer blocks in a "
             "sequence, or save_activations=True avoid it"
         )

@@ -117,7 +117,8 @@ class _Chain:
             else:
                 link.backward(streams, grads, parameters, dparameters)
         if self.fingerprint is not None and finite is not None:
-            self.fingerprint.compare((streams[0], streams[1]), finite, self.check)
+            half = any(link.half for link in self.calls)
+            self.fingerprint.compare((streams[0], streams[1]), finite, self.check, half)
         return dparameters
 
 
@@ -146,7 +147,9 @@ class _Link:
             self._kept = leaf, leaves, h
         else:
             h, self.replay = self.call.run(source)
-        return self.step.replace(streams, self.step.checked(streams, h.detach(), before))
+        y = self.step.checked(streams, h.detach(), before)
+        self.half = h.element_size() < y.element_size() == 4
+        return self.step.replace(streams, y)
 
     def backward(
         self, streams: list[Tensor], grads: Grads, parameters: Sequence[Tensor], dparameters: Grads
@@ -226,7 +229,7 @@ def _refuse_strangers(node: Any, inputs: list[Tensor], name: str) -> None:
             raise RuntimeError(
                 f"{name}: the function uses a tensor {describe(leaf)} that requires grad and is no parameter "
                 "of it, so its gradient would be lost; make the function a torch.nn.Module that owns it "
-                "(for a module sharded inside a sequence: shard the sequence, or set per_block=True)"
+                "(sharded by FSDP2: shard the sequence, or whole blocks with per_block=True)"
             )
         for following, _ in node.next_functions:
             if following is not None and following not in seen:

@@ -21,6 +21,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 _SMALL = 1 << 16  # bytes; a larger buffer is kept as a copy only if the function changed it
 
@@ -74,6 +75,11 @@ class Call:
         Autocast's cache of cast weights is off: filled here without gradients, it would cut
         every later use of the same weights off from them.
         """
+        if parametrize._cache_enabled and any(map(parametrize.is_parametrized, self.modules)):
+            raise RuntimeError(
+                "torch.nn.utils.parametrize.cached() keeps weights made here without gradients; "
+                "leave it, or set save_activations=True"
+            )
         device = inputs[0].device
         autocast = _autocast_state(device)
         before = _random_state(device)
@@ -170,7 +176,10 @@ def swapped_buffers(
     present = [dict(module._buffers) for module in modules]
     try:
         for module, given in zip(modules, present if buffers is None else buffers, strict=True):
-            module._buffers.update({name: _copy(buffer) for name, buffer in given.items()})
+            if given or module._buffers:
+                copies = {name: _copy(buffer) for name, buffer in given.items()}
+                module._buffers.clear()
+                module._buffers.update(copies)
         yield
     finally:
         for module, own in zip(modules, present, strict=True):

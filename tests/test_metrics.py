@@ -157,14 +157,15 @@ def test_counting_for_a_gpu_is_that_for_a_cpu():
     assert torch.equal(counts, expected)
 
 
-def test_no_batch_sized_copies_are_made():
-    matrix = ConfusionMatrix(19)
-    predicted = torch.zeros(4, 64, 512, dtype=torch.uint8)
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64])
+def test_memory_is_that_of_one_image(dtype):
+    matrix, pixels = ConfusionMatrix(19), 512 * 1024
+    labels, predicted = torch.zeros(4, 512, 1024, dtype=torch.uint8), torch.zeros(4, 512, 1024, dtype=dtype)
     with torch.profiler.profile(profile_memory=True) as profile:
-        matrix.update(predicted, predicted)
+        matrix.update(predicted, labels)
     events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
     total = peak = 0
     for event in sorted(events, key=lambda event: event.start_ns()):
         total += event.nbytes()
         peak = max(peak, total)
-    assert 0 < peak < 16 * 64 * 512 + 2 * 8 * 257 * 257
+    assert 0 < peak <= 24 * pixels + matrix.tally.nbytes

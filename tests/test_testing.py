@@ -18,7 +18,13 @@ def f(channels: int = 4, out: int = 4) -> nn.Module:
 
 @pytest.mark.parametrize(
     "block",
-    [AdditiveCoupling(f(), f()), OneSidedCoupling(f()), AffineCoupling(f(4, 8), f(4, 8)), Squeeze(), HaarDownsample()],
+    [
+        AdditiveCoupling(f(), f()),
+        OneSidedCoupling(f()),
+        AffineCoupling(f(4, 8), f(4, 8)),
+        Squeeze(),
+        HaarDownsample(),
+    ],
     ids=lambda block: type(block).__name__,
 )
 @pytest.mark.parametrize("pair", [False, True])
@@ -82,7 +88,10 @@ class Chatty(nn.Module):
         (AffineCoupling(f(), f()), "needs a function value of 8 channels"),
         (WrongInverse(f(), f()), r"uncouple\(couple\(x, h\), h\) must be x, and is off by"),
         (WrongGradient(f(), f()), r"gradients\(x, h, dy\) are off by 0.7. from autograd's"),
-        (AdditiveCoupling(lambda x: 1000 * x.sin(), torch.cos), "amplifies rounding errors too much for 8 blocks in float32"),
+        (
+            AdditiveCoupling(lambda x: 1000 * x.sin(), torch.cos),
+            "amplifies rounding errors too much for 8 blocks in float32",
+        ),
         (AdditiveCoupling(lambda x: x.double(), f()), "must keep the stream's shape, dtype and device"),
     ],
     ids=lambda value: value[:30] if isinstance(value, str) else "",

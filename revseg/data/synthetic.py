@@ -11,12 +11,15 @@ import torch
 from revseg.data import synthetic_render
 from revseg.data.base import Pair, SegmentationDataset, Transform, check_samples
 from revseg.data.classes import CITYSCAPES
+from revseg.data.synthetic_city import found_city
 from revseg.data.synthetic_dice import Dice
 from revseg.data.synthetic_scene import painted_street
 
 SPLITS = {"train": 500, "val": 100, "test": 100}  # with the number of samples
 
 MINIMUM = 32  # pixels on each side
+
+CITIES = 12  # of each split
 
 
 class SyntheticStreets(SegmentationDataset):
@@ -55,7 +58,8 @@ class SyntheticStreets(SegmentationDataset):
         super().__init__(CITYSCAPES, [f"{split}_{index:06d}" for index in range(count)], transform)
 
     def load(self, index: int) -> Pair:
-        dice = Dice(*self.stream, 1, index)
-        canvas = painted_street(self.size, dice, self.stream)
-        image = synthetic_render.image(canvas, dice)
+        dice, grain = Dice(*self.stream, 1, index), Dice(*self.stream, 2, index)
+        city = found_city(Dice(*self.stream, 3, dice.integer(0, CITIES - 1)))
+        canvas = painted_street(self.size, city, dice, grain)
+        image = synthetic_render.image(canvas, dice, grain)
         return torch.from_numpy(image), torch.from_numpy(synthetic_render.label_map(canvas))

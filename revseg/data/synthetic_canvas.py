@@ -30,12 +30,13 @@ class Canvas:
 
     Args:
         size: (H, W) in pixels.
-        dice: Chooses the camera and the texture.
+        dice: Chooses the camera.
+        grain: Makes the texture. What it gives depends on the size, so it is not asked for choices.
         haze: The colour that far things fade to.
         visibility: The distance in metres at which they have half faded.
     """
 
-    def __init__(self, size: tuple[int, int], dice: Dice, haze: Colour, visibility: float):
+    def __init__(self, size: tuple[int, int], dice: Dice, grain: Dice, haze: Colour, visibility: float):
         self.height, self.width = size
         self.focal = 2.2 * self.height * dice.uniform(0.88, 1.12)
         self.eye = dice.uniform(1.25, 1.75)
@@ -47,7 +48,7 @@ class Canvas:
         self.labels: list[int] = []
         self.colours: list[Colour] = []
         self.roughness: list[int] = []
-        self.texture = _fractal(self.height, self.width, dice)
+        self.texture = _fractal(self.height, self.width, grain)
 
     def pigment(self, label: int, colour: Colour, z: float = 0.0, roughness: int = 12) -> int:
         """A new pigment, hazy as at distance z; roughness is how much of the texture shows, 0 to 60."""
@@ -170,11 +171,11 @@ class Canvas:
         distance = dx * dx + (dy * dy)[:, None]
         if leafy:
             texture = self.texture[rows, columns]
-            inside = distance + texture * np.float32(1 / 160) < np.float32(1.45)
+            inside = distance + texture.astype(np.float32) * np.float32(1 / 160) < np.float32(1.45)
             # light from above: the upper half takes lighter tones
             light = texture.astype(np.int16) - (dy * 48).astype(np.int16)[:, None]
             tone = np.minimum(np.maximum(light >> 6, 0), TONES - 1)
-            np.copyto(box, (pigment + 2 * tone).astype(np.uint16), where=inside)
+            np.copyto(box, tone.astype(np.uint16) * np.uint16(2) + np.uint16(pigment), where=inside)
         else:
             np.copyto(box, pigment, where=distance < 1)
 
@@ -208,7 +209,7 @@ class Canvas:
             np.minimum(left[start:stop], u, out=left[start:stop])
             np.maximum(right[start:stop], u, out=right[start:stop])
         x = np.arange(columns.start, columns.stop) + 0.5
-        return box, (x >= left[:, None]) & (u < right[:, None])
+        return box, (x >= left[:, None]) & (x < right[:, None])
 
 
 def _pixel(position: float, size: int) -> int:
@@ -223,14 +224,14 @@ def _ground(x0: float, x1: float, z0: float, z1: float) -> list[Point]:
     return [(x0, 0, z0), (x1, 0, z0), (x1, 0, z1), (x0, 0, z1)]
 
 
-def _fractal(height: int, width: int, dice: Dice) -> npt.NDArray[np.uint8]:
+def _fractal(height: int, width: int, grain: Dice) -> npt.NDArray[np.uint8]:
     """Noise with patches of every size [height, width]: a coarse grid, doubled again and again."""
     step = 64
-    grid = dice.noise(height // step + 3, width // step + 3).astype(np.int16)
+    grid = grain.noise(height // step + 3, width // step + 3).astype(np.int16)
     while step > 1:
         step //= 2
         grid = _doubled(_doubled(grid).T).T
-        detail = dice.noise(*grid.shape)
+        detail = grain.noise(*grid.shape)
         grid = grid + ((detail.astype(np.int16) - 128) >> 2)
     grid = 128 + ((grid - 128) * 3 >> 2)
     return np.clip(grid, 0, 255).astype(np.uint8)[:height, :width]

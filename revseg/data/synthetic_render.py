@@ -17,11 +17,11 @@ def label_map(canvas: Canvas) -> Bytes:
     return np.array(canvas.labels, dtype=np.uint8)[canvas.pigments]
 
 
-def image(canvas: Canvas, dice: Dice) -> Bytes:
+def image(canvas: Canvas, dice: Dice, grain: Dice) -> Bytes:
     """The picture of a painted canvas [3, H, W]."""
     light = _light(canvas, dice)
     colours = np.array(canvas.colours, dtype=np.uint8)
-    noise = dice.noise(canvas.height + 3, canvas.width + 3)
+    noise = grain.noise(canvas.height + 3, canvas.width + 3)
     strength = dice.integer(4, 5)
     curves = _tone_curves(dice)
     out = np.empty((3, canvas.height, canvas.width), dtype=np.uint8)

@@ -16,25 +16,24 @@ from revseg.data import synthetic_people as people
 from revseg.data import synthetic_vehicles as vehicles
 from revseg.data.classes import CITYSCAPES
 from revseg.data.synthetic_canvas import Canvas
-from revseg.data.synthetic_city import City, found_city
+from revseg.data.synthetic_city import City
 from revseg.data.synthetic_dice import Dice
 from revseg.data.synthetic_plan import Side, Street, planned_street
-
-CITIES = 12  # of each split
 
 Thing = tuple[float, Callable[[], None]]  # at a distance, how to paint it
 
 
-def painted_street(size: tuple[int, int], dice: Dice, stream: tuple[int, int]) -> Canvas:
+def painted_street(size: tuple[int, int], city: City, dice: Dice, grain: Dice) -> Canvas:
     """A canvas with a street on it.
 
     Args:
         size: (H, W) in pixels.
-        dice: Chooses everything about this street.
-        stream: Seed and split, which own a set of cities.
+        city: Where the street is.
+        dice: Chooses everything about this street, alike for every size.
+        grain: Makes its texture.
     """
-    city = found_city(Dice(*stream, 2, dice.integer(0, CITIES - 1)))
-    canvas = Canvas(size, dice, haze=city.sky[1], visibility=city.visibility * dice.uniform(0.8, 1.2))
+    visibility = city.visibility * dice.uniform(0.8, 1.2)
+    canvas = Canvas(size, dice, grain, city.sky[1], visibility)
     street = planned_street(dice, city)
     ground.paint_sky(canvas, dice, city)
     ground.paint_ground(canvas, dice, city, street)
@@ -105,7 +104,7 @@ def _paint_garden(canvas: Canvas, dice: Dice, city: City, side: Side, z0: float,
 def _traffic(canvas: Canvas, dice: Dice, city: City, street: Street) -> list[Thing]:
     """What moves on the road, and what is parked at its edge."""
     things: list[Thing] = []
-    kinds = (vehicles.car,) * 9 + (vehicles.truck, vehicles.bus)
+    kinds = (vehicles.car,) * 11 + (vehicles.truck, vehicles.bus)
 
     def add(kind: Callable[..., None], x: float, z: float, oncoming: bool) -> None:
         things.append((z, partial(kind, canvas, dice, x, z, oncoming, city.paints)))
@@ -126,7 +125,7 @@ def _traffic(canvas: Canvas, dice: Dice, city: City, street: Street) -> list[Thi
             z = dice.uniform(5.5, 14)
             while z < min(street.end, 90):
                 if street.crossing is None or not street.crossing - 10 < z < street.crossing + 10:
-                    kind = vehicles.truck if dice.chance(0.06) else vehicles.car
+                    kind = vehicles.truck if dice.chance(0.03) else vehicles.car
                     add(kind, side.at(side.kerb - 1.05), z, side.sign < 0)
                     z += 3.5 if kind is vehicles.truck else 0.0
                 z += dice.uniform(5.4, 8) if dice.chance(0.8) else dice.uniform(8, 22)

@@ -79,7 +79,8 @@ def car(canvas: Canvas, dice: Dice, x: float, z: float, oncoming: bool, paints: 
     hood = 0.22 if oncoming else dice.choice((0.03, 0.15))  # where the cabin begins
     tail = 0.97 if oncoming else 0.78
     half = body.half
-    body.flank(body.side, (hood, waist), (hood + 0.12, tall), (tail - 0.08, tall), (tail, waist))
+    shoulder = waist - 0.1  # the cabin reaches into the body, or the street would show between them
+    body.flank(body.side, (hood, shoulder), (hood + 0.12, tall), (tail - 0.08, tall), (tail, shoulder))
     body.flank(
         body.glass,
         (hood + 0.05, waist),
@@ -102,6 +103,10 @@ def car(canvas: Canvas, dice: Dice, x: float, z: float, oncoming: bool, paints: 
         [(x - half, waist, z), (x + half, waist, z), (x + half, waist, near), (x - half, waist, near)],
         body.side,
     )
+    if (side := body.visible) is not None:
+        corner = x + 0.72 * (side - x)
+        brow = z + (hood + 0.12) * body.length
+        canvas.shape([(side, shoulder, near), (corner, tall, near), (side, tall, brow)], body.side)
     canvas.shape(roof, body.paint)
     canvas.shape(pane, body.glass)
     body.wheels(0.31, 0.19, 0.81)
@@ -178,6 +183,8 @@ def train(canvas: Canvas, dice: Dice, x: float, z: float, oncoming: bool, paints
         (x - h, 0.2, z), (x - h, 2.2, z), (x - 0.72 * h, tall, z),
         (x + 0.72 * h, tall, z), (x + h, 2.2, z), (x + h, 0.2, z),
     ]  # fmt: skip
+    if (side := body.visible) is not None:
+        canvas.shape([(side, 2.2, z), (x + 0.72 * (side - x), tall, z), (side, tall, z)], body.side)
     canvas.shape(nose, body.paint)
     screen: list[Point] = [
         (x - 0.86 * h, 1.35, z), (x - 0.66 * h, tall - 0.5, z),

@@ -121,6 +121,8 @@ def check_size(size: tuple[int, int]) -> tuple[int, int]:
 def _resized(image: Tensor, label: Tensor, size: tuple[int, int]) -> Pair:
     if tuple(label.shape) == size:
         return image, label
-    image = F.interpolate(image[None], size, mode="bilinear", antialias=True)[0]
+    # in floats: on bytes of one row or column torch 2.13 fails with an internal error
+    smooth = F.interpolate(image[None].float(), size, mode="bilinear", antialias=True)[0]
+    image = smooth.round().clamp(0, 255).to(torch.uint8)
     label = F.interpolate(label[None, None], size, mode="nearest-exact")[0, 0]
     return image, label

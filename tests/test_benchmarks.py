@@ -1,0 +1,117 @@
+"""Every benchmark runs at toy size, and all ways of the workload compute the same."""
+
+import json
+
+import pytest
+import torch
+
+from benchmarks import memory_depth, record, report, step_time
+from benchmarks.workload import FUNCTIONS, WAYS, is_available, workload
+from revseg.memory import peak_bytes
+
+TOY = (2, 8, 12, 10)
+
+
+def outcome(way, function, depth=2):
+    """Output and gradients, in float64 so that reconstruction costs nothing."""
+    work = workload(way, depth, function, TOY)
+    functions = [p for p in parameters_of(work.net)]
+    for p in functions:
+        p.data, p.grad = p.data.double(), p.grad.double()
+    x = work.x.detach().double().requires_grad_()
+    y = work.net(x)
+    expected = y.detach().clone()
+    y.backward(work.dy.double())
+    return [expected, x.grad, *(p.grad for p in functions)]
+
+
+def parameters_of(net):
+    """The parameters of a module, or of those that a function holds, in the order of the blocks."""
+    if isinstance(net, torch.nn.Module):
+        net.double()
+        return list(net.parameters())
+    found = []
+    for cell in net.__closure__:
+        value = cell.cell_contents
+        for module in value if isinstance(value, list) else [value]:
+            for each in module if isinstance(module, tuple) else [module]:
+                found += parameters_of(each)
+    return found
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+@pytest.mark.parametrize("way", [way for way in WAYS if way != "plain"])
+@pytest.mark.filterwarnings("ignore")  # memcnn uses names that torch has deprecated
+def test_all_ways_compute_the_same(way, function):
+    if not is_available(way):
+        pytest.skip(f"{way} is not installed")
+    for ours, plain in zip(outcome(way, function), outcome("plain", function), strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-7, atol=1e-9)
+
+
+def test_reversible_step_does_not_grow_with_depth():
+    shape = (2, 8, 64, 64)
+    steps = {depth: workload("revseg", depth, shape=shape) for depth in (2, 8)}
+    peaks = {depth: peak_bytes(work.step, before=work.step) for depth, work in steps.items()}
+    map_bytes = 2 * 4 * 64 * 64 * 4
+    assert peaks[8] - peaks[2] < map_bytes / 2  # plain stores 12 maps a block
+
+
+def test_memory_depth_and_its_table(tmp_path):
+    rows = memory_depth.measure([2, 4], ["plain", "revseg", "checkpoint"], TOY)
+    assert [row["depth"] for row in rows] == [2, 2, 2, 4, 4, 4]
+    saved = {(row["way"], row["depth"]): row["saved_mib"] for row in rows}
+    assert saved["plain", 4] > saved["plain", 2]
+    record.write("memory_depth", "?", rows, {"shape": list(TOY)}, tmp_path)
+    table = report.readme(tmp_path)
+    assert "| revseg | " in table
+    assert "depth 4" in table
+    assert torch.__version__ in table
+
+
+def test_a_step_too_large_is_said_not_run():
+    (row,) = memory_depth.measure([4], ["plain"], TOY, limit_gib=1e-6)
+    assert row["peak_mib"] is None
+    assert "not run" in row["note"]
+
+
+def test_step_time_and_its_tables(tmp_path):
+    rows = step_time.measure(1, ["revseg", "revseg keep=half"], rounds=3, shape=TOY)
+    rows += step_time.measure(1, ["revseg"], rounds=2, function="mlp", shape=TOY)
+    for row in rows:
+        assert row["ratio"]["min"] <= row["ratio"]["low"] <= row["ratio"]["median"]
+        assert row["ratio"]["median"] <= row["ratio"]["high"] <= row["ratio"]["max"]
+    rows = [row | {"heap": "keeps pages", "threads": 1, "shape": TOY} for row in rows]
+    record.write("step_time", "?", rows, {"heaps": step_time.HEAPS}, tmp_path)
+    table = report.readme(tmp_path)
+    assert "heap keeps pages" in table
+    assert "| mlp | revseg |" in table
+    assert "depth 1: revseg " in report.fragment(tmp_path)
+
+
+def test_spread_of_a_known_row():
+    expected = {"median": 3, "low": 2, "high": 4, "min": 1, "max": 5}
+    assert step_time.spread([5, 1, 4, 2, 3]) == expected
+    assert step_time.spread([2]) == dict.fromkeys(expected, 2)
+
+
+def test_record_says_where_it_comes_from(tmp_path):
+    result = json.loads(record.write("x", "?", [], {}, tmp_path).read_text())
+    assert result["versions"]["torch"] == torch.__version__
+    assert result["machine"]["cpu"]
+    assert {"command", "commit", "date", "settings", "rows"} <= set(result)
+
+
+def test_rewrite_touches_only_what_is_between_the_marks(tmp_path):
+    path = tmp_path / "README.md"
+    assert not report.rewrite(path, "new")
+    path.write_text("no marks")
+    assert not report.rewrite(path, "new")
+    assert path.read_text() == "no marks"
+    path.write_text(f"a\n{report.OPEN}\nold\n{report.CLOSE}\nb")
+    assert report.rewrite(path, "new")
+    assert report.rewrite(path, "new")
+    assert path.read_text() == f"a\n{report.OPEN}\nnew\n{report.CLOSE}\nb"
+    path.write_text(f"{report.CLOSE}{report.OPEN}")
+    with pytest.raises(ValueError, match="expected"):
+        report.rewrite(path, "new")

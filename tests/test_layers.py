@@ -1,0 +1,96 @@
+import pytest
+import torch
+from torch import nn
+
+from revseg.layers import (
+    ACTIVATIONS,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    ConvBNAct,
+    asymmetric_pairs,
+    normalize_images,
+)
+
+
+def count(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def test_normalize_takes_the_mean_and_deviation_out_of_bytes():
+    images = torch.randint(0, 256, (2, 3, 5, 7), dtype=torch.uint8)
+    before = images.clone()
+    mean, std = (torch.tensor(v, dtype=torch.float64).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
+    expected = (images.double() / 255 - mean) / std
+    result = normalize_images(images)
+    assert result.dtype == torch.float32
+    torch.testing.assert_close(result.double(), expected, atol=2e-6, rtol=0)
+    assert torch.equal(images, before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_normalize_passes_floats_through(dtype):
+    images = torch.randn(1, 3, 2, 2).to(dtype)
+    assert normalize_images(images) is images
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.int8])
+def test_normalize_refuses_other_dtypes(dtype):
+    with pytest.raises(TypeError, match=f"uint8 or float, got {dtype}"):
+        normalize_images(torch.zeros(1, 3, 2, 2, dtype=dtype))
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 4), (1, 1, 4, 4), (1, 4, 4, 3)])
+def test_normalize_refuses_other_shapes(shape):
+    with pytest.raises(ValueError, match=r"expected images \[N, 3, H, W\], got shape"):
+        normalize_images(torch.zeros(shape, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize(("activation", "slopes"), [("prelu", 6), ("prelu_shared", 1), ("relu", 0)])
+def test_block_counts(activation, slopes):
+    block = ConvBNAct(4, 6, activation=activation)
+    assert count(block) == 4 * 6 * 9 + 2 * 6 + slopes
+    assert block.bn.eps == 1e-3
+    assert block.bn.momentum == 0.1
+    assert block.conv.bias is None
+
+
+@pytest.mark.parametrize("kernel", [1, 3, 5, (3, 1), (1, 7)])
+@pytest.mark.parametrize("dilation", [1, 4])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_only_the_stride_changes_the_size(kernel, dilation, stride):
+    y = ConvBNAct(2, 3, kernel, dilation=dilation, stride=stride)(torch.randn(2, 2, 9, 13))
+    assert y.shape == (2, 3, -(-9 // stride), -(-13 // stride))
+
+
+def test_block_is_conv_then_norm_then_activation():
+    block = ConvBNAct(2, 3)
+    x = torch.randn(2, 2, 5, 5)
+    expected = nn.functional.prelu(
+        nn.functional.batch_norm(block.conv(x), None, None, training=True, eps=1e-3), block.act.weight
+    )
+    torch.testing.assert_close(block(x), expected)
+
+
+def test_pairs_are_tall_then_wide_with_their_dilations():
+    pairs = asymmetric_pairs(4, (1, 8), kernel=5)
+    convs = [m for m in pairs.modules() if isinstance(m, nn.Conv2d)]
+    assert [c.kernel_size for c in convs] == [(5, 1), (1, 5)] * 2
+    assert [c.dilation[0] for c in convs] == [1, 1, 8, 8]
+    assert count(pairs) == 4 * (5 * 16 + 12)
+    assert pairs(torch.randn(2, 4, 7, 3)).shape == (2, 4, 7, 3)
+
+
+def test_dropout_comes_last_and_only_if_asked_for():
+    assert not [m for m in asymmetric_pairs(4, (1,)).modules() if isinstance(m, nn.Dropout2d)]
+    with_dropout = asymmetric_pairs(4, (1,), dropout=0.3)
+    assert isinstance(with_dropout[-1], nn.Dropout2d)
+    assert with_dropout.state_dict().keys() == asymmetric_pairs(4, (1,)).state_dict().keys()
+
+
+def test_refusals():
+    with pytest.raises(
+        ValueError, match="unknown activation 'gelu'; choose one of " + ", ".join(ACTIVATIONS)
+    ):
+        ConvBNAct(2, 2, activation="gelu")
+    with pytest.raises(ValueError, match="expected odd kernel sizes, got 4 x 1"):
+        asymmetric_pairs(4, (1,), kernel=4)
