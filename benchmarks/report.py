@@ -76,11 +76,10 @@ def fragment(results: Path) -> str:
     parts = []
     if memory := _load(results, "memory_depth"):
         shape = " x ".join(map(str, memory["settings"]["shape"]))
-        parts += [
-            f"Peak memory of a training step in MiB, input {shape} float32, beyond input, parameters and "
-            "gradients:\n",
-            memory_table(memory, saved=False),
-        ]
+        title = (
+            f"Peak MiB of a training step beyond input, parameters and gradients; input {shape} float32:\n"
+        )
+        parts += [title, memory_table(memory, saved=False)]
     if times := _load(results, "step_time"):
         rows = [row for row in times["rows"] if row["function"] == "conv pair" and "ratio" in row]
         heap = list(times["settings"]["heaps"])[-1]

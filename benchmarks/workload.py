@@ -34,11 +34,13 @@ class Workload:
 
     Args:
         net: The chain.
+        functions: f and g of each block, whose parameters `net` trains.
         x: The input [N, C, H, W], with a gradient.
         dy: The gradient of the loss with respect to the output [N, C, H, W].
     """
 
     net: Callable[[Tensor], Tensor]
+    functions: nn.ModuleList
     x: Tensor
     dy: Tensor
 
@@ -49,7 +51,7 @@ class Workload:
     def step(self) -> None:
         """Runs forward and backward; the output is held until the end, as a head holds it."""
         y = self.forward()
-        y.backward(self.dy)
+        torch.autograd.backward(y, self.dy)
 
 
 def workload(
@@ -69,14 +71,14 @@ def workload(
         device: Where it runs.
     """
     torch.manual_seed(0)
-    channels = shape[1] // 2
-    functions = [(FUNCTIONS[function](channels), FUNCTIONS[function](channels)) for _ in range(depth)]
-    blocks = nn.ModuleList(nn.ModuleList(pair) for pair in functions).to(device)
+    make, channels = FUNCTIONS[function], shape[1] // 2
+    pairs = [(make(channels), make(channels)) for _ in range(depth)]
+    functions = nn.ModuleList(nn.ModuleList(pair) for pair in pairs).to(device)
     x = torch.randn(shape).to(device).requires_grad_()
     dy = torch.randn(shape).to(device)
-    for tensor in (x, *blocks.parameters()):
+    for tensor in (x, *functions.parameters()):
         tensor.grad = torch.zeros_like(tensor)
-    return Workload(WAYS[way](functions), x, dy)
+    return Workload(WAYS[way](pairs), functions, x, dy)
 
 
 # --- the functions in the couplings: channels to module ------------------------------------------
@@ -113,7 +115,8 @@ class ChannelAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.qkv(self.norm(x)).flatten(2).chunk(3, 1)  # [N, C, H * W] each
         weights = torch.softmax(q @ k.mT / q.shape[-1] ** 0.5, -1)  # [N, C, C]
-        return (weights @ v).view_as(x)
+        y: Tensor = (weights @ v).view_as(x)
+        return y
 
 
 def mlp(c: int) -> nn.Module:
@@ -165,7 +168,7 @@ def checkpointed(functions: Functions) -> Callable[[Tensor], Tensor]:
 
 def memcnn(functions: Functions) -> Callable[[Tensor], Tensor]:
     """The package memcnn. It empties its input until the backward pass, so it gets a copy of ours."""
-    import memcnn as package
+    import memcnn as package  # type: ignore[import-not-found]
 
     blocks = [package.AdditiveCoupling(Fm=f, Gm=g) for f, g in functions]
     net = nn.Sequential(*(package.InvertibleModuleWrapper(block, keep_input=False) for block in blocks))
@@ -174,7 +177,7 @@ def memcnn(functions: Functions) -> Callable[[Tensor], Tensor]:
 
 def revtorch(functions: Functions) -> Callable[[Tensor], Tensor]:
     """The package revtorch, one sequence of blocks."""
-    import revtorch as package
+    import revtorch as package  # type: ignore[import-not-found]
 
     blocks = nn.ModuleList(package.ReversibleBlock(f, g, split_along_dim=1) for f, g in functions)
     net: Callable[[Tensor], Tensor] = package.ReversibleSequence(blocks)

@@ -43,7 +43,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         module, function = next(run for kind, run in COMMANDS.values() if kind is type(settings)).split(":")
         getattr(importlib.import_module(module), function)(settings)
     except KeyboardInterrupt:
-        return _fail("interrupted; --resume continues after the last whole epoch", 130)
+        return _fail("interrupted; if an epoch was finished, --resume continues after it", 130)
+    except ImportError as error:
+        if (error.name or "").startswith("revseg"):
+            raise
+        return _fail(f"{error}; the commands need: pip install 'revseg[train]'", 2)
     except (ValueError, OSError) as error:
         return _fail(_sentence(error), 2)
     except RuntimeError as error:

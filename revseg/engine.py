@@ -138,18 +138,26 @@ class _Link:
         source, x = streams[self.step.source], streams[self.step.target]
         before = versions(source, x)
         if self.keep:
-            leaf, leaves = (
-                source.detach().requires_grad_(self.source_wanted),
-                self.call.leaves(self.call.parameters),
-            )
-            with torch.enable_grad():
-                h, self.replay = self.call.run(leaf, parameters=leaves)
-            self._kept = leaf, leaves, h
+            h = self._run_and_keep(source)
         else:
             h, self.replay = self.call.run(source)
-        y = self.step.checked(streams, h.detach(), before)
-        self.half = h.element_size() < y.element_size() == 4
+        value = h.detach() if isinstance(h, Tensor) else h
+        y = self.step.checked(streams, value, before)
+        self.half = value.element_size() < y.element_size() == 4
         return self.step.replace(streams, y)
+
+    def _run_and_keep(self, source: Tensor) -> Any:
+        leaf = source.detach().requires_grad_(self.source_wanted)
+        leaves = self.call.leaves(self.call.parameters)
+        try:
+            with torch.enable_grad():
+                h, self.replay = self.call.run(leaf, parameters=leaves)
+        except RuntimeError as error:
+            if "a leaf Variable that requires grad" in str(error):
+                raise self.step.overwritten() from error
+            raise
+        self._kept = leaf, leaves, h
+        return h
 
     def backward(
         self, streams: list[Tensor], grads: Grads, parameters: Sequence[Tensor], dparameters: Grads
@@ -211,8 +219,7 @@ class _Link:
 
 def _gradients(edge: Any, inputs: list[Tensor], dy: Tensor, name: str, create_graph: bool = False) -> Grads:
     """The gradient of each input, None where it has none."""
-    if name:
-        _refuse_strangers(edge.node, inputs, name)
+    _refuse_strangers(edge.node, inputs, name)
     asked = [x for x in inputs if x.requires_grad]
     found = iter(torch.autograd.grad([edge], asked, [dy], allow_unused=True, create_graph=create_graph))
     return [next(found) if x.requires_grad else None for x in inputs]
@@ -221,7 +228,7 @@ def _gradients(edge: Any, inputs: list[Tensor], dy: Tensor, name: str, create_gr
 def _refuse_strangers(node: Any, inputs: list[Tensor], name: str) -> None:
     """Raise if the graph reaches a leaf whose gradient nobody would receive."""
     known = {id(x) for x in inputs}
-    todo, seen = [node], {node}
+    todo, seen = [node], {node} | {x.grad_fn for x in inputs}  # no further than the inputs
     while todo:
         node = todo.pop()
         leaf = getattr(node, "variable", None)

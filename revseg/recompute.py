@@ -7,17 +7,18 @@ what it found, also when an exception passes through. So dropout masks repeat, r
 count a batch once, spectral norm iterates once, and the caller's random state stays where it was.
 
 Buffers are swapped, never written: batch norm updates running statistics without raising their
-version, so a change could not be noticed afterwards.
+version, so a change could not be noticed afterwards. Random state, buffers and parameters of a
+module belong to the whole process, so threads take turns: one function runs at a time.
 """
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -25,9 +26,19 @@ from torch.nn.utils import parametrize
 
 _SMALL = 1 << 16  # bytes; a larger buffer is kept as a copy only if the function changed it
 
-_locks: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
-_locks_lock = threading.Lock()
+_PATIENCE = 600.0  # seconds to wait for another thread's function
+
+_lock = threading.RLock()
 _thread = threading.local()
+
+
+def _new_lock() -> None:
+    global _lock
+    _lock = threading.RLock()  # a forked process has no thread that could release the old one
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_new_lock)
 
 
 def is_recomputing() -> bool:
@@ -57,6 +68,11 @@ class Call:
 
     def __init__(self, fn: Callable[..., Any]) -> None:
         self.fn = fn
+        with _turn():
+            self._collect()
+
+    def _collect(self) -> None:
+        fn = self.fn
         self.modules = tuple(fn.modules()) if isinstance(fn, nn.Module) else ()
         unique: dict[int, Tensor] = {}
         self._slots: list[tuple[dict[str, Any], str, int]] = []  # where each parameter stands
@@ -82,18 +98,17 @@ class Call:
             )
         device = inputs[0].device
         autocast = _autocast_state(device)
-        before = _random_state(device)
-        with self._lock():
+        with _turn():
+            before = _random_state(device)
             training = [module.training for module in self.modules]
             present = [dict(module._buffers) for module in self.modules]
             buffers = [{name: _copy(buffer) for name, buffer in each.items()} for each in present]
             with autocast_as(autocast), self._swapped(self.parameters if parameters is None else parameters):
                 value = self.fn(*inputs)
-        for copies, originals in zip(buffers, present, strict=True):
-            _share_unchanged(copies, originals)
-        drawn = not all(
-            torch.equal(a, b) for (_, a), (_, b) in zip(before, _random_state(device), strict=True)
-        )
+            for copies, originals in zip(buffers, present, strict=True):
+                _share_unchanged(copies, originals)
+            after = _random_state(device)
+        drawn = not all(torch.equal(a, b) for (_, a), (_, b) in zip(before, after, strict=True))
         return value, Replay(training, buffers, autocast, before if drawn else [])
 
     def rerun(self, replay: Replay, *inputs: Tensor, parameters: Sequence[Tensor]) -> Any:
@@ -101,7 +116,7 @@ class Call:
         _thread.depth = getattr(_thread, "depth", 0) + 1
         try:
             with (
-                self._lock(),
+                _turn(),
                 self._swapped(parameters),
                 self._as_it_was(replay),
                 autocast_as(replay.autocast),
@@ -117,7 +132,8 @@ class Call:
         A parameter stands for itself unless `torch.autograd.grad` would then fire its hooks,
         which the caller's own backward pass fires again, or run on into its history.
         """
-        present = {id(owner[name]) for owner, name, _ in self._slots}
+        with _turn():
+            present = {id(owner[name]) for owner, name, _ in self._slots}
         return [
             p
             if id(p) in present and p.is_leaf and not p._backward_hooks
@@ -157,15 +173,20 @@ class Call:
                 if module.training != training:
                     module.training = training
 
-    @contextmanager
-    def _lock(self) -> Iterator[None]:
-        if not isinstance(self.fn, nn.Module):
-            yield
-            return
-        with _locks_lock:
-            lock = _locks.setdefault(self.fn, threading.RLock())
-        with lock:
-            yield
+
+@contextmanager
+def _turn() -> Iterator[None]:
+    """Wait until no other thread is inside a function."""
+    lock = _lock
+    if not lock.acquire(timeout=_PATIENCE):
+        raise RuntimeError(
+            f"waited {_PATIENCE:.0f} s for another thread's function: does a function wait for a thread "
+            "that runs a reversible sequence?"
+        )
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextmanager
@@ -176,16 +197,18 @@ def swapped_buffers(
     present = [dict(module._buffers) for module in modules]
     try:
         for module, given in zip(modules, present if buffers is None else buffers, strict=True):
-            if given or module._buffers:
-                copies = {name: _copy(buffer) for name, buffer in given.items()}
-                module._buffers.clear()
-                module._buffers.update(copies)
+            _set_buffers(module, {name: _copy(buffer) for name, buffer in given.items()})
         yield
     finally:
         for module, own in zip(modules, present, strict=True):
-            if own or module._buffers:
-                module._buffers.clear()
-                module._buffers.update(own)
+            _set_buffers(module, own)
+
+
+def _set_buffers(module: nn.Module, buffers: dict[str, Tensor | None]) -> None:
+    """One by one, so that a thread that reads them finds each at any moment."""
+    for name in module._buffers.keys() - buffers.keys():
+        del module._buffers[name]
+    module._buffers.update(buffers)
 
 
 def _copy(buffer: Tensor | None) -> Tensor | None:

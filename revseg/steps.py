@@ -38,7 +38,8 @@ class Update:
     def forward(self, streams: Streams) -> Streams:
         """The plain update, with ordinary autograd."""
         source, x = streams[self.source], streams[self.target]
-        return self.replace(streams, self.checked(streams, self.fn(source), versions(source, x)))
+        before = versions(source, x)
+        return self.replace(streams, self.checked(streams, self.fn(source), before))
 
     def inverse(self, streams: Streams) -> Streams:
         h = self.fn(streams[self.source])
@@ -61,16 +62,19 @@ class Update:
                 f"{self.name}: cannot update a stream {describe(x)} by a function value {describe(h)}: {error}"
             ) from error
         if versions(source, x) != before:
-            raise RuntimeError(
-                f"{self.name}: the function writes to its input, which cannot be undone; "
-                "make its first in-place operation (inplace=True, add_, ...) an ordinary one"
-            )
+            raise self.overwritten()
         if (y.shape, y.dtype, y.device) != (x.shape, x.dtype, x.device):
             raise ValueError(
                 f"{self.name}: the update must keep the stream's shape, dtype and device, {describe(x)}, "
                 f"got {describe(y)} from a function value {describe(h)}"
             )
         return y.clone() if y is x or y is h or y._base is not None else y
+
+    def overwritten(self) -> RuntimeError:
+        return RuntimeError(
+            f"{self.name}: the function writes to its input, which cannot be undone; "
+            "make its first in-place operation (inplace=True, add_, ...) an ordinary one"
+        )
 
 
 @dataclass(frozen=True)

@@ -84,10 +84,14 @@ def train(settings: TrainSettings) -> dict[str, Any]:
         started = time.perf_counter()
         loss = train_epoch(model, criterion, optimizer, train_batches, settings, epoch, console)
         matrix, val_loss = validate(model, val_batches, len(names), device)
+        if not math.isfinite(val_loss):  # the last step can spoil the weights after its loss was fine
+            raise DivergedError(
+                _divergence("validation loss", val_loss, (epoch + 1) * len(train_batches), epoch)
+            )
         record: Record = {
             "epoch": epoch + 1,
             "loss": loss,
-            "val_loss": _number(val_loss),
+            "val_loss": val_loss,
             "lr": optimizer.param_groups[0]["lr"],
             "miou": _number(matrix.mean_iou()),
             "pixel_accuracy": _number(matrix.pixel_accuracy()),
@@ -131,8 +135,7 @@ def train_epoch(
             loss = criterion(model(images.to(device)), labels.to(device))
             value = loss.item()
             if not math.isfinite(value):
-                kept = f"last.pt holds the end of epoch {epoch}" if epoch else "there is no checkpoint yet"
-                raise DivergedError(f"the loss became {value} at step {step + 1}, epoch {epoch + 1}; {kept}")
+                raise DivergedError(_divergence("loss", value, step + 1, epoch))
             loss.backward()
             del loss  # else its graph would live through the next forward pass
             optimizer.step()
@@ -281,8 +284,13 @@ def best_epoch(history: Sequence[Record]) -> Record:
 
 
 def count_parameters(model: nn.Module) -> int:
-    """The number of trainable parameters."""
+    """The number of parameters."""
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _divergence(what: str, value: float, step: int, epoch: int) -> str:
+    kept = f"last.pt holds the end of epoch {epoch}" if epoch else "there is no checkpoint yet"
+    return f"the {what} became {value} at step {step}, epoch {epoch + 1}; {kept}"
 
 
 def _number(value: float) -> float | None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -21,6 +22,11 @@ from revseg import AdditiveCoupling, AffineCoupling, Coupling, OneSidedCoupling,
 torch.set_num_threads(1)
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
+
+modes = pytest.mark.parametrize(
+    "options", [{}, {"per_block": True}, {"keep": 2}], ids=["whole", "per_block", "keep"]
+)
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 Loss = Callable[..., Tensor]
 
@@ -73,7 +79,24 @@ def small_input(
     """
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(shape or (2, 8, 6, 5), dtype=torch.float64, generator=generator)
-    return x.to(dtype).requires_grad_(requires_grad)
+    x = x.to(dtype)
+    return x.requires_grad_() if requires_grad else x  # inside a function transform not even to False
+
+
+def pair_of_inputs(requires_grad: Sequence[bool] = (True, True)) -> list[Tensor]:
+    """Two streams [2, 4, 6, 5] in double precision."""
+    return [small_input(2, 4, 6, 5, seed=i, requires_grad=each) for i, each in enumerate(requires_grad)]
+
+
+class Through(nn.Module):
+    """A module that is given a view, or another function, of its input."""
+
+    def __init__(self, module: nn.Module, view: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.module, self.view = module, view
+
+    def forward(self, x: Tensor) -> Any:
+        return self.module(self.view(x))
 
 
 def twin(module: nn.Module) -> Any:

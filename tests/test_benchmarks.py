@@ -12,31 +12,24 @@ from revseg.memory import peak_bytes
 TOY = (2, 8, 12, 10)
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Toy tensors on two threads mostly wait, for seconds when the other core is busy."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def outcome(way, function, depth=2):
     """Output and gradients, in float64 so that reconstruction costs nothing."""
     work = workload(way, depth, function, TOY)
-    functions = [p for p in parameters_of(work.net)]
-    for p in functions:
-        p.data, p.grad = p.data.double(), p.grad.double()
+    parameters = list(work.functions.double().parameters())  # gradients are converted too
     x = work.x.detach().double().requires_grad_()
     y = work.net(x)
     expected = y.detach().clone()
     y.backward(work.dy.double())
-    return [expected, x.grad, *(p.grad for p in functions)]
-
-
-def parameters_of(net):
-    """The parameters of a module, or of those that a function holds, in the order of the blocks."""
-    if isinstance(net, torch.nn.Module):
-        net.double()
-        return list(net.parameters())
-    found = []
-    for cell in net.__closure__:
-        value = cell.cell_contents
-        for module in value if isinstance(value, list) else [value]:
-            for each in module if isinstance(module, tuple) else [module]:
-                found += parameters_of(each)
-    return found
+    return [expected, x.grad, *(p.grad for p in parameters)]
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)

@@ -14,7 +14,8 @@ from revseg.settings import OUTPUTS
 
 ROOT = Path(__file__).parents[1]
 SMALL = ["--model-args", "widths=4,8,16", "--threads", "1"]
-TINY = [*"train --size 64 128 --train-samples 4 --val-samples 2 --batch 2 --epochs 1".split(), *SMALL]
+SHORT = ["--train-samples", "4", "--val-samples", "2", "--batch", "2", "--epochs", "1"]
+TINY = ["train", "--size", "64", "128", *SHORT, *SMALL]
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +32,9 @@ def run(*arguments, cwd, code=None):
     command = [sys.executable, *(["-c", code] if code else ["-m", "revseg"]), *map(str, arguments)]
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": path}
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
 
 
 def refused(capsys, *arguments):
@@ -102,7 +105,7 @@ def test_interrupt_says_how_to_go_on(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(training, "validate", interrupt)
     assert main([*TINY, "--out", str(tmp_path / "run")]) == 130
     assert capsys.readouterr().err.splitlines() == [
-        "revseg: interrupted; --resume continues after the last whole epoch"
+        "revseg: interrupted; if an epoch was finished, --resume continues after it"
     ]
 
 
@@ -229,8 +232,11 @@ def test_failed_runs_and_bugs_differ(tmp_path, monkeypatch, capsys):
 
     assert fail_with(training.DivergedError("the loss became nan at step 3")) == 1
     assert capsys.readouterr().err == "revseg: the loss became nan at step 3\n"
-    with pytest.raises(RuntimeError, match="a bug"):
-        fail_with(RuntimeError("a bug"))
+    assert fail_with(ModuleNotFoundError("No module named 'safetensors'", name="safetensors")) == 2
+    assert "pip install 'revseg[train]'" in capsys.readouterr().err
+    for bug in (RuntimeError("a bug"), ModuleNotFoundError("a bug", name="revseg.missing")):
+        with pytest.raises(type(bug), match="a bug"):
+            fail_with(bug)
 
 
 def test_every_command_can_be_imported():

@@ -14,6 +14,8 @@ from helpers import (
     default_loss,
     gradient_error,
     gradients_of,
+    modes,
+    pair_of_inputs,
     run_step,
     small_f,
     small_input,
@@ -22,10 +24,6 @@ from helpers import (
 from torch import nn
 
 from revseg import AdditiveCoupling, OneSidedCoupling, ReversibleSequence, is_recomputing
-
-modes = pytest.mark.parametrize(
-    "options", [{}, {"per_block": True}, {"keep": 2}], ids=["whole", "per_block", "keep"]
-)
 
 
 def shared_sequence(**options):
@@ -37,10 +35,6 @@ def shared_sequence(**options):
     return ReversibleSequence(
         block, AdditiveCoupling(f, tied), block, OneSidedCoupling(small_f()), block, **options
     ).double()
-
-
-def pair_of_inputs():
-    return [small_input(2, 4, 6, 5, seed=i) for i in range(2)]
 
 
 def counted(module, register):

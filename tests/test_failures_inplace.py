@@ -12,6 +12,8 @@ from helpers import (
     default_loss,
     gradient_error,
     gradients_of,
+    modes,
+    pair_of_inputs,
     run_step,
     small_f,
     small_input,
@@ -20,14 +22,6 @@ from helpers import (
 from torch import nn
 
 from revseg import AdditiveCoupling, InversionError, OneSidedCoupling, ReversibleSequence
-
-modes = pytest.mark.parametrize(
-    "options", [{}, {"per_block": True}, {"keep": 2}], ids=["whole", "per_block", "keep"]
-)
-
-
-def pair_of_inputs():
-    return [small_input(2, 4, 6, 5, seed=i) for i in range(2)]
 
 
 def right_or(error, match, sequence, x, loss):

@@ -35,7 +35,7 @@ def test_weights_file_rebuilds_the_model(name, tmp_path):
 
 
 def test_unknown_names_are_refused_with_the_choices():
-    with pytest.raises(ValueError, match="unknown model 'vnte'; choose one of .*vnet"):
+    with pytest.raises(ValueError, match=r"unknown model 'vnte'; choose one of .*vnet"):
         create_model("vnte")
     with pytest.raises(
         ValueError, match="unknown hyperparameter 'width' of vnet; choose one of widths, alpha"

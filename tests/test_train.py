@@ -99,9 +99,10 @@ def test_resumed_run_equals_the_straight_one_to_the_bit(tmp_path, monkeypatch, w
             raise KeyboardInterrupt
         return real(*args)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(training, "validate", interrupted)
-        train(replace(settings, out=tmp_path / "stopped"))
+        with pytest.raises(KeyboardInterrupt):
+            train(replace(settings, out=tmp_path / "stopped"))
     train(replace(settings, out=tmp_path / "stopped", resume=True))
 
     straight, stopped = (load_checkpoint(tmp_path / name / "last.pt") for name in ("straight", "stopped"))
@@ -166,6 +167,21 @@ def test_diverged_loss_stops_and_keeps_the_last_good_checkpoint(tmp_path, monkey
     state = load_checkpoint(tmp_path / "last.pt")
     assert len(state["history"]) == 1
     assert all(p.isfinite().all() for p in state["model"].values())
+
+
+def test_weights_spoilt_by_the_last_step_are_not_saved(tmp_path, monkeypatch):
+    real, calls = training.validate, []
+
+    def spoil(model, *args):
+        calls.append(None)
+        if len(calls) == 2:
+            model.classifier.weight.data.fill_(math.nan)
+        return real(model, *args)
+
+    monkeypatch.setattr(training, "validate", spoil)
+    with pytest.raises(DivergedError, match=r"validation loss became nan at step 4, epoch 2; last\.pt holds"):
+        train(replace(TINY, epochs=2, out=tmp_path))
+    assert all(p.isfinite().all() for p in weights(tmp_path).values())
 
 
 def test_validation_takes_less_memory_than_a_training_step():
