@@ -16,8 +16,10 @@ from revseg.steps import Map, Step, Streams, run_inverse, run_plain
 class _Downsample(nn.Module):
     """What the two maps share: a step, and the check of sizes."""
 
+    exact = False  # whether undoing is free of rounding
+
     def steps(self, name: str = "") -> list[Step]:
-        return [Map(name or type(self).__name__, self.down, self.up)]
+        return [Map(name or type(self).__name__, self.down, self.up, self.exact)]
 
     def forward(self, x1: Tensor, x2: Tensor, run: object = run_plain) -> Streams:
         """The streams [N, C, H, W] as [N, 4C, H/2, W/2]."""
@@ -51,6 +53,8 @@ class Squeeze(_Downsample):
 
     Source: Jacobsen et al., i-RevNet: Deep Invertible Networks, arXiv:1802.07088, section 3.1.
     """
+
+    exact = True
 
     def down(self, x: Tensor) -> Tensor:
         self._check(x)

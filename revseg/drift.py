@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import warnings
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -27,7 +28,7 @@ TOLERANCE = {torch.float64: 1e-6}  # of the stream's largest sample
 DEFAULT_TOLERANCE = 1e-2
 HALF_TOLERANCE = 1e-1  # float32 streams, functions in half precision: their own rounding is 1e-2
 
-_pending: deque[tuple[Any, Tensor, Check, str]] = deque()
+_pending: deque[tuple[Any, Tensor, Callable[[list[float]], None]]] = deque()
 
 
 class InversionError(RuntimeError):
@@ -45,7 +46,7 @@ class Fingerprint:
         return cls(tuple(_sample(x) for x in streams))
 
     def compare(
-        self, reconstructed: tuple[Tensor, Tensor], finite: Tensor, check: Check, half: bool = False
+        self, reconstructed: tuple[Tensor, Tensor], finite: Tensor, check: Check, tolerance: float
     ) -> None:
         """Raise, or warn, when the reconstructed streams are not the ones of this fingerprint.
 
@@ -55,27 +56,47 @@ class Fingerprint:
                 gradients are infinite or NaN, as in plain autograd, and a gradient scaler waits
                 for just that.
             check: "error" or "warn".
-            half: Whether functions computed in half precision on float32 streams (autocast).
+            tolerance: Of the stream's largest sample; 0 where inversion is exact.
 
         Raises:
-            InversionError: If a stream is off by more than the tolerance of its dtype.
+            InversionError: If a stream is off by more than the tolerance.
         """
         rows = []
         for kept, x in zip(self.samples, reconstructed, strict=True):
-            error = (_sample(x) - kept).abs().amax() if kept.numel() else kept.new_zeros(())
-            size = kept.abs().amax().clamp_min(FLOOR) if kept.numel() else kept.new_ones(())
-            rows.append(error / size)
+            error = (_sample(x) - kept).abs().amax()
+            rows.append(error / kept.abs().amax().clamp_min(FLOOR))
         drift = torch.where(finite, torch.stack(rows), 0.0)  # [2]
-        tolerance = HALF_TOLERANCE if half else TOLERANCE.get(reconstructed[0].dtype, DEFAULT_TOLERANCE)
         what = (
-            f"more than {tolerance:g} of the stream's size. "
             "Either a function gives other values when run again (hidden state, numpy or Python random "
             "numbers), or it amplifies rounding too much for this depth and dtype"
-            f"{' under autocast' if half else ''}. "
+            f"{' under autocast' if tolerance == HALF_TOLERANCE else ''}. "
             "revseg.testing.check(block, x) tells which; float32 or float64 streams, fewer blocks in a "
-            "sequence, or save_activations=True avoid it"
+            'sequence, exact="lossless" or save_activations=True avoid it'
         )
-        report(drift, tolerance, check, what)
+
+        def judge(values: list[float]) -> None:
+            if all(value <= tolerance for value in values):  # NaN is not
+                return
+            off = " and ".join(f"{value:.2g}" for value in values)
+            message = (
+                f"the reconstructed input is off by {off} (first and second stream), "
+                f"more than {tolerance:g} of the stream's size. {what}"
+            )
+            if check == "error":
+                raise InversionError(message)
+            warnings.warn(message, RuntimeWarning, stacklevel=2)
+
+        report(drift, judge)
+
+
+def tolerance_of(dtype: torch.dtype, half: bool) -> float:
+    """The drift let through, relative to a stream's largest sample.
+
+    Args:
+        dtype: Of the streams.
+        half: Whether functions computed in half precision on float32 streams (autocast).
+    """
+    return HALF_TOLERANCE if half else TOLERANCE.get(dtype, DEFAULT_TOLERANCE)
 
 
 def all_finite(streams: list[Tensor]) -> Tensor:
@@ -83,32 +104,22 @@ def all_finite(streams: list[Tensor]) -> Tensor:
     return torch.stack([x.sum(dtype=torch.float64) for x in streams]).isfinite().all()
 
 
-def report(drift: Tensor, tolerance: float, check: Check, what: str) -> None:
-    """Raise or warn if any drift exceeds the tolerance; on an accelerator, at the next call."""
-    if drift.device.type == "cpu":
-        _judge(drift, tolerance, check, what)
+def report(values: Tensor, judge: Callable[[list[float]], None]) -> None:
+    """Let `judge` see the values [K]: now on a CPU, at a later call of `raise_pending` elsewhere."""
+    if values.device.type == "cpu":
+        judge(values.tolist())
     else:
-        over = torch.cat([drift, drift.new_tensor([tolerance])]).to("cpu", non_blocking=True)
-        event = torch.get_device_module(drift.device).Event()
+        copied = values.to("cpu", non_blocking=True)
+        event = torch.get_device_module(values.device).Event()
         event.record()
-        _pending.append((event, over, check, what))
+        _pending.append((event, copied, judge))
 
 
 def raise_pending() -> None:
-    """Report what earlier comparisons on an accelerator have found by now; waits for nothing."""
+    """Judge the values that have arrived from an accelerator by now; waits for nothing."""
     while _pending and _pending[0][0].query():
-        _, over, check, what = _pending.popleft()
-        _judge(over[:-1], float(over[-1]), check, what)
-
-
-def _judge(drift: Tensor, tolerance: float, check: Check, what: str) -> None:
-    if bool((drift <= tolerance).all()):
-        return
-    values = " and ".join(f"{value:.2g}" for value in drift.tolist())
-    message = f"the reconstructed input is off by {values} (first and second stream), {what}"
-    if check == "error":
-        raise InversionError(message)
-    warnings.warn(message, RuntimeWarning, stacklevel=2)
+        _, values, judge = _pending.popleft()
+        judge(values.tolist())
 
 
 def _sample(x: Tensor) -> Tensor:

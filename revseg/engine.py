@@ -15,22 +15,26 @@ wrappers see what they see in plain autograd.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch._compile import _disable_dynamo  # torch.compiler.disable, without importing the compiler
 from torch.autograd.graph import get_gradient_edge
 
-from revseg.drift import Check, Fingerprint, all_finite, raise_pending
+from revseg.drift import Check, Fingerprint, all_finite, raise_pending, tolerance_of
+from revseg.exact import Residue, check_conditions, check_range, conditions, extremes_of
 from revseg.recompute import Call, autocast_as
-from revseg.steps import Map, Step, Streams, Update, dense, describe, versions
+from revseg.steps import Map, Step, Streams, Update, dense, describe, laid_out, versions
 
 Grads = list[Tensor | None]
+Exact = bool | Literal["lossless"]
 
 
 @_disable_dynamo
-def run_reversible(steps: Sequence[Step], streams: Streams, join: bool, keep: int, check: Check) -> Any:
+def run_reversible(
+    steps: Sequence[Step], streams: Streams, join: bool, keep: int, check: Check, exact: Exact = False
+) -> Any:
     """The outputs of the chain, by an autograd function that saves nothing else.
 
     Args:
@@ -39,6 +43,8 @@ def run_reversible(steps: Sequence[Step], streams: Streams, join: bool, keep: in
         join: Return one tensor, the outputs joined along dim 1, instead of the pair.
         keep: How many of the last steps keep their graphs instead of being run again.
         check: What to do about drift: "error", "warn" or None.
+        exact: True where steps add on the grid, which is then watched; "lossless" to keep what
+            undoing each update would lose.
 
     Memory: the output, and per step the buffers of its function (running statistics) and the
     random state if it drew.
@@ -50,7 +56,7 @@ def run_reversible(steps: Sequence[Step], streams: Streams, join: bool, keep: in
         streams = steps.pop(0).forward(streams)  # a frozen beginning needs no backward pass
     if not steps:
         return torch.cat(streams, 1) if join else streams
-    chain = _Chain(steps, wanted, keep, check)
+    chain = _Chain(steps, wanted, keep, check, exact)
     outputs = _Reversible.apply(chain, join, *streams, *chain.parameters)  # type: ignore[no-untyped-call]
     return outputs if join else tuple(outputs)
 
@@ -86,9 +92,9 @@ class _Reversible(torch.autograd.Function):
 class _Chain:
     """The steps of one forward pass, and what their functions need to run again."""
 
-    def __init__(self, steps: list[Step], wanted: list[bool], keep: int, check: Check) -> None:
-        self.check = check
-        self.links = [_Link(step, wanted) if isinstance(step, Update) else step for step in steps]
+    def __init__(self, steps: list[Step], wanted: list[bool], keep: int, check: Check, exact: Exact) -> None:
+        self.check, self.exact = check, exact
+        self.links = [_Link(step, wanted, exact) if isinstance(step, Update) else step for step in steps]
         self.calls = [link for link in self.links if isinstance(link, _Link)]
         for link in self.calls[len(self.calls) - keep :]:
             link.keep = True
@@ -100,12 +106,20 @@ class _Chain:
 
     def forward(self, streams: Streams) -> Streams:
         self.fingerprint = Fingerprint.of(streams) if self.check else None
+        self.conditions = conditions(streams[0].device) if self.exact else {}
+        extremes = [("the input", extremes_of(x)) for x in streams]
         for link in self.links:
             streams = link.forward(streams)
+            if self.exact is True and isinstance(link, _Link):
+                extremes.append((link.step.name, extremes_of(streams[link.step.target])))
+        if self.exact is True:
+            check_range(extremes)
         return streams
 
     def backward(self, streams: list[Tensor], grads: Grads, parameters: Sequence[Tensor]) -> Grads:
         """Gradients of the parameters; `streams` and `grads` become those of the inputs."""
+        if self.exact:
+            check_conditions(self.conditions, conditions(streams[0].device))
         dparameters: Grads = [None] * len(parameters)
         finite = all_finite(streams) if self.fingerprint else None
         for link in reversed(self.links):
@@ -118,15 +132,18 @@ class _Chain:
                 link.backward(streams, grads, parameters, dparameters)
         if self.fingerprint is not None and finite is not None:
             half = any(link.half for link in self.calls)
-            self.fingerprint.compare((streams[0], streams[1]), finite, self.check, half)
+            tolerance = 0.0 if self.exact else tolerance_of(streams[0].dtype, half)
+            self.fingerprint.compare((streams[0], streams[1]), finite, self.check, tolerance)
         return dparameters
 
 
 class _Link:
     """One update in one forward pass."""
 
-    def __init__(self, step: Update, wanted: list[bool]) -> None:
+    def __init__(self, step: Update, wanted: list[bool], exact: Exact) -> None:
         self.step = step
+        self.lossless = exact == "lossless"
+        self.residue: Residue | None = None
         self.call = Call(step.fn)
         self.keep = False
         self.indices: list[int] = []
@@ -144,6 +161,10 @@ class _Link:
         value = h.detach() if isinstance(h, Tensor) else h
         y = self.step.checked(streams, value, before)
         self.half = value.element_size() < y.element_size() == 4
+        self.strides = source.stride()
+        if self.lossless:
+            with autocast_as(self.replay.autocast):
+                self.residue = Residue(x, self.step.rule.uncouple(y, value))
         return self.step.replace(streams, y)
 
     def _run_and_keep(self, source: Tensor) -> Any:
@@ -171,7 +192,7 @@ class _Link:
         self._kept = None  # a second backward pass runs the function again
         value = h.detach()
         with autocast_as(self.replay.autocast):
-            streams[t] = self.step.rule.uncouple(streams[t], value)
+            streams[t] = self._uncoupled(streams[t], value)
             if dy is None:
                 return
             grads[t], dh = self.step.rule.gradients(streams[t], value, dy)
@@ -186,10 +207,18 @@ class _Link:
             dparameters[i] = _add(dparameters[i], gradient)
 
     def _again(self, stream: Tensor, own: list[Tensor], wanted: bool) -> tuple[Tensor, list[Tensor], Tensor]:
-        source, leaves = stream.detach(), self.call.leaves(own)
+        source, leaves = laid_out(stream.detach(), self.strides), self.call.leaves(own)
         source.requires_grad_(wanted and self.source_wanted)
         with torch.set_grad_enabled(wanted):
             return source, leaves, self.call.rerun(self.replay, source, parameters=leaves)
+
+    def _uncoupled(self, y: Tensor, h: Tensor) -> Tensor:
+        back = self.step.rule.uncouple(y, h)
+        if self.residue is None:
+            return back
+        if torch.is_grad_enabled():
+            return _Restore.apply(back, self.residue)  # type: ignore[no-any-return, no-untyped-call]
+        return self.residue.restore(back)
 
     def backward_with_graph(
         self, streams: list[Tensor], grads: Grads, parameters: Sequence[Tensor], dparameters: Grads
@@ -203,7 +232,7 @@ class _Link:
         dy = grads[t]
         own = [parameters[i] for i in self.indices]
         h = self.call.rerun(self.replay, streams[s], parameters=own)
-        streams[t] = rule.uncouple(streams[t], h)
+        streams[t] = self._uncoupled(streams[t], h)
         if dy is None:
             return
         x, source, *leaves = (_alias(p) for p in (streams[t], streams[s], *own))
@@ -215,6 +244,18 @@ class _Link:
         grads[s] = _add(grads[s], dsource)
         for i, gradient in zip(self.indices, dleaves, strict=True):
             dparameters[i] = _add(dparameters[i], gradient)
+
+
+class _Restore(torch.autograd.Function):
+    """The stream before the update, bit for bit; the gradient passes through."""
+
+    @staticmethod
+    def forward(ctx: Any, back: Tensor, residue: Residue) -> Tensor:
+        return residue.restore(back.clone())
+
+    @staticmethod
+    def backward(ctx: Any, dx: Tensor) -> Any:
+        return dx, None
 
 
 def _gradients(edge: Any, inputs: list[Tensor], dy: Tensor, name: str, create_graph: bool = False) -> Grads:

@@ -6,7 +6,8 @@ like any other, with the state dict of its blocks whatever its memory mode.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -16,9 +17,10 @@ from torch.autograd import forward_ad
 from torch.nn.parameter import is_lazy
 
 from revseg.drift import Check
-from revseg.engine import run_reversible
+from revseg.engine import Exact, run_reversible
+from revseg.exact import GridRule, snap
 from revseg.recompute import swapped_buffers
-from revseg.steps import Streams, dense
+from revseg.steps import Map, Step, Streams, Update, dense, run_inverse, run_plain
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -36,6 +38,10 @@ class ReversibleSequence(nn.Module):
     Args:
         *blocks: Couplings, `Squeeze`, `HaarDownsample`; or one list of them.
         save_activations: True for the plain twin: ordinary autograd, the same numbers.
+        exact: Bit-for-bit inversion, so that gradients are bitwise those of the plain twin. True:
+            streams are rounded to multiples of 2^-12 (float32; 2^-41 in float64) and must stay
+            within 4096; costs nothing to keep. "lossless": the network stays as it is, and every
+            update keeps what undoing it would lose, about a twelfth of a stream.
         check: What to do when the input found in the backward pass is not that of the forward
             pass: "error", "warn", or None to skip the comparison.
         keep: How many of the last updates keep their graphs instead of being run again. Each
@@ -47,10 +53,13 @@ class ReversibleSequence(nn.Module):
 
     Memory: the output; and per function its buffers, and the random state if it draws.
 
-    Numerics: gradients are those of plain autograd at the reconstructed input, which is off by
-    the rounding of the inversion. Half-precision streams lose too much: keep streams in float32
-    and let the functions compute in bfloat16 by autocast, under which half-precision inputs are
-    raised to float32 here.
+    Numerics: without `exact`, gradients are those of plain autograd at the reconstructed input,
+    which is off by the rounding of the inversion (`revseg.testing.inversion_bound`).
+    Half-precision streams lose too much: keep streams in float32 and let the functions compute in
+    bfloat16 by autocast, under which half-precision inputs are raised to float32 here. The exact
+    modes need kernels that give the same bits twice: the same number of threads and the same
+    settings in both passes (a change is an `InversionError`), no `torch.backends.cudnn.benchmark`
+    (refused), and on a GPU deterministic kernels (`torch.use_deterministic_algorithms(True)`).
 
     Raises:
         TypeError: If a block is neither a coupling nor a reversible down-sampling.
@@ -61,6 +70,7 @@ class ReversibleSequence(nn.Module):
         self,
         *blocks: Any,
         save_activations: bool = False,
+        exact: Exact = False,
         check: Check = "error",
         keep: int = 0,
         per_block: bool = False,
@@ -74,15 +84,20 @@ class ReversibleSequence(nn.Module):
                     f"expected block {i} to be a Coupling, Squeeze or HaarDownsample, got {type(block).__name__}; "
                     "wrap your functions f and g as AdditiveCoupling(f, g)"
                 )
+        if exact not in (False, True, "lossless"):
+            raise ValueError(f'expected exact to be True, False or "lossless", got {exact!r}')
         if check not in ("error", "warn", None):
             raise ValueError(f'expected check to be "error", "warn" or None, got {check!r}')
         if isinstance(keep, bool) or not isinstance(keep, int) or keep < 0:
             raise ValueError(f"expected keep to be a number of updates, 0 or more, got {keep!r}")
         self.blocks = nn.ModuleList(blocks)
         self.save_activations = save_activations
+        self.exact: Exact = exact
         self.check: Check = check
         self.keep = keep
         self.per_block = per_block
+        for block in self._blocks() if exact else ():
+            self._exactly(block.steps(type(block).__name__))
         self._lazy = any(is_lazy(p) for p in self.parameters())
 
     def forward(self, x: Tensor | Sequence[Tensor]) -> Any:
@@ -101,17 +116,15 @@ class ReversibleSequence(nn.Module):
         if self._lazy:
             self._materialize(streams)
         if self.save_activations or not self._needs_gradient(streams) or _is_traced(streams):
-            for block in self._blocks():
-                streams = block(*streams)
+            streams = self._run_blocks(run_plain, streams)
             return torch.cat(streams, 1) if join else streams
+        run = partial(run_reversible, keep=self.keep, check=self.check, exact=self.exact)
         if self.per_block:
-            run = partial(run_reversible, join=False, keep=self.keep, check=self.check)
-            for block in self._blocks():
-                streams = block(*streams, run=run)
+            streams = self._run_blocks(partial(run, join=False), streams)
             return torch.cat(streams, 1) if join else streams
         self._refuse_hooks()
         steps = [step for i, block in enumerate(self._blocks()) for step in block.steps(self._name(i))]
-        return run_reversible(steps, streams, join, self.keep, self.check)
+        return run(self._exactly(steps), streams, join)
 
     @torch.no_grad()
     def inverse(self, y: Tensor | Sequence[Tensor]) -> Any:
@@ -127,7 +140,7 @@ class ReversibleSequence(nn.Module):
         streams = self._enter(y)
         with swapped_buffers(tuple(self.modules())):
             for block in reversed(self._blocks()):
-                streams = block.inverse(*streams)
+                streams = run_inverse(self._exactly(block.steps()), streams)
         return torch.cat(streams, 1) if join else streams
 
     def __len__(self) -> int:
@@ -141,7 +154,7 @@ class ReversibleSequence(nn.Module):
 
     def extra_repr(self) -> str:
         return (
-            f"save_activations={self.save_activations}, check={self.check!r}, keep={self.keep}, "
+            f"save_activations={self.save_activations}, exact={self.exact!r}, check={self.check!r}, keep={self.keep}, "
             f"per_block={self.per_block}"
         )
 
@@ -169,7 +182,39 @@ class ReversibleSequence(nn.Module):
             raise ValueError(f"expected at least one value in each stream, got {list(x1.shape)}")
         if x1.element_size() < 4 and torch.is_autocast_enabled(x1.device.type):
             x1, x2 = x1.float(), x2.float()
+        if self.exact is True:
+            x1, x2 = snap(x1), snap(x2)
         return dense(x1), dense(x2)
+
+    def _run_blocks(self, run: Callable[..., Streams], streams: Streams) -> Streams:
+        """The streams after all blocks, each block a call of its own."""
+        for block in self._blocks():
+            streams = block(*streams, run=lambda steps, streams: run(self._exactly(steps), streams))
+        return streams
+
+    def _exactly(self, steps: list[Step]) -> list[Step]:
+        """The steps with the rule for adding that `exact` asks for.
+
+        Raises:
+            ValueError: If a step cannot be undone bit for bit.
+        """
+        if not self.exact:
+            return steps
+        exact = []
+        for step in steps:
+            if isinstance(step, Map) and not step.exact:
+                raise ValueError(
+                    f"{step.name} cannot be undone bit for bit, as exact={self.exact!r} asks; use Squeeze"
+                )
+            if isinstance(step, Update) and self.exact is True:
+                if not getattr(step.rule, "additive", False):
+                    raise ValueError(
+                        f"{step.name}: exact=True undoes additions only; use an additive coupling "
+                        '(additive = True on one of your own), or exact="lossless", which takes any'
+                    )
+                step = replace(step, rule=GridRule())
+            exact.append(step)
+        return exact
 
     def _blocks(self) -> list[Any]:
         return list(self.blocks)
@@ -187,8 +232,7 @@ class ReversibleSequence(nn.Module):
         training = [(module, module.training) for module in self.modules()]
         self.eval()  # so that nothing is dropped and no statistics move
         try:
-            for block in self._blocks():
-                streams = block(*streams)
+            self._run_blocks(run_plain, streams)
         finally:
             for module, mode in training:
                 module.training = mode

@@ -84,12 +84,13 @@ class Map:
     name: str
     apply: Callable[[Tensor], Tensor]
     undo: Callable[[Tensor], Tensor]
+    exact: bool  # whether undoing is free of rounding
 
     def forward(self, streams: Streams) -> Streams:
-        return self.apply(streams[0]), self.apply(streams[1])
+        return dense(self.apply(streams[0])), dense(self.apply(streams[1]))
 
     def inverse(self, streams: Streams) -> Streams:
-        return self.undo(streams[0]), self.undo(streams[1])
+        return dense(self.undo(streams[0])), dense(self.undo(streams[1]))
 
 
 Step = Update | Map
@@ -118,6 +119,15 @@ def dense(x: Tensor) -> Tensor:
         channels_last.get(x.ndim, torch.contiguous_format) if x.stride(1) == 1 else torch.contiguous_format
     )
     return x.contiguous(memory_format=layout)
+
+
+def laid_out(x: Tensor, strides: tuple[int, ...]) -> Tensor:
+    """The same values with these strides: kernels may round otherwise on another layout."""
+    return (
+        x
+        if x.stride() == strides
+        else torch.empty_strided(x.shape, strides, dtype=x.dtype, device=x.device).copy_(x)
+    )
 
 
 def versions(*tensors: Tensor) -> list[int]:

@@ -50,9 +50,9 @@ def grouped_sequence(**options):
     return ReversibleSequence(*blocks, **options).double()
 
 
-def gradients_by_grad(net, seed):
+def gradients_by_grad(net, seed, parameters=None):
     """Not through `.grad`, which the threads share."""
-    names, parameters = zip(*net.named_parameters(), strict=True)
+    names, parameters = zip(*(parameters or net.named_parameters()), strict=True)
     x = small_input(seed=seed)
     found = torch.autograd.grad(default_loss(net(x)), [x, *parameters])
     return dict(zip(["input 0", *names], found, strict=True))
@@ -119,11 +119,12 @@ def test_one_model_in_four_threads_gives_each_its_own_gradients(options, hooks):
     """90: parameters, buffers and random state of one module are put back for one thread at a time."""
     net = grouped_sequence(**options)
     plain = twin(net)
-    for p in net.parameters() if hooks else ():
+    parameters = list(net.named_parameters())
+    for _, p in parameters if hooks else ():
         p.register_hook(lambda g: g)
 
     def steps(thread):
-        return [gradients_by_grad(net, 10 * thread + i) for i in range(8)]
+        return [gradients_by_grad(net, 10 * thread + i, parameters) for i in range(8)]
 
     found = in_threads(*(lambda i=i: steps(i) for i in range(4)))
     for thread, gradients in enumerate(found):

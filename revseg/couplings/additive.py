@@ -13,6 +13,8 @@ from revseg.couplings.base import Coupling
 class AdditiveCoupling(Coupling):
     """RevNet's block: `y1 = x1 + f(x2)`, then `y2 = x2 + g(y1)`."""
 
+    additive = True
+
     @classmethod
     def couple(cls, x: Tensor, h: Tensor) -> Tensor:
         return x + h

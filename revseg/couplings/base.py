@@ -33,6 +33,7 @@ class Coupling(nn.Module):
     """
 
     value_channels = 1  # channels of a function's value per channel of a stream
+    additive = False  # whether couple(x, h) is x + h, which exact=True does without rounding
 
     def __init__(self, f: Callable[[Tensor], Tensor], g: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
