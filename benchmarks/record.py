@@ -36,7 +36,7 @@ def write(name: str, question: str, rows: list[dict[str, Any]], settings: dict[s
     result = {
         "question": question,
         "command": " ".join(["python -m", f"benchmarks.{name}", *sys.argv[1:]]).strip(),
-        "commit": commit(),
+        "commit": AT_START if commit() == AT_START else f"{AT_START} to {commit()}",
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "versions": versions(),
         "machine": machine(),
@@ -99,3 +99,6 @@ def _cpu() -> str:
         return platform.processor()
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor()
+
+
+AT_START = commit()  # of the code that is imported; by the end of a long run the checkout may have moved on

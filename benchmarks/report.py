@@ -40,9 +40,6 @@ is. In brackets, the MiB that autograd saves in the forward pass. Counted by tor
 
 MEMORY_FOOT = """\
 memcnn and revtorch keep tensors outside of autograd, which a count of saved tensors does not see.
-The parts of revseg's peak, in MiB, at any depth: output 16, the two streams 16, their two gradients 16, the
-intermediate maps of one f 24, its gradients on the way back 32. What still grows, 0.05 a block, are
-the gradients of the parameters (6,656 a function), which autograd collects until the sequence is done.
 """
 
 TIME_HEAD = """\

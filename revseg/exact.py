@@ -31,7 +31,6 @@ LIMIT = 2.0**12
 STEP = {torch.float32: 2.0**-12, torch.float64: 2.0**-41}  # 24 and 53 bits below the limit
 _INTEGER = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _CHUNK = 1 << 18  # values that are packed at a time on a CPU: they stay in its cache
-_ESCAPE = -2  # the one of four codes that is no difference
 _WIDE = -128  # the one of 256 that is no difference
 
 
@@ -194,21 +193,21 @@ def _bits(x: Tensor) -> Tensor:
 
 def _pack(differences: Tensor) -> tuple[Tensor, Tensor]:
     """Codes of 2 bits, four in a byte, and the differences that need more."""
-    small = differences.clamp(-1, 1)
-    escaped = small != differences
-    codes = (small.to(torch.int8) & 3).masked_fill_(escaped, _ESCAPE & 3).view(torch.uint8)
-    codes = torch.nn.functional.pad(codes, (0, -len(codes) % 4))
-    a, b, c, d = codes.chunk(4)
-    return a | b << 2 | c << 4 | d << 6, differences[escaped]
+    codes = differences.clamp(-2, 2).to(torch.int8) & 3
+    wide = torch.masked_select(differences, _escaped(codes))
+    a, b, c, d = torch.nn.functional.pad(codes.view(torch.uint8), (0, -len(codes) % 4)).chunk(4)
+    return a | b << 2 | c << 4 | d << 6, wide
 
 
 def _unpack(packed: Tensor, length: int, wide: Tensor) -> Tensor:
     """The differences [length], of the dtype of the wide ones."""
-    quarters = [(packed << 6 - 2 * k).view(torch.int8) >> 6 for k in range(4)]  # the sign comes along
-    codes = torch.cat(quarters)[:length]
-    differences = codes.to(wide.dtype)
-    differences[codes == _ESCAPE] = wide
-    return differences
+    codes = torch.cat([packed << 6 - 2 * k for k in range(4)])[:length].view(torch.int8) >> 6  # with sign
+    return codes.to(wide.dtype).masked_scatter_(_escaped(codes), wide)
+
+
+def _escaped(codes: Tensor) -> Tensor:
+    """Where the code is 2, or -2 once its sign is extended: no difference, but a mark."""
+    return (codes >> 1 & ~codes & 1).view(torch.bool)
 
 
 def _narrow(wide: Tensor) -> tuple[Tensor, Tensor]:

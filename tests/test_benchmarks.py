@@ -95,6 +95,23 @@ def test_record_says_where_it_comes_from(tmp_path):
     assert {"command", "commit", "date", "settings", "rows"} <= set(result)
 
 
+def test_commit_that_moves_during_a_run_is_said(tmp_path, monkeypatch):
+    # A run of minutes was once stamped with a commit that came after the code it had measured.
+    monkeypatch.setattr(record, "AT_START", "aaa")
+    monkeypatch.setattr(record, "commit", lambda: "bbb")
+    assert json.loads(record.write("x", "?", [], {}, tmp_path).read_text())["commit"] == "aaa to bbb"
+    monkeypatch.setattr(record, "commit", lambda: "aaa")
+    assert json.loads(record.write("x", "?", [], {}, tmp_path).read_text())["commit"] == "aaa"
+
+
+def test_every_way_peaks_alike_in_its_first_and_second_step():
+    # Why memory_depth needs no warm-up on a CPU.
+    for way in WAYS:
+        if is_available(way):
+            cold, warm = workload(way, 2, shape=TOY), workload(way, 2, shape=TOY)
+            assert peak_bytes(cold.step) == peak_bytes(warm.step, before=warm.step), way
+
+
 def test_rewrite_touches_only_what_is_between_the_marks(tmp_path):
     path = tmp_path / "README.md"
     assert not report.rewrite(path, "new")

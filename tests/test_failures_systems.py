@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.data import DataLoader, Dataset
 
 from revseg import (
@@ -281,6 +282,56 @@ def test_a_compiled_function_with_dropout_keeps_its_masks(backend):
     found.gradients = {name.replace("._orig_mod", ""): g for name, g in found.gradients.items()}
     found.buffers = {name.replace("._orig_mod", ""): b for name, b in found.buffers.items()}
     assert_same_result(found, expected)
+
+
+@pytest.mark.usefixtures("_fresh_compiler")
+def test_a_compiled_training_step_leaves_the_engine_alone():
+    """86: a backward pass inside a compiled function; the engine's own frames are not compiled, over and over."""
+    found = []
+    for net in (small_sequence(), small_sequence(save_activations=True)):
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+
+        @torch.compile(backend="eager")
+        def step(x, net=net, optimizer=optimizer):
+            optimizer.zero_grad()
+            loss = default_loss(net(x))
+            loss.backward()
+            optimizer.step()
+
+        with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+            for seed in range(2):
+                step(small_input(seed=seed, requires_grad=False))
+        found.append(dict(net.state_dict()))
+        torch.compiler.reset()
+    torch.testing.assert_close(*found, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.usefixtures("_fresh_compiler")
+def test_compiled_autograd_is_right_or_refused():
+    """86: torch refuses it for functions that free their incoming gradient."""
+    net = small_sequence()
+    expected = run_step(twin(net), small_input()).gradients
+    x = small_input()
+    loss = default_loss(net(x))
+    try:
+        with torch._dynamo.compiled_autograd._enable(torch.compile(backend="eager")):
+            loss.backward()
+    except RuntimeError as error:
+        if "not supported with compiled autograd" not in str(error):
+            raise
+    else:
+        assert gradient_error(gradients_of(net, **{"input 0": x}), expected) <= 1e-9
+
+
+@pytest.mark.parametrize("where", ["fake", "meta"])
+def test_shapes_can_be_followed_without_numbers(where):
+    """88: memory is predicted so, for sizes that no machine here could hold."""
+    with FakeTensorMode() if where == "fake" else torch.device("meta"):
+        net = ReversibleSequence(AdditiveCoupling(small_f(), small_f()), OneSidedCoupling(small_f()))
+        x = torch.randn(2, 8, 6, 5, requires_grad=True)
+        net(x).sum().backward()
+    assert x.grad.shape == x.shape
+    assert all(p.grad.shape == p.shape for p in net.parameters())
 
 
 @pytest.mark.parametrize("strict", [True, False], ids=["strict", "not strict"])
