@@ -44,6 +44,10 @@ class TrainSettings:
     """Hyperparameters of the network, as in: widths=8,64,128 coupling=additive."""
     save_activations: bool = False
     """Train the plain twin: same numbers, ordinary autograd, more memory."""
+    exact: bool = False
+    """Invert bit for bit: streams rounded to multiples of 2^-12, same memory."""
+    lossless: bool = False
+    """Invert bit for bit without changing the network; keeps about a tenth of a stream per update."""
     class_weights: str = "none"
     """Weights of the classes in the loss: none, or enet for 1 / ln(1.02 + share of the pixels)."""
     epochs: int = 300
@@ -92,20 +96,24 @@ class TrainSettings:
             raise ValueError(f"unknown --class-weights {self.class_weights!r}; choose one of none, enet")
         if self.resume and self.overwrite:
             raise ValueError("--resume continues a run and --overwrite replaces it: choose one of them")
+        if self.exact and self.lossless:
+            raise ValueError("--exact and --lossless are two ways to the same end: choose one of them")
         self.hyperparameters()
 
     def hyperparameters(self) -> dict[str, object]:
-        """What `model_args` says, as keyword arguments.
+        """What `model_args`, `exact` and `lossless` say, as keyword arguments.
 
         Raises:
             ValueError: If an entry is not key=value, or says what another flag says.
         """
         result: dict[str, object] = {}
+        if self.exact or self.lossless:
+            result["exact"] = self.exact or "lossless"
         for entry in self.model_args:
             key, equals, text = entry.partition("=")
             if not equals or not key.isidentifier():
                 raise ValueError(f"expected --model-args as key=value, got {entry!r}")
-            if key in ("num_classes", "save_activations"):
+            if key in ("num_classes", "save_activations", "exact"):
                 raise ValueError(f"--model-args cannot set {key}: the data set or a flag of its own says it")
             try:
                 result[key] = ast.literal_eval(text)

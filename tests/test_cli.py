@@ -124,6 +124,8 @@ def test_interrupt_says_how_to_go_on(tmp_path, monkeypatch, capsys):
         (["--class-weights", "x"], "unknown --class-weights 'x'; choose one of none, enet"),
         (["--resume", "--overwrite"], "--resume continues a run and --overwrite replaces it"),
         (["--model-args", "widths"], "expected --model-args as key=value, got 'widths'"),
+        (["--exact", "--lossless"], "--exact and --lossless are two ways to the same end"),
+        (["--model-args", "exact=True"], "--model-args cannot set exact"),
         (["--model-args", "save_activations=True"], "--model-args cannot set save_activations"),
         (["--model-args", "width=3"], "unknown hyperparameter 'width' of vnet; choose one of widths"),
         (["--model-args", "widths=1,2"], "expected three rising widths"),

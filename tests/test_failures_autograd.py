@@ -22,7 +22,7 @@ from helpers import (
 from torch import nn
 from torch.func import functional_call
 
-from revseg import AdditiveCoupling, AffineCoupling, OneSidedCoupling, ReversibleSequence
+from revseg import AdditiveCoupling, AffineCoupling, Coupling, OneSidedCoupling, ReversibleSequence
 
 
 def conv_tanh(out_channels=4):
@@ -282,3 +282,40 @@ def test_functions_without_parameters_are_right(function, kind, options):  # 36
     sequence = ReversibleSequence(block, AdditiveCoupling(small_f(), fn), **options).double()
     assert_same_step(sequence, twin(sequence), small_input())
     assert_same_step(sequence, twin(sequence), pair_of_inputs())
+
+
+class Untouched(Coupling):
+    """Rules that give back what they were given, themselves or a view of it."""
+
+    @classmethod
+    def couple(cls, x, h):
+        return x if h.shape[0] else h
+
+    uncouple = couple
+
+
+class UntouchedView(Untouched):
+    @classmethod
+    def couple(cls, x, h):
+        return x.view_as(x)
+
+    uncouple = couple
+
+
+class FirstOnly(AdditiveCoupling):
+    """A block that leaves the second stream as it came."""
+
+    def steps(self, name=""):
+        return super().steps(name)[:1]
+
+
+@modes
+@pytest.mark.parametrize("block", [Untouched, UntouchedView, FirstOnly])
+def test_streams_that_pass_through_come_out_as_tensors_of_their_own(block, options):  # 36
+    sequence = ReversibleSequence(block(small_f(), small_f()), **options).double()
+    assert_same_step(sequence, twin(sequence), pair_of_inputs())
+    pair = pair_of_inputs()
+    for x, y in zip(pair, sequence(pair), strict=True):
+        assert y is not x
+        assert y._base is None
+        assert y.untyped_storage().data_ptr() != x.untyped_storage().data_ptr()

@@ -43,6 +43,17 @@ def test_an_empty_sequence_is_the_identity(as_pair):  # 37
     assert len(sequence) == 0
 
 
+class Within(nn.Module):
+    """A module called by `call(module, x)`."""
+
+    def __init__(self, module, call):
+        super().__init__()
+        self.module, self.call = module, call
+
+    def forward(self, x):
+        return self.call(self.module, x)
+
+
 class Shared(nn.Module):
     """Modules and tensors used in more than one place, inside the sequence and outside."""
 
@@ -75,6 +86,23 @@ class Shared(nn.Module):
 def test_shared_functions_blocks_and_parameters_add_their_gradients(options):  # 38
     module = Shared(**options).double()
     assert_same_step(module, twin(module), small_input())
+
+
+@modes
+def test_weights_shared_with_the_outside_keep_all_gradients_under_autocast(options):  # 38
+    """Autocast caches cast weights; one cached inside, without gradient, would cut off the uses after it."""
+
+    def call(module, x):
+        with torch.autocast("cpu", torch.bfloat16):
+            return module(x)
+
+    module = Shared(**options)
+    x = small_input(dtype=torch.float32)
+    ours, plain = (
+        run_step(each, x, lambda y: default_loss(y.float()))
+        for each in (Within(module, call), Within(twin(module), call))
+    )
+    assert gradient_error(ours.gradients, plain.gradients) < 0.05
 
 
 @modes

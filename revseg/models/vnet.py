@@ -28,6 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from revseg.couplings import COUPLINGS
+from revseg.engine import Exact
 from revseg.layers import BNAct, ConvBNAct, asymmetric_pairs, normalize_images
 from revseg.sequence import ReversibleSequence
 
@@ -130,6 +131,7 @@ class VNet(nn.Module):
         classifier_bias: Whether the last convolution has a bias.
         dropout: Probability of dropping a channel at the end of each F.
         save_activations: Train with ordinary autograd: same numbers, same state dict, more memory.
+        exact: Bit-for-bit inversion of the V modules: True, or "lossless"; see `ReversibleSequence`.
 
     Raises:
         ValueError: If an argument is unknown or out of its range.
@@ -159,6 +161,7 @@ class VNet(nn.Module):
         classifier_bias: bool = False,
         dropout: float = 0.0,
         save_activations: bool = False,
+        exact: Exact = False,
     ) -> None:
         super().__init__()
         _check(num_classes, widths, alpha, beta, dilations, bn_eps, bn_momentum, dropout)
@@ -194,7 +197,7 @@ class VNet(nn.Module):
                 for block in [module] if layout == "block_per_module" else [(d,) for d in module]:
                     functions = [pairs(channels // 2, block) for _ in range(FUNCTIONS[coupling])]
                     blocks.append(COUPLINGS[coupling](*functions))
-            return ReversibleSequence(*blocks, save_activations=save_activations)
+            return ReversibleSequence(*blocks, save_activations=save_activations, exact=exact)
 
         w1, w2, w3 = widths
         self.stem = nn.Sequential(conv(3, w1, stride=2), conv(w1, w1), conv(w1, w1))  # 1/2
