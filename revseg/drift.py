@@ -20,6 +20,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from revseg.recompute import has_values
+
 Check = Literal["error", "warn"] | None
 
 SAMPLES = 64
@@ -105,7 +107,9 @@ def all_finite(streams: list[Tensor]) -> Tensor:
 
 
 def report(values: Tensor, judge: Callable[[list[float]], None]) -> None:
-    """Let `judge` see the values [K]: now on a CPU, at a later call of `raise_pending` elsewhere."""
+    """Let `judge` see the values [K]: now on a CPU, at a later call of `raise_pending` on a GPU."""
+    if not has_values(values):
+        return
     if values.device.type == "cpu":
         judge(values.tolist())
     else:

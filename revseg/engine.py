@@ -74,6 +74,7 @@ class _Reversible(torch.autograd.Function):
         return outputs[0] if join else outputs
 
     @staticmethod
+    @_disable_dynamo
     def backward(ctx: Any, *box: Any) -> Any:
         raise_pending()
         chain: _Chain = ctx.chain
@@ -196,7 +197,7 @@ class _Link:
             if dy is None:
                 return
             grads[t], dh = self.step.rule.gradients(streams[t], value, dy)
-        if not h.requires_grad:
+        if dh is None or not h.requires_grad:
             return
         edge = get_gradient_edge(h)
         del h, value, dy  # the value of the function is freed before its gradients take room

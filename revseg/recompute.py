@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.utils._python_dispatch import _disable_current_modes
 
 _SMALL = 1 << 16  # bytes; a larger buffer is kept as a copy only if the function changed it
 
@@ -47,6 +48,11 @@ def is_recomputing() -> bool:
     For hooks and modules that count, log or draw: what they do in that run has been done before.
     """
     return getattr(_thread, "depth", 0) > 0
+
+
+def has_values(x: Tensor) -> bool:
+    """False for tensors that are shapes alone, on the meta device or fake."""
+    return not x.is_meta and getattr(x, "fake_mode", None) is None
 
 
 @dataclass(frozen=True)
@@ -108,7 +114,8 @@ class Call:
             for copies, originals in zip(buffers, present, strict=True):
                 _share_unchanged(copies, originals)
             after = _random_state(device)
-        drawn = not all(torch.equal(a, b) for (_, a), (_, b) in zip(before, after, strict=True))
+        with _disable_current_modes():  # the states are real where a mode makes tensors fake
+            drawn = not all(torch.equal(a, b) for (_, a), (_, b) in zip(before, after, strict=True))
         return value, Replay(training, buffers, autocast, before if drawn else [])
 
     def rerun(self, replay: Replay, *inputs: Tensor, parameters: Sequence[Tensor]) -> Any:
@@ -117,6 +124,7 @@ class Call:
         try:
             with (
                 _turn(),
+                _without_cached_weights(),
                 self._swapped(parameters),
                 self._as_it_was(replay),
                 autocast_as(replay.autocast),
@@ -204,6 +212,17 @@ def swapped_buffers(
             _set_buffers(module, own)
 
 
+@contextmanager
+def _without_cached_weights() -> Iterator[None]:
+    """Leave a surrounding `parametrize.cached()`: its weights have graphs that are used up by now."""
+    depth = parametrize._cache_enabled
+    parametrize._cache_enabled = 0
+    try:
+        yield
+    finally:
+        parametrize._cache_enabled = depth
+
+
 def _set_buffers(module: nn.Module, buffers: dict[str, Tensor | None]) -> None:
     """One by one, so that a thread that reads them finds each at any moment."""
     for name in module._buffers.keys() - buffers.keys():
@@ -219,7 +238,9 @@ def _share_unchanged(copies: dict[str, Tensor | None], originals: dict[str, Tens
     """Let go of copies of large buffers that the function only read."""
     for name, copy in copies.items():
         original = originals[name]
-        if copy is not None and original is not None and copy.nbytes > _SMALL and torch.equal(copy, original):
+        if copy is None or original is None or copy.nbytes <= _SMALL:
+            continue
+        if not has_values(copy) or torch.equal(copy, original):
             copies[name] = original
 
 

@@ -11,8 +11,8 @@ ROOT = Path(__file__).parents[1]
 
 LAYERS = [  # the lowest first; a module imports from lines below its own
     {"settings"},
-    {"ops", "recompute", "drift", "data", "metrics", "checkpoint", "seeds"},
-    {"steps"},
+    {"ops", "recompute", "data", "metrics", "checkpoint", "seeds"},
+    {"drift", "steps"},
     {"exact", "layers", "losses"},
     {"engine"},
     {"couplings", "downsample"},

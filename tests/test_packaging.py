@@ -35,7 +35,9 @@ def test_wheel_holds_every_module(tmp_path):
 
 
 def test_constraints_pin_torch_and_the_range_stays_open():
-    assert re.search(r"^torch==", (ROOT / "constraints.txt").read_text(), re.M)
-    dependencies = re.search(r"^dependencies = \[(.*)\]", (ROOT / "pyproject.toml").read_text(), re.M)[1]
+    assert re.search(r"^torch==", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    dependencies = re.search(
+        r"^dependencies = \[(.*)\]", (ROOT / "pyproject.toml").read_text(), re.MULTILINE
+    )[1]
     assert "==" not in dependencies
     assert "<" not in dependencies

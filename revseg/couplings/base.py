@@ -58,13 +58,15 @@ class Coupling(nn.Module):
         raise NotImplementedError(f"{cls.__name__} must define uncouple(y, h)")
 
     @classmethod
-    def gradients(cls, x: Tensor, h: Tensor, dy: Tensor) -> tuple[Tensor, Tensor]:
-        """The gradients (dx, dh) of `couple` at x, h. Found by autograd; override to save memory."""
+    def gradients(cls, x: Tensor, h: Tensor, dy: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """The gradients (dx, dh) of `couple` at x, h, None for what it does not use.
+
+        Found by autograd; override to save memory.
+        """
         with torch.enable_grad():
             x, h = x.detach().requires_grad_(), h.detach().requires_grad_()
             y = cls.couple(x, h)
-        dx, dh = torch.autograd.grad(y, (x, h), dy, allow_unused=True)
-        return torch.zeros_like(x) if dx is None else dx, torch.zeros_like(h) if dh is None else dh
+        return torch.autograd.grad(y, (x, h), dy, allow_unused=True)  # type: ignore[return-value]
 
     def steps(self, name: str = "") -> list[Step]:
         """The updates, in the order in which they are applied."""
