@@ -79,15 +79,23 @@ class _Reversible(torch.autograd.Function):
         raise_pending()
         chain: _Chain = ctx.chain
         grads: Grads = box[0] if isinstance(box[0], list) else list(box)
-        saved = ctx.saved_tensors
-        outputs, parameters = (saved[:1], saved[1:]) if ctx.join else (saved[:2], saved[2:])
-        streams = list(map(dense, outputs[0].chunk(2, 1))) if ctx.join else list(outputs)
+        streams, parameters = _saved(ctx)
         if ctx.join and grads[0] is not None:
             grads[:] = grads[0].chunk(2, 1)
         elif ctx.join:
             grads.append(None)
         dparameters = chain.backward(streams, grads, parameters)
         return None, None, *grads, *dparameters
+
+
+def _saved(ctx: Any) -> tuple[list[Tensor], tuple[Tensor, ...]]:
+    """The two output streams and the parameters. A joined output is let go of, unless kept for another pass."""
+    saved: tuple[Tensor, ...] = ctx.saved_tensors
+    if not ctx.join:
+        return list(saved[:2]), saved[2:]
+    streams = list(map(dense, saved[0].chunk(2, 1)))
+    ctx.maybe_clear_saved_tensors()
+    return streams, saved[1:]
 
 
 class _Chain:

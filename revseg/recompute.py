@@ -25,6 +25,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import _disable_current_modes
 
+from revseg.remember import noting, reminding
+
 _SMALL = 1 << 16  # bytes; a larger buffer is kept as a copy only if the function changed it
 
 _PATIENCE = 600.0  # seconds to wait for another thread's function
@@ -63,6 +65,7 @@ class Replay:
     buffers: list[dict[str, Tensor | None]]  # as they were before the run
     autocast: dict[str, tuple[bool, torch.dtype]]
     random: list[tuple[torch.device, Tensor]]  # empty when nothing was drawn
+    remembered: list[Any]  # results that `revseg.remember` hands to the second run
 
 
 class Call:
@@ -109,14 +112,15 @@ class Call:
             training = [module.training for module in self.modules]
             present = [dict(module._buffers) for module in self.modules]
             buffers = [{name: _copy(buffer) for name, buffer in each.items()} for each in present]
-            with autocast_as(autocast), self._swapped(self.parameters if parameters is None else parameters):
+            given = self.parameters if parameters is None else parameters
+            with autocast_as(autocast), self._swapped(given), noting() as remembered:
                 value = self.fn(*inputs)
             for copies, originals in zip(buffers, present, strict=True):
                 _share_unchanged(copies, originals)
             after = _random_state(device)
         with _disable_current_modes():  # the states are real where a mode makes tensors fake
             drawn = not all(torch.equal(a, b) for (_, a), (_, b) in zip(before, after, strict=True))
-        return value, Replay(training, buffers, autocast, before if drawn else [])
+        return value, Replay(training, buffers, autocast, before if drawn else [], remembered)
 
     def rerun(self, replay: Replay, *inputs: Tensor, parameters: Sequence[Tensor]) -> Any:
         """The value of the function once more, with the given parameters in place of its own."""
@@ -129,6 +133,7 @@ class Call:
                 self._as_it_was(replay),
                 autocast_as(replay.autocast),
                 _random(replay.random),
+                reminding(replay.remembered),
             ):
                 return self.fn(*inputs)
         finally:

@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 from torch.nn.parameter import is_lazy
 
 from revseg.drift import Check
 from revseg.engine import Exact, run_reversible
 from revseg.exact import GridRule, snap
+from revseg.observers import is_traced
 from revseg.recompute import swapped_buffers
 from revseg.steps import Map, Step, Streams, Update, dense, run_inverse, run_plain
 
@@ -115,7 +115,7 @@ class ReversibleSequence(nn.Module):
         streams = self._enter(x)
         if self._lazy:
             self._materialize(streams)
-        if self.save_activations or not self._needs_gradient(streams) or _is_traced(streams):
+        if self.save_activations or not self._needs_gradient(streams) or is_traced(streams):
             streams = self._run_blocks(run_plain, streams)
             return torch.cat(streams, 1) if join else streams
         run = partial(run_reversible, keep=self.keep, check=self.check, exact=self.exact)
@@ -248,18 +248,3 @@ class ReversibleSequence(nn.Module):
                     f"{self._name(i)} has hooks of its own, which run only if each block is a call of its own: "
                     "set per_block=True, or put the hooks on the functions inside the block"
                 )
-
-
-def _is_traced(streams: Streams) -> bool:
-    """Whether something follows the operations themselves, so that only the plain path is right."""
-    return (
-        torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-        or torch._C._are_functorch_transforms_active()
-        or _is_exporting()
-        or any(forward_ad.unpack_dual(x).tangent is not None for x in streams)  # type: ignore[no-untyped-call]
-    )
-
-
-def _is_exporting() -> bool:
-    is_exporting = getattr(torch.compiler, "is_exporting", None)  # torch 2.7 and later
-    return bool(is_exporting and is_exporting())

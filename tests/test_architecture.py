@@ -10,9 +10,10 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 LAYERS = [  # the lowest first; a module imports from lines below its own
-    {"settings"},
-    {"ops", "recompute", "data", "metrics", "checkpoint", "seeds"},
-    {"drift", "steps"},
+    {"settings", "remember", "observers", "kernels"},
+    {"ops", "recompute", "data", "metrics", "checkpoint", "seeds", "makers"},
+    {"drift", "steps", "stack_layer"},
+    {"stack"},
     {"exact", "layers", "losses"},
     {"engine"},
     {"couplings", "downsample"},
@@ -39,7 +40,9 @@ def part(module: str) -> str:
 def imports(path: Path) -> set[str]:
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module:
+        if isinstance(node, ast.ImportFrom) and node.module == "revseg":
+            found.update(f"revseg.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
             found.add(node.module)
         elif isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names)
