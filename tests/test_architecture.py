@@ -10,9 +10,11 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 LAYERS = [  # the lowest first; a module imports from lines below its own
-    {"settings"},
+    {"settings", "ambient", "structure", "tracing"},
     {"ops", "recompute", "data", "metrics", "checkpoint", "seeds"},
     {"drift", "steps"},
+    {"gradients"},
+    {"ordinary"},
     {"exact", "layers", "losses"},
     {"engine"},
     {"couplings", "downsample"},
