@@ -22,12 +22,13 @@ from torch import Tensor
 from torch._compile import _disable_dynamo  # torch.compiler.disable, without importing the compiler
 from torch.autograd.graph import get_gradient_edge
 
+from revseg.ambient import autocast_as
 from revseg.drift import Check, Fingerprint, all_finite, raise_pending, tolerance_of
 from revseg.exact import Residue, check_conditions, check_range, conditions, extremes_of
-from revseg.recompute import Call, autocast_as
-from revseg.steps import Map, Step, Streams, Update, dense, describe, laid_out, versions
+from revseg.gradients import Grads, alias, gradients
+from revseg.recompute import Call
+from revseg.steps import Map, Step, Streams, Update, dense, laid_out, versions
 
-Grads = list[Tensor | None]
 Exact = bool | Literal["lossless"]
 
 
@@ -209,7 +210,7 @@ class _Link:
             return
         edge = get_gradient_edge(h)
         del h, value, dy  # the value of the function is freed before its gradients take room
-        dsource, *dleaves = _gradients(edge, [source, *leaves], dh, self.step.name)
+        dsource, *dleaves = gradients([edge], [source, *leaves], [dh], self.step.name)
         if self.source_wanted:
             grads[s] = _add(grads[s], dsource)
         for i, gradient in zip(self.indices, dleaves, strict=True):
@@ -244,10 +245,10 @@ class _Link:
         streams[t] = self._uncoupled(streams[t], h)
         if dy is None:
             return
-        x, source, *leaves = (_alias(p) for p in (streams[t], streams[s], *own))
+        x, source, *leaves = (alias(p) for p in (streams[t], streams[s], *own))
         y = rule.couple(x, self.call.rerun(self.replay, source, parameters=leaves))
-        dx, dsource, *dleaves = _gradients(
-            get_gradient_edge(y), [x, source, *leaves], dy, "", create_graph=True
+        dx, dsource, *dleaves = gradients(
+            [get_gradient_edge(y)], [x, source, *leaves], [dy], self.step.name, create_graph=True
         )
         grads[t] = dx
         grads[s] = _add(grads[s], dsource)
@@ -267,39 +268,8 @@ class _Restore(torch.autograd.Function):
         return dx, None
 
 
-def _gradients(edge: Any, inputs: list[Tensor], dy: Tensor, name: str, create_graph: bool = False) -> Grads:
-    """The gradient of each input, None where it has none."""
-    _refuse_strangers(edge.node, inputs, name)
-    asked = [x for x in inputs if x.requires_grad]
-    found = iter(torch.autograd.grad([edge], asked, [dy], allow_unused=True, create_graph=create_graph))
-    return [next(found) if x.requires_grad else None for x in inputs]
-
-
-def _refuse_strangers(node: Any, inputs: list[Tensor], name: str) -> None:
-    """Raise if the graph reaches a leaf whose gradient nobody would receive."""
-    known = {id(x) for x in inputs}
-    todo, seen = [node], {node} | {x.grad_fn for x in inputs}  # no further than the inputs
-    while todo:
-        node = todo.pop()
-        leaf = getattr(node, "variable", None)
-        if isinstance(leaf, Tensor) and id(leaf) not in known:
-            raise RuntimeError(
-                f"{name}: the function uses a tensor {describe(leaf)} that requires grad and is no parameter "
-                "of it, so its gradient would be lost; make the function a torch.nn.Module that owns it "
-                "(sharded by FSDP2: shard the sequence, or whole blocks with per_block=True)"
-            )
-        for following, _ in node.next_functions:
-            if following is not None and following not in seen:
-                seen.add(following)
-                todo.append(following)
-
-
 def _own(y: Tensor, x: Tensor) -> Tensor:
     return y.clone() if y is x else y  # a stream that no step updates
-
-
-def _alias(x: Tensor) -> Tensor:
-    return x.view_as(x) if x.requires_grad else x
 
 
 def _add(a: Tensor | None, b: Tensor | None) -> Tensor | None:

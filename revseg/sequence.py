@@ -18,11 +18,10 @@ from torch.nn.parameter import is_lazy
 from revseg.drift import Check
 from revseg.engine import Exact, run_reversible
 from revseg.exact import GridRule, snap
-from revseg.observers import is_traced
+from revseg.observers import has_hooks, is_traced
+from revseg.ordinary import Recompute
 from revseg.recompute import swapped_buffers
 from revseg.steps import Map, Step, Streams, Update, dense, run_inverse, run_plain
-
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 class ReversibleSequence(nn.Module):
@@ -243,8 +242,15 @@ class ReversibleSequence(nn.Module):
 
     def _refuse_hooks(self) -> None:
         for i, block in enumerate(self.blocks):
-            if any(getattr(block, hooks) for hooks in _HOOKS):
+            if has_hooks(block):
                 raise RuntimeError(
                     f"{self._name(i)} has hooks of its own, which run only if each block is a call of its own: "
                     "set per_block=True, or put the hooks on the functions inside the block"
                 )
+
+
+def set_save_activations(module: nn.Module, save_activations: bool) -> None:
+    """Switch every `ReversibleSequence` and `Recompute` in the module to one memory mode."""
+    for part in module.modules():
+        if isinstance(part, (ReversibleSequence, Recompute)):
+            part.save_activations = save_activations

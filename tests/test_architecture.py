@@ -10,10 +10,11 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 LAYERS = [  # the lowest first; a module imports from lines below its own
-    {"settings", "remember", "observers", "kernels"},
+    {"settings", "remember", "observers", "kernels", "ambient", "structure"},
     {"ops", "recompute", "data", "metrics", "checkpoint", "seeds", "makers"},
     {"drift", "steps", "stack_layer"},
-    {"stack"},
+    {"gradients", "stack"},
+    {"ordinary"},
     {"exact", "layers", "losses"},
     {"engine"},
     {"couplings", "downsample"},
