@@ -213,6 +213,7 @@ class _Link:
         dsource, *dleaves = gradients([edge], [source, *leaves], [dh], self.step.name)
         if self.source_wanted:
             grads[s] = _add(grads[s], dsource)
+            grads[t] = _alone(grads[t])
         for i, gradient in zip(self.indices, dleaves, strict=True):
             dparameters[i] = _add(dparameters[i], gradient)
 
@@ -270,6 +271,11 @@ class _Restore(torch.autograd.Function):
 
 def _own(y: Tensor, x: Tensor) -> Tensor:
     return y.clone() if y is x else y  # a stream that no step updates
+
+
+def _alone(dx: Tensor | None) -> Tensor | None:
+    """The gradient as a tensor of its own: half of a joined one would keep the other half in memory."""
+    return dx.clone() if dx is not None and dx._base is not None else dx
 
 
 def _add(a: Tensor | None, b: Tensor | None) -> Tensor | None:

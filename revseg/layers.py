@@ -10,12 +10,13 @@ and to keep than float32.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from revseg.makers import Convolution
-from revseg.stack import run_layers, run_stack, stacks_are_right
+from revseg.stack import Stack, run_layers, stacks_are_right
 from revseg.stack_layer import Layer, layer_of
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -149,13 +150,6 @@ class ImageConvBNAct(ConvBNAct):
         return super().plain(normalize_images(x))
 
 
-class Stack(nn.Sequential):
-    """Modules in a row, of which neighbouring `ConvBNAct`s run as one stack (`revseg.stack`)."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return run_stack(list(self), x)
-
-
 def asymmetric_pairs(
     channels: int,
     dilations: Sequence[int],
@@ -165,6 +159,7 @@ def asymmetric_pairs(
     activation: str = "prelu",
     eps: float = 1e-3,
     momentum: float = 0.1,
+    wrap: Callable[[nn.Module], nn.Module] = lambda pair: pair,
 ) -> Stack:
     """Pairs of an n x 1 and a 1 x n convolution, each with batch norm and activation.
 
@@ -179,26 +174,18 @@ def asymmetric_pairs(
         activation: See `BNAct`.
         eps: See `BNAct`.
         momentum: See `BNAct`.
+        wrap: Called with each pair, for what stands in its place.
 
     Returns:
         A module [N, C, h, w] -> [N, C, h, w].
     """
-    layers: list[nn.Module] = []
-    for dilation in dilations:
-        for shape in ((kernel, 1), (1, kernel)):
-            conv = ConvBNAct(
-                channels,
-                channels,
-                shape,
-                dilation=dilation,
-                activation=activation,
-                eps=eps,
-                momentum=momentum,
-            )
-            layers.append(conv)
-    if dropout > 0:
-        layers.append(nn.Dropout2d(dropout))
-    return Stack(*layers)
+    layer = partial(ConvBNAct, channels, channels, activation=activation, eps=eps, momentum=momentum)
+    pairs = (
+        Stack(layer((kernel, 1), dilation=dilation), layer((1, kernel), dilation=dilation))
+        for dilation in dilations
+    )
+    last = [nn.Dropout2d(dropout)] if dropout > 0 else []
+    return Stack(*map(wrap, pairs), *last)
 
 
 def _activation(name: str, channels: int) -> nn.Module:

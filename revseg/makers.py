@@ -7,8 +7,7 @@ it needs its values: the input may have to be computed first.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -17,18 +16,33 @@ from torch import Tensor, nn
 from revseg.observers import has_hooks
 
 Grads = list[Tensor | None]
+Source = Callable[[Callable[[Tensor], Tensor]], Tensor]  # gives those pixels of a map that a function picks
+
+
+# Values of one image, 1 MiB in float32, from which a batch goes through a convolution image by image.
+_LARGE = 1 << 18
 
 
 class Maker(Protocol):
     """How a layer makes its raw map [N, C, h, w] from its input."""
 
     def forward(self, x: Tensor, *parameters: Tensor) -> Tensor:
-        """The raw map; differentiable, and the definition of `backward`."""
+        """The raw map; differentiable, and the definition of the other two."""
+
+    def make(self, x: Source, like: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+        """The raw map, without a graph.
+
+        Args:
+            x: Gives the input, or the pixels of it that a function picks. They may have to be
+                computed: ask for no more than is needed, once, and let it go.
+            like: A map of the input's shape, dtype and strides, whatever its values.
+            parameters: As given to `forward`.
+        """
 
     def backward(
         self,
         du: Tensor,
-        x: Callable[[], Tensor],
+        x: Source,
         like: Tensor,
         parameters: Sequence[Tensor],
         wanted: list[bool],
@@ -36,9 +50,9 @@ class Maker(Protocol):
         """Gradients of the input and the parameters, None for those not wanted.
 
         Args:
-            du: The gradient of the raw map.
-            x: Gives the input; it may have to be computed, so call it once and let it go.
-            like: A map of the input's shape, dtype and strides, whatever its values.
+            du: The gradient of the raw map; may be written to.
+            x: As given to `make`.
+            like: As given to `make`.
             parameters: As given to `forward`.
             wanted: Whether the gradient of the input and of each parameter is.
         """
@@ -54,8 +68,8 @@ class Convolution:
     """
 
     def __init__(self, conv: nn.Conv2d, prepare: Callable[[Tensor], Tensor] | None = None) -> None:
-        self.settings = (conv.stride, conv.padding, conv.dilation)
-        self.groups = conv.groups
+        self.stride, self.dilation, self.groups = conv.stride, conv.dilation, conv.groups
+        self.padding: Any = conv.padding
         self.prepare = prepare
 
     @classmethod
@@ -66,69 +80,95 @@ class Convolution:
         return None if has_hooks(conv) else cls(conv, prepare)
 
     def forward(self, x: Tensor, *parameters: Tensor) -> Tensor:
-        stride, padding, dilation = self.settings
         weight, bias = parameters[0], parameters[1] if len(parameters) > 1 else None
-        conv = partial(
-            torch.conv2d,
-            weight=weight,
-            bias=bias,
-            stride=stride,
-            padding=padding,
-            dilation=dilation,
-            groups=self.groups,
-        )
-        if x.is_floating_point() or self.prepare is None:
-            return conv(x)
-        first = conv(self.prepare(x[:1]).to(weight.dtype))
-        if len(x) == 1:
-            return first
-        made = first.new_empty((len(x), *first.shape[1:]))
-        made[:1] = first
-        for i in range(1, len(x)):
-            made[i : i + 1] = conv(self.prepare(x[i : i + 1]).to(weight.dtype))
-        return made
+        if self.prepare is not None and not x.is_floating_point():
+            x = self.prepare(x).to(weight.dtype)
+        return torch.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+
+    def make(self, x: Source, like: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+        # With few channels, or in half precision, a CPU takes copies of input and output in another layout.
+        copies = like.shape[1] < 16 or like.element_size() < 4
+        if copies and like[0].numel() >= _LARGE:
+            return gather((self.forward(image, *parameters) for image in images_of(x, len(like))), len(like))
+        return self.forward(x(lambda whole: whole), *parameters)
 
     def backward(
         self,
         du: Tensor,
-        x: Callable[[], Tensor],
+        x: Source,
         like: Tensor,
         parameters: Sequence[Tensor],
         wanted: list[bool],
     ) -> Grads:
-        dx: Tensor | None = None
-        dparameters: Grads = [None] * len(parameters)
-        if any(wanted[1:]):
-            dparameters = self._of_parameters(du, x(), parameters, wanted)
-        if wanted[0]:
-            shape = like if like.dtype == du.dtype else torch.empty_like(like, dtype=du.dtype)
-            dx = self._call(du, shape, parameters, (True, False, False))[0]
-        return [dx, *dparameters]
-
-    def _of_parameters(
-        self, du: Tensor, x: Tensor, parameters: Sequence[Tensor], wanted: list[bool]
-    ) -> Grads:
-        mask = (False, wanted[1], len(parameters) > 1 and wanted[2])
+        count = len(like)
+        step = count if like[0].numel() < _LARGE and self.prepare is None else 1
         total: Grads = [None] * len(parameters)
-        for of_map, part in self._parts(du, x):
-            found = self._call(of_map, part, parameters, mask)[1 : 1 + len(parameters)]
-            total = [
-                more if sum_ is None else sum_.add_(more) for sum_, more in zip(total, found, strict=True)
-            ]
-        return total
+        dx: Tensor | None = None
+        for i in range(0, count, step):
+            images = slice(i, i + step)
+            part = self._input(x, like, images, du.dtype, any(wanted[1:]))
+            found, *more = self._call(du[images], part, parameters, wanted)
+            total = [m if t is None else t.add_(m) for t, m in zip(total, more, strict=False)]
+            if wanted[0] and step < count:
+                dx = _memory_for(du, like) if dx is None else dx
+                dx[images] = found
+            elif wanted[0]:
+                dx = found
+            del part, found  # before the next image
+        return [dx, *total]
 
-    def _parts(self, du: Tensor, x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Gradient and input of the whole batch, or of one image at a time where they are bytes."""
-        if x.is_floating_point() or self.prepare is None:
-            yield du, x
-            return
-        for i in range(len(x)):
-            yield du[i : i + 1], self.prepare(x[i : i + 1]).to(du.dtype)
+    def _input(self, x: Source, like: Tensor, images: slice, dtype: torch.dtype, by_value: bool) -> Tensor:
+        """Some images of the input; where only their shape counts, of a map that is there already."""
+        if not by_value:
+            return like[images] if like.dtype == dtype else torch.empty_like(like[images], dtype=dtype)
+        part = x(lambda whole: whole[images])
+        return part if part.is_floating_point() or self.prepare is None else self.prepare(part).to(dtype)
 
-    def _call(
-        self, du: Tensor, x: Tensor, parameters: Sequence[Tensor], mask: tuple[bool, bool, bool]
-    ) -> Any:
+    def _call(self, du: Tensor, x: Tensor, parameters: Sequence[Tensor], wanted: list[bool]) -> Any:
         bias = [parameters[1].shape[0]] if len(parameters) > 1 else None
+        mask = (wanted[0], wanted[1], len(parameters) > 1 and wanted[2])
         return torch.ops.aten.convolution_backward(
-            du, x, parameters[0], bias, *self.settings, False, [0, 0], self.groups, mask
+            du,
+            x,
+            parameters[0],
+            bias,
+            self.stride,
+            self.padding,
+            self.dilation,
+            False,
+            [0, 0],
+            self.groups,
+            mask,
         )
+
+
+def _memory_for(du: Tensor, like: Tensor) -> Tensor:
+    """Where the gradient of the input goes, image by image: the place of the one it comes from, if that fits."""
+    if du.shape == like.shape and du.stride() == like.stride():
+        return du
+    return torch.empty_like(like, dtype=du.dtype)
+
+
+def images_of(x: Source, count: int) -> Iterator[Tensor]:
+    """The input [1, C, H, W], one image at a time."""
+    for i in range(count):
+        yield x(lambda whole, i=i: whole[i : i + 1])  # type: ignore[misc]
+
+
+def gather(maps: Iterable[Tensor], count: int) -> Tensor:
+    """Maps [1, C, h, w], made one at a time, as a batch [count, C, h, w]."""
+    batch: Tensor | None = None
+    i = 0  # an enumeration would hold on to a map while the next one is made
+    for each in maps:
+        if batch is None:
+            if count == 1:
+                return each
+            channels_last = each.is_contiguous(memory_format=torch.channels_last) and not each.is_contiguous()
+            layout = torch.channels_last if channels_last else torch.contiguous_format
+            shape = (count, *each.shape[1:])
+            batch = torch.empty(shape, dtype=each.dtype, device=each.device, memory_format=layout)
+        batch[i] = each[0]
+        i += 1
+        del each
+    assert batch is not None
+    return batch

@@ -28,26 +28,30 @@ def remember(make: Callable[[], T]) -> T:
 
 @contextmanager
 def noting() -> Iterator[list[Any]]:
-    """A first run: the results, collected while the context lasts."""
+    """A first run: the results, collected while the context lasts.
+
+    Inside of another run its notes are asked first, so that nothing is made twice.
+    """
     results: list[Any] = []
-    with _taking(_Notes(results, again=False)):
+    with _taking(_Notes(results, getattr(_thread, "notes", None), again=False)):
         yield results
 
 
 @contextmanager
 def reminding(results: list[Any]) -> Iterator[None]:
     """A second run: the results of the first are handed out in their order."""
-    with _taking(_Notes(results, again=True)):
+    with _taking(_Notes(results, None, again=True)):
         yield
 
 
 class _Notes:
-    def __init__(self, results: list[Any], again: bool) -> None:
-        self.results, self.again, self.position = results, again, 0
+    def __init__(self, results: list[Any], outer: _Notes | None, again: bool) -> None:
+        self.results, self.outer, self.again = results, outer, again
+        self.position = 0
 
     def next(self, make: Callable[[], T]) -> T:
         if not self.again:
-            self.results.append(make())
+            self.results.append(make() if self.outer is None else self.outer.next(make))
         elif self.position == len(self.results):
             return make()  # the function does something else this time, which the drift check reports
         self.position += 1

@@ -14,7 +14,7 @@ when anything could notice the difference: hooks, parametrized weights, tracing,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
@@ -26,24 +26,34 @@ from torch._compile import _disable_dynamo
 from torch.nn.modules import module as hooks_of_all
 
 from revseg import ops
-from revseg.makers import Grads
+from revseg.makers import Grads, Source
 from revseg.observers import has_hooks, is_traced
 from revseg.remember import remember
 from revseg.stack_layer import Layer
 
 
-def run_stack(modules: Sequence[nn.Module], x: Tensor) -> Tensor:
-    """The modules applied one after another.
+class Stack(nn.Sequential):
+    """Modules in a row, of which neighbouring layers keep one raw map each.
 
-    Args:
-        modules: Those with a method `as_layer`, which gives a `Layer` or None, go into stacks;
-            others are called.
-        x: The input of the first: a float map [N, C, H, W], or what its maker takes.
+    A layer is a module with a method `as_layer`, which gives a `Layer` or None, like `ConvBNAct`.
+    Other modules are called. Stacks inside of stacks count as their modules.
     """
-    if not stacks_are_right(x):
-        for module in modules:
-            x = module(x)
-        return x
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not stacks_are_right(x):
+            return super().forward(x)  # type: ignore[no-any-return, no-untyped-call]
+        return _run_stack(self.flat(), x)
+
+    def flat(self) -> Iterator[nn.Module]:
+        """The modules of this stack and of those in it."""
+        for module in self:
+            if type(module) is Stack and not has_hooks(module):
+                yield from module.flat()
+            else:
+                yield module
+
+
+def _run_stack(modules: Iterable[nn.Module], x: Tensor) -> Tensor:
     layers: list[Layer] = []
     for module in modules:
         as_layer = getattr(module, "as_layer", None)
@@ -104,15 +114,24 @@ class _Plan:
         self.statistics: list[tuple[Tensor, Tensor]] = []
         with self.no_autocast():
             for i, layer in enumerate(self.layers):
-                made = layer.maker.forward(self.lowered(x), *map(self.lowered, self.of_maker(i, parameters)))
+                own = [self.lowered(p) for p in self.of_maker(i, parameters)]
+                like = kept[-1] if kept else x
+                made = layer.maker.make(self.source(i, x, parameters, kept), like, own)
                 self.statistics.append(remember(partial(layer.statistics, made)))
-                norm = self.norm(i, parameters)
                 if kept is None:
-                    x = ops.bn_act(made, norm, out=made)
+                    x = ops.bn_act(made, self.norm(i, parameters), out=made)
                 else:
                     kept.append(made)
-                    x = ops.bn_act(made, norm)
-        return x
+        return x if kept is None else ops.bn_act(made, self.norm(i, parameters))
+
+    def source(
+        self, i: int, x: Tensor, parameters: Sequence[Tensor], kept: Sequence[Tensor] | None
+    ) -> Source:
+        """The input of layer i: of the stack, or computed from the raw map of the layer before, if that was kept."""
+        if not kept:
+            return lambda pick: self.lowered(pick(x))
+        u, norm = kept[-1], self.norm(i - 1, parameters)
+        return lambda pick: ops.bn_act(pick(u), norm)
 
     def plain(self, x: Tensor, parameters: Sequence[Tensor]) -> Tensor:
         """The output by ordinary autograd, any number of times differentiable."""
@@ -177,7 +196,15 @@ class _Stack(torch.autograd.Function):
             return None, *_differentiable(plan, x, parameters, dz, wanted)
         ctx.maybe_clear_saved_tensors()  # raw maps are freed as they are used
         with plan.no_autocast():
-            return None, *_gradients(plan, x, parameters, kept, dz, wanted)
+            return None, *_gradients(plan, x, parameters, kept, dz, wanted, _is_last_pass(ctx))
+
+
+def _is_last_pass(ctx: Any) -> bool:
+    """Whether saved tensors are gone, so that no other backward pass (`retain_graph`) will need them."""
+    try:
+        return not ctx.saved_tensors
+    except RuntimeError:
+        return True
 
 
 def _gradients(
@@ -187,19 +214,19 @@ def _gradients(
     kept: list[Tensor],
     dz: Tensor,
     wanted: Sequence[bool],
+    last: bool,
 ) -> Grads:
-    """Of the input and the parameters. `kept` is emptied on the way."""
+    """Of the input and the parameters. `kept` is emptied on the way, and overwritten in the last pass."""
     found: Grads = [None] * len(parameters)
     dx: Tensor | None = dz
     for i in reversed(range(len(plan.layers))):
         assert dx is not None
         slots = plan.slots[i]
         u = kept.pop()
-        owned = i < len(plan.layers) - 1 and dx.dtype == u.dtype and dx.stride() == u.stride()
-        du, *of_norm = ops.bn_act_backward(
-            u, dx, plan.norm(i, parameters), plan.batch[i], dx if owned else None
-        )
-        del u, dx
+        ours = i < len(plan.layers) - 1 and dx.dtype == u.dtype and dx.stride() == u.stride()
+        out = dx if ours else u if last else None
+        du, *of_norm = ops.bn_act_backward(u, dx, plan.norm(i, parameters), plan.batch[i], out)
+        del u, dx, out
         for slot, gradient in zip(slots[-3:], of_norm, strict=True):
             if slot is not None and wanted[slot + 1]:
                 p = parameters[slot]
@@ -211,7 +238,7 @@ def _gradients(
         asked = [wanted[0] or any(wanted[slot + 1] for slot in before), *(wanted[slot + 1] for slot in mine)]
         own = [plan.lowered(parameters[slot]) for slot in mine]
         like = kept[-1] if kept else x
-        source = partial(_source, plan, i, x, parameters, kept)
+        source = plan.source(i, x, parameters, kept)
         dx, *of_maker = plan.layers[i].maker.backward(du, source, like, own, asked)
         del du
         for slot, dparameter in zip(mine, of_maker, strict=True):
@@ -219,11 +246,6 @@ def _gradients(
         if not asked[0]:
             break
     return [dx.to(x.dtype) if wanted[0] and dx is not None else None, *found]
-
-
-def _source(plan: _Plan, i: int, x: Tensor, parameters: Sequence[Tensor], kept: Sequence[Tensor]) -> Tensor:
-    """The input of layer i, from the raw map of the one before."""
-    return plan.lowered(x) if i == 0 else ops.bn_act(kept[-1], plan.norm(i - 1, parameters))
 
 
 def _differentiable(

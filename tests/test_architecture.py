@@ -15,7 +15,7 @@ LAYERS = [  # the lowest first; a module imports from lines below its own
     {"drift", "steps", "stack_layer"},
     {"gradients", "stack"},
     {"ordinary"},
-    {"exact", "layers", "losses"},
+    {"exact", "layers", "losses", "levels"},
     {"engine"},
     {"couplings", "downsample"},
     {"sequence"},

@@ -28,9 +28,10 @@ from torch import Tensor, nn
 from revseg.couplings import COUPLINGS
 from revseg.engine import Exact
 from revseg.layers import ConvBNAct, ImageConvBNAct, asymmetric_pairs
+from revseg.levels import check_level, run_again
 from revseg.models.vnet_cpp import CPP, check_choice
 from revseg.sequence import ReversibleSequence
-from revseg.stack import run_stack
+from revseg.stack import Stack
 
 Dilations = Sequence[Sequence[int]]  # of one stage: for each module, for each of its pairs
 
@@ -65,6 +66,9 @@ class VNet(nn.Module):
         cpp_post_norm: Whether batch norm and activation follow the concatenation.
         classifier_bias: Whether the last convolution has a bias.
         dropout: Probability of dropping a channel at the end of each F.
+        memory: "lowest", "balanced" or "fastest", see `revseg.levels`. The V modules are undone at the
+            first two; at the lowest level the stem and CPP run again too. Peak of a training step,
+            batch 4 at 1024 x 2048 in float32: PEAKS.
         save_activations: Train with ordinary autograd: same numbers, same state dict, more memory.
         exact: Bit-for-bit inversion of the V modules: True, or "lossless"; see `ReversibleSequence`.
 
@@ -95,6 +99,7 @@ class VNet(nn.Module):
         cpp_post_norm: bool = True,
         classifier_bias: bool = False,
         dropout: float = 0.0,
+        memory: str = "balanced",
         save_activations: bool = False,
         exact: Exact = False,
     ) -> None:
@@ -102,6 +107,9 @@ class VNet(nn.Module):
         _check(num_classes, widths, alpha, beta, dilations, bn_eps, bn_momentum, dropout)
         check_choice("coupling", coupling, tuple(FUNCTIONS))
         check_choice("layout", layout, LAYOUTS)
+        check_level(memory)
+        saved = save_activations or memory == "fastest"
+        again: Callable[[nn.Module], nn.Module] = partial(run_again, memory=memory, save_activations=saved)
         conv: Callable[..., nn.Module] = partial(
             ConvBNAct, activation=activation, eps=bn_eps, momentum=bn_momentum
         )
@@ -123,6 +131,7 @@ class VNet(nn.Module):
             activation=activation,
             eps=bn_eps,
             momentum=bn_momentum,
+            wrap=again,
         )
 
         def v_modules(channels: int, count: int, stage: Dilations) -> ReversibleSequence:
@@ -132,20 +141,20 @@ class VNet(nn.Module):
                 for block in [module] if layout == "block_per_module" else [(d,) for d in module]:
                     functions = [pairs(channels // 2, block) for _ in range(FUNCTIONS[coupling])]
                     blocks.append(COUPLINGS[coupling](*functions))
-            return ReversibleSequence(*blocks, save_activations=save_activations, exact=exact)
+            return ReversibleSequence(*blocks, save_activations=saved, exact=exact)
 
         w1, w2, w3 = widths
         first = ImageConvBNAct(3, w1, stride=2, activation=activation, eps=bn_eps, momentum=bn_momentum)
-        self.stem = nn.Sequential(first, conv(w1, w1), conv(w1, w1))  # 1/2
-        self.down2 = cpp(w1, w2)  # 1/4
+        stem = again(Stack(first, conv(w1, w1), conv(w1, w1)))  # 1/2
+        self.stem = again(Stack(stem, cpp(w1, w2)))  # 1/4
         self.stage2 = v_modules(w2, alpha, dilations[0])
-        self.down3 = cpp(w2, w3)  # 1/8
+        self.down = again(cpp(w2, w3))  # 1/8
         self.stage3 = v_modules(w3, beta, dilations[1])
         self.classifier = nn.Conv2d(w3, num_classes, 1, bias=classifier_bias)
 
     def forward(self, images: Tensor) -> Tensor:  # [N, 3, H, W] -> [N, C, h, w]
-        x = self.stage2(run_stack([*self.stem, self.down2], images))
-        x = self.stage3(self.down3(x))
+        x = self.stage2(self.stem(images))
+        x = self.stage3(self.down(x))
         return self.classifier(x)  # type: ignore[no-any-return]
 
 

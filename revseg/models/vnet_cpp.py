@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from revseg import ops
 from revseg.layers import BNAct
-from revseg.makers import Convolution, Grads
+from revseg.makers import Convolution, Grads, Source, gather, images_of
 from revseg.observers import has_hooks
 from revseg.stack import run_layers, stacks_are_right
 from revseg.stack_layer import Layer, layer_of
@@ -95,53 +95,58 @@ class CPP(nn.Module):
 
     def as_layer(self) -> Layer | None:
         """CPP as a layer of a stack; None where its parts are not normed together, or hooked."""
-        conv = Convolution.of(self.pointwise)
-        if conv is None or not self.post_norm or has_hooks(self.norm, self.pools, *self.pools):
+        if Convolution.of(self.pointwise) is None or not self.post_norm:
             return None
-        bn, act = self.norm
-        maker = _CPPMaker(conv, self.pooled)
+        if has_hooks(self.norm, self.pools, *self.pools):
+            return None
+        maker = _CPPMaker(self.pooled)
         if all(isinstance(pool, nn.AvgPool2d) for pool in self.pools):
             maker = _AveragePools(
-                conv, self.pooled, self.sizes, 1 / len(self.pools) if self.merge == "mean" else 1.0
+                self.pooled, self.sizes, 1 / len(self.sizes) if self.merge == "mean" else 1.0
             )
+        bn, act = self.norm
         return layer_of(maker, (self.pointwise.weight,), bn, act)
 
 
 class _CPPMaker:
-    """The raw map of CPP: new channels by the convolution, old ones by the pools, an image at a time."""
+    """The raw map of CPP, an image at a time: new channels from every second pixel, old ones from the pools."""
 
-    def __init__(self, conv: Convolution, pooled: Callable[[Tensor], Tensor]) -> None:
-        self.conv, self.pooled = conv, pooled
+    def __init__(self, pooled: Callable[[Tensor], Tensor]) -> None:
+        self.pooled = pooled
 
     def forward(self, x: Tensor, *parameters: Tensor) -> Tensor:
-        new = self.conv.forward(x, *parameters)
-        if torch.is_grad_enabled():
-            return torch.cat((new, self.pooled(x)), 1)
-        old = x.shape[1]
-        made = new.new_empty((len(x), new.shape[1] + old, *new.shape[2:]))
-        made[:, :-old] = new
-        for image, written in zip(torch.split(x, 1), torch.split(made[:, -old:], 1), strict=True):
-            written.copy_(self.pool(image))
-        return made
+        return torch.cat((torch.conv2d(x, parameters[0], stride=2), self.pooled(x)), 1)
+
+    def make(self, x: Source, like: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+        maps = (
+            torch.cat((torch.conv2d(_every_second(image), parameters[0]), self.pool(image)), 1)
+            for image in images_of(x, len(like))
+        )
+        return gather(maps, len(like))
 
     def backward(
-        self,
-        du: Tensor,
-        x: Callable[[], Tensor],
-        like: Tensor,
-        parameters: Sequence[Tensor],
-        wanted: list[bool],
+        self, du: Tensor, x: Source, like: Tensor, parameters: Sequence[Tensor], wanted: list[bool]
     ) -> Grads:
-        old = like.shape[1]
-        dx, dweight = self.conv.backward(du[:, :-old], x, like, parameters, wanted)
-        if dx is not None:
-            parts = (torch.split(t, 1) for t in (dx, du[:, -old:], self.input_of_pools(x, like)))
-            for dimage, of_pools, image in zip(*parts, strict=True):
-                dimage += self.pool_backward(of_pools, image)
+        old, (weight,) = like.shape[1], parameters
+        points = x(_every_second)
+        shapes = self.input_of_pools(x, like) if wanted[0] else like
+        dx = torch.empty_like(like, dtype=du.dtype) if wanted[0] else None
+        dweight = torch.zeros_like(weight) if wanted[1] else None
+        for i, (d, point, image) in enumerate(
+            zip(torch.split(du, 1), torch.split(points, 1), torch.split(shapes, 1), strict=True)
+        ):
+            dpoint, more, _ = torch.ops.aten.convolution_backward(
+                d[:, :-old], point, weight, None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1, (*wanted, False)
+            )
+            if dweight is not None:
+                dweight += more
+            if dx is not None:
+                dx[i : i + 1] = self.pool_backward(d[:, -old:], image.to(du.dtype))
+                dx[i : i + 1, :, ::2, ::2] += dpoint
         return [dx, dweight]
 
-    def input_of_pools(self, x: Callable[[], Tensor], like: Tensor) -> Tensor:
-        return x()  # the gradient of a maximum depends on where it was
+    def input_of_pools(self, x: Source, like: Tensor) -> Tensor:
+        return x(lambda whole: whole)  # the gradient of a maximum depends on where it was
 
     def pool(self, image: Tensor) -> Tensor:
         return self.pooled(image)
@@ -156,13 +161,11 @@ class _CPPMaker:
 class _AveragePools(_CPPMaker):
     """The same for average pools at stride 2, whose gradient does not depend on their input."""
 
-    def __init__(
-        self, conv: Convolution, pooled: Callable[[Tensor], Tensor], sizes: Sequence[int], share: float
-    ) -> None:
-        super().__init__(conv, pooled)
+    def __init__(self, pooled: Callable[[Tensor], Tensor], sizes: Sequence[int], share: float) -> None:
+        super().__init__(pooled)
         self.sizes, self.share = sizes, share
 
-    def input_of_pools(self, x: Callable[[], Tensor], like: Tensor) -> Tensor:
+    def input_of_pools(self, x: Source, like: Tensor) -> Tensor:
         return like
 
     def pool(self, image: Tensor) -> Tensor:
@@ -170,6 +173,11 @@ class _AveragePools(_CPPMaker):
 
     def pool_backward(self, dy: Tensor, image: Tensor) -> Tensor:
         return ops.sum_of_pools_backward(dy, image, self.sizes).mul_(self.share)
+
+
+def _every_second(x: Tensor) -> Tensor:
+    """The pixels that a 1 x 1 convolution with stride 2 reads."""
+    return x[:, :, ::2, ::2].contiguous()
 
 
 def _pool(pool: str, style: str, size: int) -> nn.Module:
