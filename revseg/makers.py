@@ -157,18 +157,16 @@ def images_of(x: Source, count: int) -> Iterator[Tensor]:
 
 def gather(maps: Iterable[Tensor], count: int) -> Tensor:
     """Maps [1, C, h, w], made one at a time, as a batch [count, C, h, w]."""
-    batch: Tensor | None = None
-    i = 0  # an enumeration would hold on to a map while the next one is made
-    for each in maps:
-        if batch is None:
-            if count == 1:
-                return each
-            channels_last = each.is_contiguous(memory_format=torch.channels_last) and not each.is_contiguous()
-            layout = torch.channels_last if channels_last else torch.contiguous_format
-            shape = (count, *each.shape[1:])
-            batch = torch.empty(shape, dtype=each.dtype, device=each.device, memory_format=layout)
-        batch[i] = each[0]
-        i += 1
-        del each
-    assert batch is not None
+    maps = iter(maps)
+    first = next(maps)
+    if count == 1:
+        return first
+    channels_last = first.is_contiguous(memory_format=torch.channels_last) and not first.is_contiguous()
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    shape = (count, *first.shape[1:])
+    batch = torch.empty(shape, dtype=first.dtype, device=first.device, memory_format=layout)
+    batch[0] = first[0]
+    del first  # no map is held while the next one is made
+    for i in range(1, count):
+        batch[i] = next(maps)[0]
     return batch
