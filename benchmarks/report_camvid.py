@@ -11,8 +11,8 @@ HEAD = """\
 
 VNet (8-32-128) with the default recipe (Adam 5e-4, weight decay 1e-4, poly 0.9, batch 4, mirrored images,
 cross-entropy without class weights) on the 367 training images, mIoU on the 101 validation images.
-"saved" is the same network with ordinary autograd, from the same seed. Classes at the best epoch, in
-percent. The machine did other work beside, so the seconds are no comparison of speed.
+"saved" is the same network with ordinary autograd, from the same seed. Classes at the best epoch
+of each run, in percent. The machine did other work beside, so the seconds are no comparison of speed.
 
 ![Loss and mIoU by epoch](results/camvid.png)
 """
