@@ -114,6 +114,26 @@ def test_function_transforms_take_the_plain_path():  # 55
         torch.testing.assert_close(torch.autograd.forward_ad.unpack_dual(fn(dual)).tangent, plain.sum())
 
 
+def test_forward_mode_by_a_parameter_is_refused():  # 55
+    net = recomputed().eval()
+    name = "1.module.0.weight"
+    with torch.autograd.forward_ad.dual_level():
+        weight = net.get_parameter(name)
+        dual = torch.autograd.forward_ad.make_dual(weight, torch.ones_like(weight))
+        with pytest.raises(NotImplementedError, match="forward mode AD"):
+            functional_call(net, dict(net.named_parameters()) | {name: dual}, small_input())
+
+
+def test_batched_gradients_are_right():  # 55
+    net = recomputed().eval()
+    directions = small_input(3, 2, 2, 6, 5, requires_grad=False)
+    found = []
+    for module in (net, twin(net)):
+        x = small_input()
+        found.append(torch.autograd.grad(module(x), x, directions, is_grads_batched=True)[0])
+    torch.testing.assert_close(*found)
+
+
 def test_inference_mode_and_no_grad_keep_nothing():  # 56, 57
     net = recomputed().eval()
     expected = net(small_input()).detach()
