@@ -21,9 +21,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# Bytes of one map [n, C, R, W] of a band, unless a single row of one image takes more. A few such maps fit
-# into the second-level cache of a core; with larger ones, memory would set the pace.
+# Bytes of one map [n, C, R, W] of a band, unless a single row of one image takes more. The two or three
+# such maps that exist at a time fit into the second-level cache of a core.
 BAND_BYTES = 2**20 * 3 // 2
+BAND_BYTES_CUDA = 2**23  # few launches count more than the cache
 
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -101,9 +102,10 @@ class Upsampling:
     def _bands(self) -> Iterator[Band]:
         n, channels = self.source.shape[:2]
         row_bytes = channels * self.width * self.dtype.itemsize
+        rows_allowed = (BAND_BYTES_CUDA if self.source.is_cuda else BAND_BYTES) // row_bytes
         groups = [*_equal_runs(self._low)]
-        most_rows = max(1, min(BAND_BYTES // row_bytes, max(rows.stop - rows.start for rows in groups)))
-        most_images = max(1, BAND_BYTES // (row_bytes * most_rows))
+        most_rows = max(1, min(rows_allowed, max(rows.stop - rows.start for rows in groups)))
+        most_images = max(1, rows_allowed // most_rows)
         for images in _pieces(slice(0, n), most_images):
             for group in groups:
                 for rows in _pieces(group, most_rows):

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from revseg.drift import InversionError as InversionError
     from revseg.models import create_model as create_model
     from revseg.models import list_models as list_models
+    from revseg.ordinary import Recompute as Recompute
     from revseg.recompute import is_recomputing as is_recomputing
     from revseg.sequence import ReversibleSequence as ReversibleSequence
 
@@ -32,6 +33,7 @@ _HOME = {
     "HaarDownsample": "revseg.downsample",
     "InversionError": "revseg.drift",
     "OneSidedCoupling": "revseg.couplings",
+    "Recompute": "revseg.ordinary",
     "ReversibleSequence": "revseg.sequence",
     "Squeeze": "revseg.downsample",
     "create_model": "revseg.models",

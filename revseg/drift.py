@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import warnings
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -34,18 +34,26 @@ _pending: deque[tuple[Any, Tensor, Callable[[list[float]], None]]] = deque()
 
 
 class InversionError(RuntimeError):
-    """The inputs reconstructed in the backward pass are not those of the forward pass."""
+    """What the backward pass found again is not what the forward pass had."""
 
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """Samples of the two streams, float64 [2, 64 or fewer]."""
+    """Samples of tensors, float64 [64 or fewer] of each."""
 
     samples: tuple[Tensor, ...]
 
     @classmethod
-    def of(cls, streams: tuple[Tensor, Tensor]) -> Fingerprint:
-        return cls(tuple(_sample(x) for x in streams))
+    def of(cls, tensors: Iterable[Tensor]) -> Fingerprint:
+        return cls(tuple(_sample(x) for x in tensors))
+
+    def distance(self, tensors: Iterable[Tensor]) -> Tensor:
+        """How far each tensor is from the one sampled, by its largest sample, float64 [K]."""
+        rows = []
+        for kept, x in zip(self.samples, tensors, strict=True):
+            error = (_sample(x) - kept).abs().amax()
+            rows.append(error / kept.abs().amax().clamp_min(FLOOR))
+        return torch.stack(rows)
 
     def compare(
         self, reconstructed: tuple[Tensor, Tensor], finite: Tensor, check: Check, tolerance: float
@@ -63,11 +71,7 @@ class Fingerprint:
         Raises:
             InversionError: If a stream is off by more than the tolerance.
         """
-        rows = []
-        for kept, x in zip(self.samples, reconstructed, strict=True):
-            error = (_sample(x) - kept).abs().amax()
-            rows.append(error / kept.abs().amax().clamp_min(FLOOR))
-        drift = torch.where(finite, torch.stack(rows), 0.0)  # [2]
+        drift = torch.where(finite, self.distance(reconstructed), 0.0)  # [2]
         what = (
             "Either a function gives other values when run again (hidden state, numpy or Python random "
             "numbers), or it amplifies rounding too much for this depth and dtype"
@@ -80,15 +84,20 @@ class Fingerprint:
             if all(value <= tolerance for value in values):  # NaN is not
                 return
             off = " and ".join(f"{value:.2g}" for value in values)
-            message = (
+            complain(
                 f"the reconstructed input is off by {off} (first and second stream), "
-                f"more than {tolerance:g} of the stream's size. {what}"
+                f"more than {tolerance:g} of the stream's size. {what}",
+                check,
             )
-            if check == "error":
-                raise InversionError(message)
-            warnings.warn(message, RuntimeWarning, stacklevel=2)
 
         report(drift, judge)
+
+
+def complain(message: str, check: Check) -> None:
+    """Raise an `InversionError`, or only warn."""
+    if check == "error":
+        raise InversionError(message)
+    warnings.warn(message, RuntimeWarning, stacklevel=3)
 
 
 def tolerance_of(dtype: torch.dtype, half: bool) -> float:
@@ -101,7 +110,7 @@ def tolerance_of(dtype: torch.dtype, half: bool) -> float:
     return HALF_TOLERANCE if half else TOLERANCE.get(dtype, DEFAULT_TOLERANCE)
 
 
-def all_finite(streams: list[Tensor]) -> Tensor:
+def all_finite(streams: Iterable[Tensor]) -> Tensor:
     """Whether no value is infinite or NaN, bool [], on the device of the streams."""
     return torch.stack([x.sum(dtype=torch.float64) for x in streams]).isfinite().all()
 
@@ -127,6 +136,10 @@ def raise_pending() -> None:
 
 
 def _sample(x: Tensor) -> Tensor:
+    x = x.detach()
     stride = max(1, x.numel() // SAMPLES - 1) | 1  # odd, so that it does not stay in one column
     count = min(SAMPLES, (x.numel() + stride - 1) // stride)
-    return x.detach().as_strided((count,), (stride,), x.storage_offset()).to(torch.float64, copy=True)
+    if x.is_contiguous() or (x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)):
+        return x.as_strided((count,), (stride,), x.storage_offset()).to(torch.float64, copy=True)
+    places = torch.arange(0, count * stride, stride, device=x.device)  # slower, and takes any layout
+    return x[torch.unravel_index(places, x.shape)].to(torch.float64)

@@ -22,12 +22,13 @@ from torch import Tensor
 from torch._compile import _disable_dynamo  # torch.compiler.disable, without importing the compiler
 from torch.autograd.graph import get_gradient_edge
 
+from revseg.ambient import autocast_as
 from revseg.drift import Check, Fingerprint, all_finite, raise_pending, tolerance_of
 from revseg.exact import Residue, check_conditions, check_range, conditions, extremes_of
-from revseg.recompute import Call, autocast_as
-from revseg.steps import Map, Step, Streams, Update, dense, describe, laid_out, versions
+from revseg.gradients import Grads, alias, gradients
+from revseg.recompute import Call
+from revseg.steps import Map, Step, Streams, Update, dense, laid_out, versions
 
-Grads = list[Tensor | None]
 Exact = bool | Literal["lossless"]
 
 
@@ -79,15 +80,23 @@ class _Reversible(torch.autograd.Function):
         raise_pending()
         chain: _Chain = ctx.chain
         grads: Grads = box[0] if isinstance(box[0], list) else list(box)
-        saved = ctx.saved_tensors
-        outputs, parameters = (saved[:1], saved[1:]) if ctx.join else (saved[:2], saved[2:])
-        streams = list(map(dense, outputs[0].chunk(2, 1))) if ctx.join else list(outputs)
+        streams, parameters = _saved(ctx)
         if ctx.join and grads[0] is not None:
             grads[:] = grads[0].chunk(2, 1)
         elif ctx.join:
             grads.append(None)
         dparameters = chain.backward(streams, grads, parameters)
         return None, None, *grads, *dparameters
+
+
+def _saved(ctx: Any) -> tuple[list[Tensor], tuple[Tensor, ...]]:
+    """The two output streams and the parameters. A joined output is let go of, unless kept for another pass."""
+    saved: tuple[Tensor, ...] = ctx.saved_tensors
+    if not ctx.join:
+        return list(saved[:2]), saved[2:]
+    streams = list(map(dense, saved[0].chunk(2, 1)))
+    ctx.maybe_clear_saved_tensors()
+    return streams, saved[1:]
 
 
 class _Chain:
@@ -201,9 +210,10 @@ class _Link:
             return
         edge = get_gradient_edge(h)
         del h, value, dy  # the value of the function is freed before its gradients take room
-        dsource, *dleaves = _gradients(edge, [source, *leaves], dh, self.step.name)
+        dsource, *dleaves = gradients([edge], [source, *leaves], [dh], self.step.name)
         if self.source_wanted:
             grads[s] = _add(grads[s], dsource)
+            grads[t] = _alone(grads[t])
         for i, gradient in zip(self.indices, dleaves, strict=True):
             dparameters[i] = _add(dparameters[i], gradient)
 
@@ -236,10 +246,10 @@ class _Link:
         streams[t] = self._uncoupled(streams[t], h)
         if dy is None:
             return
-        x, source, *leaves = (_alias(p) for p in (streams[t], streams[s], *own))
+        x, source, *leaves = (alias(p) for p in (streams[t], streams[s], *own))
         y = rule.couple(x, self.call.rerun(self.replay, source, parameters=leaves))
-        dx, dsource, *dleaves = _gradients(
-            get_gradient_edge(y), [x, source, *leaves], dy, "", create_graph=True
+        dx, dsource, *dleaves = gradients(
+            [get_gradient_edge(y)], [x, source, *leaves], [dy], self.step.name, create_graph=True
         )
         grads[t] = dx
         grads[s] = _add(grads[s], dsource)
@@ -259,39 +269,13 @@ class _Restore(torch.autograd.Function):
         return dx, None
 
 
-def _gradients(edge: Any, inputs: list[Tensor], dy: Tensor, name: str, create_graph: bool = False) -> Grads:
-    """The gradient of each input, None where it has none."""
-    _refuse_strangers(edge.node, inputs, name)
-    asked = [x for x in inputs if x.requires_grad]
-    found = iter(torch.autograd.grad([edge], asked, [dy], allow_unused=True, create_graph=create_graph))
-    return [next(found) if x.requires_grad else None for x in inputs]
-
-
-def _refuse_strangers(node: Any, inputs: list[Tensor], name: str) -> None:
-    """Raise if the graph reaches a leaf whose gradient nobody would receive."""
-    known = {id(x) for x in inputs}
-    todo, seen = [node], {node} | {x.grad_fn for x in inputs}  # no further than the inputs
-    while todo:
-        node = todo.pop()
-        leaf = getattr(node, "variable", None)
-        if isinstance(leaf, Tensor) and id(leaf) not in known:
-            raise RuntimeError(
-                f"{name}: the function uses a tensor {describe(leaf)} that requires grad and is no parameter "
-                "of it, so its gradient would be lost; make the function a torch.nn.Module that owns it "
-                "(sharded by FSDP2: shard the sequence, or whole blocks with per_block=True)"
-            )
-        for following, _ in node.next_functions:
-            if following is not None and following not in seen:
-                seen.add(following)
-                todo.append(following)
-
-
 def _own(y: Tensor, x: Tensor) -> Tensor:
     return y.clone() if y is x else y  # a stream that no step updates
 
 
-def _alias(x: Tensor) -> Tensor:
-    return x.view_as(x) if x.requires_grad else x
+def _alone(dx: Tensor | None) -> Tensor | None:
+    """The gradient as a tensor of its own: half of a joined one would keep the other half in memory."""
+    return dx.clone() if dx is not None and dx._base is not None else dx
 
 
 def _add(a: Tensor | None, b: Tensor | None) -> Tensor | None:

@@ -10,9 +10,14 @@ and to keep than float32.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
+
+from revseg.makers import Convolution
+from revseg.stack import Stack, run_layers, stacks_are_right
+from revseg.stack_layer import Layer, layer_of
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -49,7 +54,7 @@ def normalize_images(images: Tensor) -> Tensor:
     return images.float().sub_(mean).div_(std)
 
 
-class BNAct(nn.Module):
+class BNAct(nn.Sequential):
     """Batch norm, then activation.
 
     Args:
@@ -66,16 +71,18 @@ class BNAct(nn.Module):
     def __init__(
         self, channels: int, *, activation: str = "prelu", eps: float = 1e-3, momentum: float = 0.1
     ) -> None:
-        super().__init__()
-        self.bn = nn.BatchNorm2d(channels, eps=eps, momentum=momentum)
-        self.act = _activation(activation, channels)
-
-    def forward(self, x: Tensor) -> Tensor:  # [N, C, h, w] -> [N, C, h, w]
-        return self.act(self.bn(x))  # type: ignore[no-any-return]
+        super().__init__(
+            nn.BatchNorm2d(channels, eps=eps, momentum=momentum), _activation(activation, channels)
+        )
 
 
-class ConvBNAct(nn.Module):
-    """Convolution without bias, batch norm, activation.
+class ConvBNAct(nn.Sequential):
+    """Convolution without bias, batch norm, activation: [N, in, H, W] to [N, out, h, w].
+
+    Names and numbers are those of `nn.Sequential(nn.Conv2d(...), nn.BatchNorm2d(...), nn.PReLU(...))`.
+    Run as a layer of a stack (`revseg.stack`), which keeps its input and its raw map for the
+    backward pass, where the three modules keep four maps; a `Stack` of such layers keeps the raw
+    maps alone.
 
     Args:
         in_channels: Channels that come in.
@@ -103,19 +110,44 @@ class ConvBNAct(nn.Module):
         eps: float = 1e-3,
         momentum: float = 0.1,
     ) -> None:
-        super().__init__()
         height, width = (kernel, kernel) if isinstance(kernel, int) else kernel
         if height % 2 == 0 or width % 2 == 0:
             raise ValueError(f"expected odd kernel sizes, got {height} x {width}")
         padding = (dilation * (height // 2), dilation * (width // 2))
-        self.conv = nn.Conv2d(
-            in_channels, out_channels, (height, width), stride, padding, dilation, bias=False
+        super().__init__(
+            nn.Conv2d(in_channels, out_channels, (height, width), stride, padding, dilation, bias=False),
+            nn.BatchNorm2d(out_channels, eps=eps, momentum=momentum),
+            _activation(activation, out_channels),
         )
-        self.bn = nn.BatchNorm2d(out_channels, eps=eps, momentum=momentum)
-        self.act = _activation(activation, out_channels)
 
-    def forward(self, x: Tensor) -> Tensor:  # [N, in_channels, H, W] -> [N, out_channels, h, w]
-        return self.act(self.bn(self.conv(x)))  # type: ignore[no-any-return]
+    def as_layer(self) -> Layer | None:
+        """This module as a layer of a stack; None if it has become something else."""
+        if len(self) != 3:
+            return None
+        conv, bn, act = self
+        return layer_of(Convolution.of(conv, self.prepare), tuple(conv.parameters()), bn, act)
+
+    prepare: Callable[[Tensor], Tensor] | None = None  # what makes images out of bytes
+
+    def forward(self, x: Tensor) -> Tensor:
+        layer = self.as_layer() if stacks_are_right(x) else None
+        return run_layers([layer], x) if layer is not None else self.plain(x)
+
+    def plain(self, x: Tensor) -> Tensor:
+        """The three modules, one after another."""
+        return super().forward(x)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class ImageConvBNAct(ConvBNAct):
+    """The first layer of a network: takes images, bytes or already normalised.
+
+    Bytes are normalised one image at a time, so the batch never exists as floats.
+    """
+
+    prepare = staticmethod(normalize_images)
+
+    def plain(self, x: Tensor) -> Tensor:
+        return super().plain(normalize_images(x))
 
 
 def asymmetric_pairs(
@@ -127,7 +159,8 @@ def asymmetric_pairs(
     activation: str = "prelu",
     eps: float = 1e-3,
     momentum: float = 0.1,
-) -> nn.Sequential:
+    wrap: Callable[[nn.Module], nn.Module] = lambda pair: pair,
+) -> Stack:
     """Pairs of an n x 1 and a 1 x n convolution, each with batch norm and activation.
 
     A pair sees what an n x n convolution sees with 2 n instead of n² weights per pair of
@@ -141,26 +174,18 @@ def asymmetric_pairs(
         activation: See `BNAct`.
         eps: See `BNAct`.
         momentum: See `BNAct`.
+        wrap: Called with each pair, for what stands in its place.
 
     Returns:
         A module [N, C, h, w] -> [N, C, h, w].
     """
-    layers: list[nn.Module] = []
-    for dilation in dilations:
-        for shape in ((kernel, 1), (1, kernel)):
-            conv = ConvBNAct(
-                channels,
-                channels,
-                shape,
-                dilation=dilation,
-                activation=activation,
-                eps=eps,
-                momentum=momentum,
-            )
-            layers.append(conv)
-    if dropout > 0:
-        layers.append(nn.Dropout2d(dropout))
-    return nn.Sequential(*layers)
+    layer = partial(ConvBNAct, channels, channels, activation=activation, eps=eps, momentum=momentum)
+    pairs = (
+        Stack(layer((kernel, 1), dilation=dilation), layer((1, kernel), dilation=dilation))
+        for dilation in dilations
+    )
+    last = [nn.Dropout2d(dropout)] if dropout > 0 else []
+    return Stack(*map(wrap, pairs), *last)
 
 
 def _activation(name: str, channels: int) -> nn.Module:

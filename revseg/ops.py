@@ -1,6 +1,28 @@
-"""The door to the kernels: every operation, under the name by which it is called."""
+"""The door to the kernels: every operation, and the rule that decides whether they are used.
 
+`REVSEG_KERNELS=0` in the environment turns them off: layers then run as ordinary PyTorch modules.
+"""
+
+import os
+
+from revseg.kernels.bn_act import Norm, batch_statistics, bn_act, bn_act_backward
+from revseg.kernels.sum_of_pools import sum_of_pools, sum_of_pools_backward
 from revseg.kernels.upsample_argmax import upsample_argmax
 from revseg.kernels.upsample_cross_entropy import upsample_cross_entropy
 
-__all__ = ["upsample_argmax", "upsample_cross_entropy"]
+__all__ = [
+    "Norm",
+    "batch_statistics",
+    "bn_act",
+    "bn_act_backward",
+    "kernels_are_on",
+    "sum_of_pools",
+    "sum_of_pools_backward",
+    "upsample_argmax",
+    "upsample_cross_entropy",
+]
+
+
+def kernels_are_on() -> bool:
+    """Whether layers use the operations of this library."""
+    return os.environ.get("REVSEG_KERNELS", "1") != "0"

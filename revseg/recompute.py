@@ -16,7 +16,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import _disable_current_modes
+
+from revseg.ambient import (
+    Autocast,
+    RandomState,
+    autocast_as,
+    autocast_state,
+    devices_of,
+    gpu_is_awake,
+    random_as,
+    random_state,
+)
+from revseg.remember import noting, reminding
 
 _SMALL = 1 << 16  # bytes; a larger buffer is kept as a copy only if the function changed it
 
@@ -61,8 +73,9 @@ class Replay:
 
     training: list[bool]
     buffers: list[dict[str, Tensor | None]]  # as they were before the run
-    autocast: dict[str, tuple[bool, torch.dtype]]
-    random: list[tuple[torch.device, Tensor]]  # empty when nothing was drawn
+    autocast: Autocast
+    random: RandomState  # empty when nothing was drawn
+    remembered: list[Any]  # results that `revseg.remember` hands to the second run
 
 
 class Call:
@@ -70,16 +83,16 @@ class Call:
 
     Args:
         fn: A module, or any callable that has no parameters of its own.
+        module: The module whose parameters, buffers and flags `fn` uses, if that is not `fn`.
     """
 
-    def __init__(self, fn: Callable[..., Any]) -> None:
+    def __init__(self, fn: Callable[..., Any], module: nn.Module | None = None) -> None:
         self.fn = fn
         with _turn():
-            self._collect()
+            self._collect(fn if module is None else module)
 
-    def _collect(self) -> None:
-        fn = self.fn
-        self.modules = tuple(fn.modules()) if isinstance(fn, nn.Module) else ()
+    def _collect(self, root: Callable[..., Any]) -> None:
+        self.modules = tuple(root.modules()) if isinstance(root, nn.Module) else ()
         unique: dict[int, Tensor] = {}
         self._slots: list[tuple[dict[str, Any], str, int]] = []  # where each parameter stands
         for module in self.modules:
@@ -102,21 +115,28 @@ class Call:
                 "torch.nn.utils.parametrize.cached() keeps weights made here without gradients; "
                 "leave it, or set save_activations=True"
             )
-        device = inputs[0].device
-        autocast = _autocast_state(device)
+        devices = devices_of((*inputs, *self.parameters))
+        autocast = autocast_state(devices)
+        awake = gpu_is_awake()
         with _turn():
-            before = _random_state(device)
+            before = random_state(devices)
             training = [module.training for module in self.modules]
             present = [dict(module._buffers) for module in self.modules]
             buffers = [{name: _copy(buffer) for name, buffer in each.items()} for each in present]
-            with autocast_as(autocast), self._swapped(self.parameters if parameters is None else parameters):
+            given = self.parameters if parameters is None else parameters
+            with autocast_as(autocast), self._swapped(given), noting() as remembered:
                 value = self.fn(*inputs)
             for copies, originals in zip(buffers, present, strict=True):
                 _share_unchanged(copies, originals)
-            after = _random_state(device)
+            after = random_state(devices)
+        if gpu_is_awake() != awake:
+            raise RuntimeError(
+                "the function is the first to use the GPU, whose random state before that is unknown; "
+                "call torch.cuda.init() before"
+            )
         with _disable_current_modes():  # the states are real where a mode makes tensors fake
             drawn = not all(torch.equal(a, b) for (_, a), (_, b) in zip(before, after, strict=True))
-        return value, Replay(training, buffers, autocast, before if drawn else [])
+        return value, Replay(training, buffers, autocast, before if drawn else [], remembered)
 
     def rerun(self, replay: Replay, *inputs: Tensor, parameters: Sequence[Tensor]) -> Any:
         """The value of the function once more, with the given parameters in place of its own."""
@@ -128,7 +148,8 @@ class Call:
                 self._swapped(parameters),
                 self._as_it_was(replay),
                 autocast_as(replay.autocast),
-                _random(replay.random),
+                random_as(replay.random),
+                reminding(replay.remembered),
             ):
                 return self.fn(*inputs)
         finally:
@@ -242,49 +263,3 @@ def _share_unchanged(copies: dict[str, Tensor | None], originals: dict[str, Tens
             continue
         if not has_values(copy) or torch.equal(copy, original):
             copies[name] = original
-
-
-def _autocast_state(device: torch.device) -> dict[str, tuple[bool, torch.dtype]]:
-    return {
-        kind: (torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
-        for kind in {device.type, "cpu"}
-        if torch.amp.is_autocast_available(kind)
-    }
-
-
-@contextmanager
-def autocast_as(state: dict[str, tuple[bool, torch.dtype]]) -> Iterator[None]:
-    """Autocast as a `Replay` has noted it."""
-    with ExitStack() as stack:
-        for kind, (enabled, dtype) in state.items():
-            if enabled or torch.is_autocast_enabled(kind):
-                stack.enter_context(torch.autocast(kind, dtype, enabled, cache_enabled=False))
-        yield
-
-
-def _random_state(device: torch.device) -> list[tuple[torch.device, Tensor]]:
-    states = [(torch.device("cpu"), torch.get_rng_state())]
-    if device.type not in ("cpu", "meta"):
-        states.append((device, torch.get_device_module(device).get_rng_state(device)))
-    return states
-
-
-def _set_random_state(states: list[tuple[torch.device, Tensor]]) -> None:
-    for device, state in states:
-        if device.type == "cpu":
-            torch.set_rng_state(state)
-        else:
-            torch.get_device_module(device).set_rng_state(state, device)
-
-
-@contextmanager
-def _random(states: list[tuple[torch.device, Tensor]]) -> Iterator[None]:
-    if not states:
-        yield
-        return
-    present = _random_state(states[-1][0])
-    _set_random_state(states)
-    try:
-        yield
-    finally:
-        _set_random_state(present)

@@ -113,26 +113,33 @@ def draw_samples(
         classes: Gives names and colours.
         gap: White pixels between the pictures.
     """
-    from PIL import Image, ImageDraw
+    from PIL import Image, ImageDraw, ImageFont
 
-    line = 16  # height of a line of text
     cell_h = max(image.shape[1] for image, _, _ in rows) + gap
     cell_w = max(image.shape[2] for image, _, _ in rows) + gap
-    per_line = max(1, 3 * cell_w // 110)
-    legend = -(-len(classes.names) // per_line)
-    sheet = Image.new("RGB", (3 * cell_w - gap, line + cell_h * len(rows) + line * legend), "white")
+    width = 3 * cell_w - gap
+    entries = list(zip(classes.names, classes.colours, strict=True))
+    if any((label == classes.ignore).any() for _, label, _ in rows):
+        entries.append(("not labelled", (0, 0, 0)))
+    font: Any = ImageFont.load_default(size=max(11, width // 75))
+    line = round(1.5 * font.size)
+    column = 2 * line + max(round(font.getlength(name)) for name, _ in entries)
+    per_line = max(1, width // column)
+    sheet = Image.new(
+        "RGB", (width, 2 * line + cell_h * len(rows) + line * -(-len(entries) // per_line)), "white"
+    )
     pen = ImageDraw.Draw(sheet)
-    for column, title in enumerate(("image", "label", "prediction")):
-        pen.text((column * cell_w + 2, 2), title, fill="black")
+    for i, title in enumerate(("image", "label", "prediction")):
+        pen.text((i * cell_w + cell_w // 2, line // 2), title, fill="black", font=font, anchor="mm")
     for row, (image, label, predicted) in enumerate(rows):
         pictures = (image.permute(1, 2, 0), classes.colorize(label), classes.colorize(predicted))  # [H, W, 3]
-        for column, picture in enumerate(pictures):
-            pixels = Image.fromarray(picture.contiguous().numpy())
-            sheet.paste(pixels, (column * cell_w, line + row * cell_h))
-    for i, (name, colour) in enumerate(zip(classes.names, classes.colours, strict=True)):
-        x, y = 2 + 110 * (i % per_line), line + cell_h * len(rows) + line * (i // per_line)
-        pen.rectangle((x, y + 3, x + 9, y + 12), fill=colour)
-        pen.text((x + 14, y + 2), name, fill="black")
+        for i, picture in enumerate(pictures):
+            sheet.paste(Image.fromarray(picture.contiguous().numpy()), (i * cell_w, line + row * cell_h))
+    top = line + cell_h * len(rows) + line // 2
+    for i, (name, colour) in enumerate(entries):
+        x, y = gap + column * (i % per_line), top + line * (i // per_line)
+        pen.rectangle((x, y + line // 6, x + line, y + 5 * line // 6), fill=colour)
+        pen.text((x + 4 * line // 3, y + line // 2), name, fill="black", font=font, anchor="lm")
     write_atomically(path, lambda part: sheet.save(part, format="PNG"))
 
 

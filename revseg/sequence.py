@@ -13,16 +13,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 from torch.nn.parameter import is_lazy
 
 from revseg.drift import Check
 from revseg.engine import Exact, run_reversible
 from revseg.exact import GridRule, snap
+from revseg.observers import has_hooks, is_traced
+from revseg.ordinary import Recompute
 from revseg.recompute import swapped_buffers
 from revseg.steps import Map, Step, Streams, Update, dense, run_inverse, run_plain
-
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 class ReversibleSequence(nn.Module):
@@ -115,7 +114,7 @@ class ReversibleSequence(nn.Module):
         streams = self._enter(x)
         if self._lazy:
             self._materialize(streams)
-        if self.save_activations or not self._needs_gradient(streams) or _is_traced(streams):
+        if self.save_activations or not self._needs_gradient(streams) or is_traced(streams):
             streams = self._run_blocks(run_plain, streams)
             return torch.cat(streams, 1) if join else streams
         run = partial(run_reversible, keep=self.keep, check=self.check, exact=self.exact)
@@ -243,23 +242,15 @@ class ReversibleSequence(nn.Module):
 
     def _refuse_hooks(self) -> None:
         for i, block in enumerate(self.blocks):
-            if any(getattr(block, hooks) for hooks in _HOOKS):
+            if has_hooks(block):
                 raise RuntimeError(
                     f"{self._name(i)} has hooks of its own, which run only if each block is a call of its own: "
                     "set per_block=True, or put the hooks on the functions inside the block"
                 )
 
 
-def _is_traced(streams: Streams) -> bool:
-    """Whether something follows the operations themselves, so that only the plain path is right."""
-    return (
-        torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-        or torch._C._are_functorch_transforms_active()
-        or _is_exporting()
-        or any(forward_ad.unpack_dual(x).tangent is not None for x in streams)  # type: ignore[no-untyped-call]
-    )
-
-
-def _is_exporting() -> bool:
-    is_exporting = getattr(torch.compiler, "is_exporting", None)  # torch 2.7 and later
-    return bool(is_exporting and is_exporting())
+def set_save_activations(module: nn.Module, save_activations: bool) -> None:
+    """Switch every `ReversibleSequence` and `Recompute` in the module to one memory mode."""
+    for part in module.modules():
+        if isinstance(part, (ReversibleSequence, Recompute)):
+            part.save_activations = save_activations

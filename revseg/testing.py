@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from revseg.drift import InversionError
 from revseg.recompute import Call
-from revseg.sequence import ReversibleSequence
+from revseg.sequence import ReversibleSequence, set_save_activations
 from revseg.steps import Step, Streams, Update, versions
 
 DEPTH = 8  # blocks in a row for the question whether rounding is amplified
@@ -85,11 +85,9 @@ def distances(outcome: Outcome, reference: Outcome) -> dict[str, float]:
 
 
 def plain_twin(module: nn.Module) -> nn.Module:
-    """A copy of the module in which every `ReversibleSequence` stores its activations."""
+    """A copy of the module in which every `ReversibleSequence` and `Recompute` stores its activations."""
     module = copy.deepcopy(module)
-    for part in module.modules():
-        if isinstance(part, ReversibleSequence):
-            part.save_activations = True
+    set_save_activations(module, True)
     return module
 
 

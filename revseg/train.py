@@ -28,7 +28,7 @@ from revseg.ops import upsample_cross_entropy
 from revseg.prepare import Batch, build_model, choose_device, create_loader, create_split, enet_class_weights
 from revseg.report import draw_curves, draw_samples, epoch_line, memory_table, result_table, step_progress
 from revseg.seeds import random_state, restore_random_state, seed_epoch, seed_everything
-from revseg.sequence import ReversibleSequence
+from revseg.sequence import set_save_activations
 from revseg.settings import OUTPUTS, TrainSettings
 
 Record = dict[str, Any]  # an epoch in the log
@@ -226,9 +226,7 @@ def compare_memory(
     peaks = {}
     for mode in ("reversible", "saved"):
         twin = copy.deepcopy(model).train()
-        for module in twin.modules():
-            if isinstance(module, ReversibleSequence):
-                module.save_activations = mode == "saved"
+        set_save_activations(twin, mode == "saved")
 
         def step(twin: nn.Module = twin) -> None:
             twin.zero_grad(set_to_none=True)

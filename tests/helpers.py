@@ -6,7 +6,6 @@ A step is right when all that it leaves behind is that of plain autograd: output
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +15,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from revseg import AdditiveCoupling, AffineCoupling, Coupling, OneSidedCoupling, ReversibleSequence
+from revseg import (
+    AdditiveCoupling,
+    AffineCoupling,
+    Coupling,
+    OneSidedCoupling,
+    Recompute,
+    ReversibleSequence,
+)
+from revseg.testing import plain_twin
 
 # For tensors this small a second thread only waits, longest when tests run side by side.
 torch.set_num_threads(1)
@@ -70,6 +77,21 @@ def all_couplings(channels: int = 8, **options: Any) -> ReversibleSequence:
         return ReversibleSequence([small_block(kind, channels) for kind in kinds], **options).double()
 
 
+def recomputed(*layers: nn.Module) -> nn.Sequential:
+    """A convolution, recomputed layers, a convolution; always the same, in double precision."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        inner = layers or (
+            nn.Conv2d(8, 8, 1),
+            nn.BatchNorm2d(8),
+            nn.Tanh(),
+            nn.Dropout(0.3),
+            nn.Conv2d(8, 8, 3, padding=1),
+        )
+        outer = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 2, 1)
+        return nn.Sequential(outer[0], Recompute(nn.Sequential(*inner)), outer[1]).double()
+
+
 def small_input(
     *shape: int, dtype: torch.dtype = torch.float64, seed: int = 0, requires_grad: bool = True
 ) -> Tensor:
@@ -99,13 +121,7 @@ class Through(nn.Module):
         return self.module(self.view(x))
 
 
-def twin(module: nn.Module) -> Any:
-    """A deep copy in which every reversible sequence stores its activations."""
-    plain = copy.deepcopy(module)
-    for each in plain.modules():
-        if isinstance(each, ReversibleSequence):
-            each.save_activations = True
-    return plain
+twin = plain_twin  # a deep copy in which everything stores its activations
 
 
 def default_loss(*outputs: Tensor) -> Tensor:

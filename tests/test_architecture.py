@@ -10,10 +10,12 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 LAYERS = [  # the lowest first; a module imports from lines below its own
-    {"settings", "kernels"},
-    {"ops", "recompute", "data", "metrics", "checkpoint", "seeds"},
-    {"drift", "steps"},
-    {"exact", "layers", "losses"},
+    {"settings", "remember", "observers", "kernels", "ambient", "structure"},
+    {"ops", "recompute", "data", "metrics", "checkpoint", "seeds", "makers"},
+    {"drift", "steps", "stack_layer"},
+    {"gradients", "stack"},
+    {"ordinary"},
+    {"exact", "layers", "losses", "levels"},
     {"engine"},
     {"couplings", "downsample"},
     {"sequence"},
@@ -39,7 +41,9 @@ def part(module: str) -> str:
 def imports(path: Path) -> set[str]:
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module:
+        if isinstance(node, ast.ImportFrom) and node.module == "revseg":
+            found.update(f"revseg.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
             found.add(node.module)
         elif isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names)

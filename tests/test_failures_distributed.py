@@ -16,7 +16,7 @@ from filelock import FileLock  # torch depends on it
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from revseg import AdditiveCoupling, OneSidedCoupling, ReversibleSequence, is_recomputing
+from revseg import AdditiveCoupling, OneSidedCoupling, Recompute, ReversibleSequence, is_recomputing
 from tests.helpers import default_loss, gradient_error, small_f, small_input, twin
 
 pytestmark = pytest.mark.skipif(
@@ -57,9 +57,9 @@ class SometimesUnused(nn.Module):
 class SyncedNorm(nn.Module):
     """Batch norm over the batches of all ranks: collectives forward and backward, on a CPU too."""
 
-    def __init__(self):
+    def __init__(self, channels=4):
         super().__init__()
-        self.register_buffer("mean", torch.zeros(4))
+        self.register_buffer("mean", torch.zeros(channels))
 
     def forward(self, x):
         values = torch.stack((x.mean((0, 2, 3)), x.square().mean((0, 2, 3))))
@@ -77,6 +77,14 @@ def network(**options):
         AdditiveCoupling(small_f(), small_f()),
     )
     return Network(*blocks, **options).double()
+
+
+def recomputed_network():
+    """Layers that are run again outside of the sequence."""
+    net = network()
+    net.stem = Recompute(nn.Sequential(net.stem, SyncedNorm(8).double()))
+    net.head = Recompute(net.head)
+    return net
 
 
 def tied_network():
@@ -178,9 +186,9 @@ def fsdp(rank, parts=lambda net: [], **options):
     return error_against_twin(network(**options), rank, wrap=lambda net: sharded(net, parts))
 
 
-def gradients_lost(rank, parts, **options):
+def gradients_lost(rank, parts, make=network, **options):
     """Parameters that a step leaves without a gradient, where no error says so."""
-    model = sharded(network(**options), parts)
+    model = sharded(make(**options), parts)
     default_loss(model(small_input(2, 3, 4, 3, seed=rank))).backward()
     return [name for name, p in model.named_parameters() if p.grad is None]
 
@@ -211,6 +219,13 @@ SCENARIOS = {
         network(), rank, accumulate=3, gradient_as_bucket_view=True
     ),
     "comm hook": lambda rank: error_against_twin(network(), rank, wrap=with_hook),
+    "recomputed": lambda rank: error_against_twin(recomputed_network(), rank),
+    "recomputed, static graph": lambda rank: error_against_twin(
+        recomputed_network(), rank, static_graph=True
+    ),
+    "recomputed, find unused": lambda rank: error_against_twin(
+        recomputed_network(), rank, find_unused_parameters=True
+    ),
     "synced norm": lambda rank: error_against_twin(network_of(SyncedNorm), rank),
     "synced batch norm on a gpu": lambda rank: error_against_twin(
         nn.SyncBatchNorm.convert_sync_batchnorm(network()).cuda(), rank
@@ -218,6 +233,9 @@ SCENARIOS = {
     "fsdp root": lambda rank: fsdp(rank),
     "fsdp sequence": lambda rank: fsdp(rank, lambda net: [net.body]),
     "fsdp blocks": lambda rank: fsdp(rank, blocks, per_block=True),
+    "fsdp recomputed": lambda rank: error_against_twin(
+        recomputed_network(), rank, wrap=lambda net: sharded(net, lambda net: [net.stem, net.head])
+    ),
     "fsdp sequence, keep": lambda rank: fsdp(rank, lambda net: [net.body], keep=3),
     "fsdp blocks, keep": lambda rank: fsdp(rank, blocks, keep=1, per_block=True),
     "order, sequence": lambda rank: order_of_events(per_block=False),
@@ -225,6 +243,9 @@ SCENARIOS = {
     "fsdp blocks of one function": lambda rank: gradients_lost(rank, blocks),
     "fsdp functions": lambda rank: gradients_lost(rank, functions),
     "fsdp functions per block": lambda rank: gradients_lost(rank, functions, per_block=True),
+    "fsdp function of Recompute": lambda rank: gradients_lost(
+        rank, lambda net: [net.head.module], recomputed_network
+    ),
 }
 
 
@@ -300,6 +321,7 @@ def test_blocks_send_their_gradients_while_earlier_blocks_still_run(results):
         ("fsdp blocks of one function", "per_block=True"),
         ("fsdp functions", "shard the sequence"),
         ("fsdp functions per block", "shard the"),
+        ("fsdp function of Recompute", "the Recompute around it"),
     ],
 )
 def test_parts_that_cannot_be_sharded_are_an_error(results, name, advice):

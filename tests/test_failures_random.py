@@ -133,13 +133,21 @@ def test_dropout_on_the_gpu_keeps_its_masks_and_its_random_state():
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="draws on a GPU")
 def test_a_function_may_draw_on_the_gpu_for_a_stream_on_the_cpu():
-    """69: the state of a device that no stream is on, and that the function may wake first."""
+    """69: the state of a device that no stream is on."""
+    torch.cuda.init()
 
     def draw(x):
         return x * torch.rand(x.shape, device="cuda", dtype=x.dtype).cpu()
 
     ours = drawing_sequence(draw)
     assert_same_step(ours, twin(ours), small_input())
+
+
+def test_a_function_that_is_the_first_to_use_the_gpu_is_refused(monkeypatch):
+    """69: whether it drew, and from which state, nobody can tell."""
+    monkeypatch.setattr("revseg.recompute.gpu_is_awake", iter([False, True]).__next__)
+    with pytest.raises(RuntimeError, match=r"call torch\.cuda\.init\(\) before"):
+        drawing_sequence(half_dropped)(small_input())
 
 
 def private_generator():

@@ -49,9 +49,9 @@ def test_normalize_refuses_other_shapes(shape):
 def test_block_counts(activation, slopes):
     block = ConvBNAct(4, 6, activation=activation)
     assert count(block) == 4 * 6 * 9 + 2 * 6 + slopes
-    assert block.bn.eps == 1e-3
-    assert block.bn.momentum == 0.1
-    assert block.conv.bias is None
+    assert block[1].eps == 1e-3
+    assert block[1].momentum == 0.1
+    assert block[0].bias is None
 
 
 @pytest.mark.parametrize("kernel", [1, 3, 5, (3, 1), (1, 7)])
@@ -66,7 +66,7 @@ def test_block_is_conv_then_norm_then_activation():
     block = ConvBNAct(2, 3)
     x = torch.randn(2, 2, 5, 5)
     expected = nn.functional.prelu(
-        nn.functional.batch_norm(block.conv(x), None, None, training=True, eps=1e-3), block.act.weight
+        nn.functional.batch_norm(block[0](x), None, None, training=True, eps=1e-3), block[2].weight
     )
     torch.testing.assert_close(block(x), expected)
 

@@ -117,7 +117,8 @@ def test_bytes_are_the_same_images_as_normalized_floats():
     from revseg.layers import normalize_images
 
     model, x = VNet(**SMALL).eval(), images()
-    assert torch.equal(model(x), model(normalize_images(x)))
+    # bytes are convolved one image at a time, for which the library may choose another algorithm
+    torch.testing.assert_close(model(x), model(normalize_images(x)), rtol=1e-5, atol=1e-6)
 
 
 def test_a_stage_is_one_sequence_with_the_modules_asked_for():

@@ -21,86 +21,22 @@ of CPP, average pools of 3, 5 and 7 at stride 2; batch norm and PReLU after CPP'
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial, reduce
+from functools import partial
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from revseg.couplings import COUPLINGS
 from revseg.engine import Exact
-from revseg.layers import BNAct, ConvBNAct, asymmetric_pairs, normalize_images
+from revseg.layers import ConvBNAct, ImageConvBNAct, asymmetric_pairs
+from revseg.levels import check_level, run_again
+from revseg.models.vnet_cpp import CPP, check_choice
 from revseg.sequence import ReversibleSequence
+from revseg.stack import Stack
 
 Dilations = Sequence[Sequence[int]]  # of one stage: for each module, for each of its pairs
 
 FUNCTIONS = {"one_sided": 1, "additive": 2}  # how many F a coupling takes
 LAYOUTS = ("block_per_module", "block_per_pair")
-POOLS = ("avg", "max")
-MERGES = ("sum", "mean")
-STYLES = ("strided", "bins")
-
-
-class CPP(nn.Module):
-    """Contextual pyramid pooling: half the size, more channels, hardly a parameter.
-
-    A 1 x 1 convolution with stride 2 makes the new channels; the sum of a pyramid of pools
-    carries the old ones over. Both are concatenated.
-
-    Args:
-        in_channels: Channels that come in, and that the pools keep.
-        out_channels: Channels that go out, more than come in.
-        pool: "avg" or "max".
-        style: "strided": pools with stride 2; "bins": pools to a grid of k x k cells, upsampled.
-        sizes: The kernels (strided, odd) or the grids (bins) of the pyramid.
-        merge: "sum" or "mean" of the pyramid.
-        post_norm: Batch norm and activation after the concatenation; without it only the
-            convolution's channels get them.
-        activation: See `revseg.layers.BNAct`.
-        eps: See `revseg.layers.BNAct`.
-        momentum: See `revseg.layers.BNAct`.
-
-    Raises:
-        ValueError: If an option is unknown or out of its range.
-    """
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        *,
-        pool: str = "avg",
-        style: str = "strided",
-        sizes: Sequence[int] = (3, 5, 7),
-        merge: str = "sum",
-        post_norm: bool = True,
-        activation: str = "prelu",
-        eps: float = 1e-3,
-        momentum: float = 0.1,
-    ) -> None:
-        super().__init__()
-        if out_channels <= in_channels:
-            raise ValueError(f"expected more than {in_channels} channels after CPP, got {out_channels}")
-        _check_choice("pool", pool, POOLS)
-        _check_choice("CPP style", style, STYLES)
-        _check_choice("CPP merge", merge, MERGES)
-        if not sizes or min(sizes) < 1 or (style == "strided" and any(k % 2 == 0 for k in sizes)):
-            raise ValueError(f"expected one or more CPP sizes, positive, odd if strided, got {sizes}")
-        self.pointwise = nn.Conv2d(in_channels, out_channels - in_channels, 1, stride=2, bias=False)
-        self.pools = nn.ModuleList(_pool(pool, style, k) for k in sizes)
-        self.merge = merge
-        self.post_norm = post_norm
-        normed = out_channels if post_norm else out_channels - in_channels
-        self.norm = BNAct(normed, activation=activation, eps=eps, momentum=momentum)
-
-    def forward(self, x: Tensor) -> Tensor:  # [N, in_channels, H, W] -> [N, out_channels, h, w]
-        new = self.pointwise(x)
-        pooled = reduce(torch.add, (_fit(pool(x), new.shape[-2:]) for pool in self.pools))
-        if self.merge == "mean":
-            pooled = pooled / len(self.pools)
-        if self.post_norm:
-            return self.norm(torch.cat((new, pooled), dim=1))  # type: ignore[no-any-return]
-        return torch.cat((self.norm(new), pooled), dim=1)
 
 
 class VNet(nn.Module):
@@ -130,6 +66,9 @@ class VNet(nn.Module):
         cpp_post_norm: Whether batch norm and activation follow the concatenation.
         classifier_bias: Whether the last convolution has a bias.
         dropout: Probability of dropping a channel at the end of each F.
+        memory: "lowest", "balanced" or "fastest", see `revseg.levels`. The V modules are undone at the
+            first two; at the lowest level the stem and CPP run again too. Peak of a training step,
+            batch 4 at 1024 x 2048 in float32: PEAKS.
         save_activations: Train with ordinary autograd: same numbers, same state dict, more memory.
         exact: Bit-for-bit inversion of the V modules: True, or "lossless"; see `ReversibleSequence`.
 
@@ -160,13 +99,17 @@ class VNet(nn.Module):
         cpp_post_norm: bool = True,
         classifier_bias: bool = False,
         dropout: float = 0.0,
+        memory: str = "balanced",
         save_activations: bool = False,
         exact: Exact = False,
     ) -> None:
         super().__init__()
         _check(num_classes, widths, alpha, beta, dilations, bn_eps, bn_momentum, dropout)
-        _check_choice("coupling", coupling, tuple(FUNCTIONS))
-        _check_choice("layout", layout, LAYOUTS)
+        check_choice("coupling", coupling, tuple(FUNCTIONS))
+        check_choice("layout", layout, LAYOUTS)
+        check_level(memory)
+        saved = save_activations or memory == "fastest"
+        again: Callable[[nn.Module], nn.Module] = partial(run_again, memory=memory, save_activations=saved)
         conv: Callable[..., nn.Module] = partial(
             ConvBNAct, activation=activation, eps=bn_eps, momentum=bn_momentum
         )
@@ -188,6 +131,7 @@ class VNet(nn.Module):
             activation=activation,
             eps=bn_eps,
             momentum=bn_momentum,
+            wrap=again,
         )
 
         def v_modules(channels: int, count: int, stage: Dilations) -> ReversibleSequence:
@@ -197,36 +141,21 @@ class VNet(nn.Module):
                 for block in [module] if layout == "block_per_module" else [(d,) for d in module]:
                     functions = [pairs(channels // 2, block) for _ in range(FUNCTIONS[coupling])]
                     blocks.append(COUPLINGS[coupling](*functions))
-            return ReversibleSequence(*blocks, save_activations=save_activations, exact=exact)
+            return ReversibleSequence(*blocks, save_activations=saved, exact=exact)
 
         w1, w2, w3 = widths
-        self.stem = nn.Sequential(conv(3, w1, stride=2), conv(w1, w1), conv(w1, w1))  # 1/2
-        self.down2 = cpp(w1, w2)  # 1/4
+        first = ImageConvBNAct(3, w1, stride=2, activation=activation, eps=bn_eps, momentum=bn_momentum)
+        stem = again(Stack(first, conv(w1, w1), conv(w1, w1)))  # 1/2
+        self.stem = again(Stack(stem, cpp(w1, w2)))  # 1/4
         self.stage2 = v_modules(w2, alpha, dilations[0])
-        self.down3 = cpp(w2, w3)  # 1/8
+        self.down = again(cpp(w2, w3))  # 1/8
         self.stage3 = v_modules(w3, beta, dilations[1])
         self.classifier = nn.Conv2d(w3, num_classes, 1, bias=classifier_bias)
 
     def forward(self, images: Tensor) -> Tensor:  # [N, 3, H, W] -> [N, C, h, w]
-        x = self.stem(normalize_images(images))
-        x = self.stage2(self.down2(x))
-        x = self.stage3(self.down3(x))
+        x = self.stage2(self.stem(images))
+        x = self.stage3(self.down(x))
         return self.classifier(x)  # type: ignore[no-any-return]
-
-
-def _pool(pool: str, style: str, size: int) -> nn.Module:
-    if style == "bins":
-        return nn.AdaptiveAvgPool2d(size) if pool == "avg" else nn.AdaptiveMaxPool2d(size)
-    if pool == "avg":  # counting the padding would darken the borders
-        return nn.AvgPool2d(size, stride=2, padding=size // 2, count_include_pad=False)
-    return nn.MaxPool2d(size, stride=2, padding=size // 2)
-
-
-def _fit(x: Tensor, size: Sequence[int]) -> Tensor:
-    """A pooled map at the size of the others; only bins have another one."""
-    if x.shape[-2:] == tuple(size):
-        return x
-    return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
 
 
 def _check(
@@ -255,8 +184,3 @@ def _check(
         raise ValueError(f"expected bn_eps > 0 and bn_momentum in [0, 1], got {bn_eps} and {bn_momentum}")
     if not 0 <= dropout < 1:
         raise ValueError(f"expected dropout in [0, 1), got {dropout}")
-
-
-def _check_choice(what: str, choice: str, choices: Sequence[str]) -> None:
-    if choice not in choices:
-        raise ValueError(f"unknown {what} {choice!r}; choose one of {', '.join(choices)}")

@@ -1,0 +1,82 @@
+"""What surrounds a function and changes its value: random state and autocast.
+
+Both are captured before a first run and restored for the length of a second one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import Tensor
+
+Autocast = dict[str, tuple[bool, torch.dtype]]  # by type of device
+RandomState = list[tuple[torch.device, Tensor]]  # of each generator; all of them on the CPU
+
+
+def gpu_is_awake() -> bool:
+    """Whether anything has used a GPU yet; before, its generators have no state."""
+    return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
+
+
+def devices_of(tensors: Iterable[Tensor]) -> list[torch.device]:
+    """Where a function of these tensors may draw: the CPU, their devices, the current GPU."""
+    devices = {torch.device("cpu"): None} | {x.device: None for x in tensors if not x.is_meta}
+    if gpu_is_awake():
+        devices[torch.device("cuda", torch.cuda.current_device())] = None
+    return list(devices)
+
+
+def autocast_state(devices: Iterable[torch.device]) -> Autocast:
+    """Whether autocast is on, and its dtype, for each type of device."""
+    return {
+        kind: (torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
+        for kind in {device.type for device in devices}
+        if torch.amp.is_autocast_available(kind)
+    }
+
+
+@contextmanager
+def autocast_as(state: Autocast) -> Iterator[None]:
+    """Autocast as `autocast_state` found it, without its cache of cast weights."""
+    with ExitStack() as stack:
+        for kind, (enabled, dtype) in state.items():
+            if enabled or torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, dtype, enabled, cache_enabled=False))
+        yield
+
+
+def random_state(devices: Iterable[torch.device]) -> RandomState:
+    """The state of the default generator of each device."""
+    return [
+        (
+            device,
+            torch.get_rng_state()
+            if device.type == "cpu"
+            else torch.get_device_module(device).get_rng_state(device),
+        )
+        for device in devices
+    ]
+
+
+@contextmanager
+def random_as(states: RandomState) -> Iterator[None]:
+    """The generators in these states; afterwards as they were before."""
+    if not states:
+        yield
+        return
+    present = random_state(device for device, _ in states)
+    _set_random_state(states)
+    try:
+        yield
+    finally:
+        _set_random_state(present)
+
+
+def _set_random_state(states: RandomState) -> None:
+    for device, state in states:
+        if device.type == "cpu":
+            torch.set_rng_state(state)
+        else:
+            torch.get_device_module(device).set_rng_state(state, device)

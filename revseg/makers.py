@@ -1,0 +1,172 @@
+"""How a layer makes its raw map, and the gradients of that.
+
+A maker is the linear part of a layer, a convolution or what stands in its place. `forward` is
+ordinary differentiable PyTorch. `backward` gives the same gradients, but asks for the input only if
+it needs its values: the input may have to be computed first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from revseg.observers import has_hooks
+
+Grads = list[Tensor | None]
+Source = Callable[[Callable[[Tensor], Tensor]], Tensor]  # gives those pixels of a map that a function picks
+
+
+# Values of one image, 1 MiB in float32, from which a batch goes through a convolution image by image.
+_LARGE = 1 << 18
+
+
+class Maker(Protocol):
+    """How a layer makes its raw map [N, C, h, w] from its input."""
+
+    def forward(self, x: Tensor, *parameters: Tensor) -> Tensor:
+        """The raw map; differentiable, and the definition of the other two."""
+
+    def make(self, x: Source, like: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+        """The raw map, without a graph.
+
+        Args:
+            x: Gives the input, or the pixels of it that a function picks. They may have to be
+                computed: ask for no more than is needed, once, and let it go.
+            like: A map of the input's shape, dtype and strides, whatever its values.
+            parameters: As given to `forward`.
+        """
+
+    def backward(
+        self,
+        du: Tensor,
+        x: Source,
+        like: Tensor,
+        parameters: Sequence[Tensor],
+        wanted: list[bool],
+    ) -> Grads:
+        """Gradients of the input and the parameters, None for those not wanted.
+
+        Args:
+            du: The gradient of the raw map; may be written to.
+            x: As given to `make`.
+            like: As given to `make`.
+            parameters: As given to `forward`.
+            wanted: Whether the gradient of the input and of each parameter is.
+        """
+
+
+class Convolution:
+    """The maker of a 2-d convolution.
+
+    Args:
+        conv: Gives stride, padding, dilation and groups.
+        prepare: Makes the input out of images that are bytes, of one image at a time; the batch as
+            a whole then never exists as floats.
+    """
+
+    def __init__(self, conv: nn.Conv2d, prepare: Callable[[Tensor], Tensor] | None = None) -> None:
+        self.stride, self.dilation, self.groups = conv.stride, conv.dilation, conv.groups
+        self.padding: Any = conv.padding
+        self.prepare = prepare
+
+    @classmethod
+    def of(cls, conv: nn.Module, prepare: Callable[[Tensor], Tensor] | None = None) -> Convolution | None:
+        """The maker of this module; None if it is no ordinary convolution."""
+        if type(conv) is not nn.Conv2d or conv.padding_mode != "zeros" or isinstance(conv.padding, str):
+            return None
+        return None if has_hooks(conv) else cls(conv, prepare)
+
+    def forward(self, x: Tensor, *parameters: Tensor) -> Tensor:
+        weight, bias = parameters[0], parameters[1] if len(parameters) > 1 else None
+        if self.prepare is not None and not x.is_floating_point():
+            x = self.prepare(x).to(weight.dtype)
+        return torch.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+
+    def make(self, x: Source, like: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+        # With few channels, or in half precision, a CPU takes copies of input and output in another layout.
+        copies = like.shape[1] < 16 or like.element_size() < 4
+        if copies and like[0].numel() >= _LARGE:
+            return gather((self.forward(image, *parameters) for image in images_of(x, len(like))), len(like))
+        return self.forward(x(lambda whole: whole), *parameters)
+
+    def backward(
+        self,
+        du: Tensor,
+        x: Source,
+        like: Tensor,
+        parameters: Sequence[Tensor],
+        wanted: list[bool],
+    ) -> Grads:
+        count = len(like)
+        step = count if like[0].numel() < _LARGE and self.prepare is None else 1
+        total: Grads = [None] * len(parameters)
+        dx: Tensor | None = None
+        for i in range(0, count, step):
+            images = slice(i, i + step)
+            part = self._input(x, like, images, du.dtype, any(wanted[1:]))
+            found, *more = self._call(du[images], part, parameters, wanted)
+            total = [m if t is None else t.add_(m) for t, m in zip(total, more, strict=False)]
+            if wanted[0] and step < count:
+                dx = _memory_for(du, like) if dx is None else dx
+                dx[images] = found
+            elif wanted[0]:
+                dx = found
+            del part, found  # before the next image
+        return [dx, *total]
+
+    def _input(self, x: Source, like: Tensor, images: slice, dtype: torch.dtype, by_value: bool) -> Tensor:
+        """Some images of the input; where only their shape counts, of a map that is there already."""
+        if not by_value:
+            return like[images] if like.dtype == dtype else torch.empty_like(like[images], dtype=dtype)
+        part = x(lambda whole: whole[images])
+        return part if part.is_floating_point() or self.prepare is None else self.prepare(part).to(dtype)
+
+    def _call(self, du: Tensor, x: Tensor, parameters: Sequence[Tensor], wanted: list[bool]) -> Any:
+        bias = [parameters[1].shape[0]] if len(parameters) > 1 else None
+        mask = (wanted[0], wanted[1], len(parameters) > 1 and wanted[2])
+        return torch.ops.aten.convolution_backward(
+            du,
+            x,
+            parameters[0],
+            bias,
+            self.stride,
+            self.padding,
+            self.dilation,
+            False,
+            [0, 0],
+            self.groups,
+            mask,
+        )
+
+
+def _memory_for(du: Tensor, like: Tensor) -> Tensor:
+    """Where the gradient of the input goes, image by image: the place of the one it comes from, if that fits."""
+    if du.shape == like.shape and du.stride() == like.stride():
+        return du
+    return torch.empty_like(like, dtype=du.dtype)
+
+
+def images_of(x: Source, count: int) -> Iterator[Tensor]:
+    """The input [1, C, H, W], one image at a time."""
+    for i in range(count):
+        yield x(lambda whole, i=i: whole[i : i + 1])  # type: ignore[misc]
+
+
+def gather(maps: Iterable[Tensor], count: int) -> Tensor:
+    """Maps [1, C, h, w], made one at a time, as a batch [count, C, h, w]."""
+    maps = iter(maps)
+    first = next(maps)
+    if count == 1:
+        return first
+    channels_last = first.is_contiguous(memory_format=torch.channels_last) and not first.is_contiguous()
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    shape = (count, *first.shape[1:])
+    batch = torch.empty(shape, dtype=first.dtype, device=first.device, memory_format=layout)
+    batch[0] = first[0]
+    del first  # no map is held while the next one is made
+    for i in range(1, count):
+        batch[i] = next(maps)[0]
+    return batch

@@ -1,0 +1,201 @@
+"""Contextual pyramid pooling, the down-sampling of VNet.
+
+A reconstruction like the rest of `revseg.models.vnet`: the paper says what is concatenated, a
+point-wise convolution with stride 2 and the sum of a pyramid of pools, but not which pools.
+
+Source: Lin, Lu, Gao, Qiao and Li, VNet: A Versatile Network for Efficient Real-Time Semantic
+Segmentation, section III.1 and figure 2 (b).
+"""
+
+from collections.abc import Callable, Sequence
+from functools import reduce
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from revseg import ops
+from revseg.layers import BNAct
+from revseg.makers import Convolution, Grads, Source, gather, images_of
+from revseg.observers import has_hooks
+from revseg.stack import run_layers, stacks_are_right
+from revseg.stack_layer import Layer, layer_of
+
+POOLS = ("avg", "max")
+MERGES = ("sum", "mean")
+STYLES = ("strided", "bins")
+
+
+class CPP(nn.Module):
+    """Contextual pyramid pooling: half the size, more channels, hardly a parameter.
+
+    A 1 x 1 convolution with stride 2 makes the new channels; the sum of a pyramid of pools
+    carries the old ones over. Both are concatenated.
+
+    Args:
+        in_channels: Channels that come in, and that the pools keep.
+        out_channels: Channels that go out, more than come in.
+        pool: "avg" or "max".
+        style: "strided": pools with stride 2; "bins": pools to a grid of k x k cells, upsampled.
+        sizes: The kernels (strided, odd) or the grids (bins) of the pyramid.
+        merge: "sum" or "mean" of the pyramid.
+        post_norm: Batch norm and activation after the concatenation; without it only the
+            convolution's channels get them.
+        activation: See `revseg.layers.BNAct`.
+        eps: See `revseg.layers.BNAct`.
+        momentum: See `revseg.layers.BNAct`.
+
+    Raises:
+        ValueError: If an option is unknown or out of its range.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        pool: str = "avg",
+        style: str = "strided",
+        sizes: Sequence[int] = (3, 5, 7),
+        merge: str = "sum",
+        post_norm: bool = True,
+        activation: str = "prelu",
+        eps: float = 1e-3,
+        momentum: float = 0.1,
+    ) -> None:
+        super().__init__()
+        if out_channels <= in_channels:
+            raise ValueError(f"expected more than {in_channels} channels after CPP, got {out_channels}")
+        check_choice("pool", pool, POOLS)
+        check_choice("CPP style", style, STYLES)
+        check_choice("CPP merge", merge, MERGES)
+        if not sizes or min(sizes) < 1 or (style == "strided" and any(k % 2 == 0 for k in sizes)):
+            raise ValueError(f"expected one or more CPP sizes, positive, odd if strided, got {sizes}")
+        self.pointwise = nn.Conv2d(in_channels, out_channels - in_channels, 1, stride=2, bias=False)
+        self.pools = nn.ModuleList(_pool(pool, style, k) for k in sizes)
+        self.merge, self.sizes = merge, tuple(sizes)
+        self.post_norm = post_norm
+        normed = out_channels if post_norm else out_channels - in_channels
+        self.norm = BNAct(normed, activation=activation, eps=eps, momentum=momentum)
+
+    def forward(self, x: Tensor) -> Tensor:  # [N, in_channels, H, W] -> [N, out_channels, h, w]
+        layer = self.as_layer() if stacks_are_right(x) else None
+        if layer is not None:
+            return run_layers([layer], x)
+        new, pooled = self.pointwise(x), self.pooled(x)
+        if self.post_norm:
+            return self.norm(torch.cat((new, pooled), dim=1))  # type: ignore[no-any-return]
+        return torch.cat((self.norm(new), pooled), dim=1)
+
+    def pooled(self, x: Tensor) -> Tensor:
+        """The pyramid [N, in_channels, h, w]."""
+        size = [(length + 1) // 2 for length in x.shape[-2:]]
+        pyramid = reduce(torch.add, (_fit(pool(x), size) for pool in self.pools))
+        return pyramid / len(self.pools) if self.merge == "mean" else pyramid
+
+    def as_layer(self) -> Layer | None:
+        """CPP as a layer of a stack; None where its parts are not normed together, or hooked."""
+        if Convolution.of(self.pointwise) is None or not self.post_norm:
+            return None
+        if has_hooks(self.norm, self.pools, *self.pools):
+            return None
+        maker = _CPPMaker(self.pooled)
+        if all(isinstance(pool, nn.AvgPool2d) for pool in self.pools):
+            maker = _AveragePools(
+                self.pooled, self.sizes, 1 / len(self.sizes) if self.merge == "mean" else 1.0
+            )
+        bn, act = self.norm
+        return layer_of(maker, (self.pointwise.weight,), bn, act)
+
+
+class _CPPMaker:
+    """The raw map of CPP, an image at a time: new channels from every second pixel, old ones from the pools."""
+
+    def __init__(self, pooled: Callable[[Tensor], Tensor]) -> None:
+        self.pooled = pooled
+
+    def forward(self, x: Tensor, *parameters: Tensor) -> Tensor:
+        return torch.cat((torch.conv2d(x, parameters[0], stride=2), self.pooled(x)), 1)
+
+    def make(self, x: Source, like: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+        maps = (
+            torch.cat((torch.conv2d(_every_second(image), parameters[0]), self.pool(image)), 1)
+            for image in images_of(x, len(like))
+        )
+        return gather(maps, len(like))
+
+    def backward(
+        self, du: Tensor, x: Source, like: Tensor, parameters: Sequence[Tensor], wanted: list[bool]
+    ) -> Grads:
+        old, (weight,) = like.shape[1], parameters
+        points = x(_every_second)
+        shapes = self.input_of_pools(x, like) if wanted[0] else like
+        dx = torch.empty_like(like, dtype=du.dtype) if wanted[0] else None
+        dweight = torch.zeros_like(weight) if wanted[1] else None
+        for i, (d, point, image) in enumerate(
+            zip(torch.split(du, 1), torch.split(points, 1), torch.split(shapes, 1), strict=True)
+        ):
+            dpoint, more, _ = torch.ops.aten.convolution_backward(
+                d[:, :-old], point, weight, None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1, (*wanted, False)
+            )
+            if dweight is not None:
+                dweight += more
+            if dx is not None:
+                dx[i : i + 1] = self.pool_backward(d[:, -old:], image.to(du.dtype))
+                dx[i : i + 1, :, ::2, ::2] += dpoint
+        return [dx, dweight]
+
+    def input_of_pools(self, x: Source, like: Tensor) -> Tensor:
+        return x(lambda whole: whole)  # the gradient of a maximum depends on where it was
+
+    def pool(self, image: Tensor) -> Tensor:
+        return self.pooled(image)
+
+    def pool_backward(self, dy: Tensor, image: Tensor) -> Tensor:
+        with torch.enable_grad():
+            image = image.detach().requires_grad_()
+            pooled = self.pooled(image)
+        return torch.autograd.grad(pooled, image, dy)[0]
+
+
+class _AveragePools(_CPPMaker):
+    """The same for average pools at stride 2, whose gradient does not depend on their input."""
+
+    def __init__(self, pooled: Callable[[Tensor], Tensor], sizes: Sequence[int], share: float) -> None:
+        super().__init__(pooled)
+        self.sizes, self.share = sizes, share
+
+    def input_of_pools(self, x: Source, like: Tensor) -> Tensor:
+        return like
+
+    def pool(self, image: Tensor) -> Tensor:
+        return ops.sum_of_pools(image, self.sizes).mul_(self.share)
+
+    def pool_backward(self, dy: Tensor, image: Tensor) -> Tensor:
+        return ops.sum_of_pools_backward(dy, image, self.sizes).mul_(self.share)
+
+
+def _every_second(x: Tensor) -> Tensor:
+    """The pixels that a 1 x 1 convolution with stride 2 reads."""
+    return x[:, :, ::2, ::2].contiguous()
+
+
+def _pool(pool: str, style: str, size: int) -> nn.Module:
+    if style == "bins":
+        return nn.AdaptiveAvgPool2d(size) if pool == "avg" else nn.AdaptiveMaxPool2d(size)
+    if pool == "avg":  # counting the padding would darken the borders
+        return nn.AvgPool2d(size, stride=2, padding=size // 2, count_include_pad=False)
+    return nn.MaxPool2d(size, stride=2, padding=size // 2)
+
+
+def _fit(x: Tensor, size: Sequence[int]) -> Tensor:
+    """A pooled map at the size of the others; only bins have another one."""
+    if x.shape[-2:] == tuple(size):
+        return x
+    return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
+
+
+def check_choice(what: str, choice: str, choices: Sequence[str]) -> None:
+    """Refuse an option that is none of the choices."""
+    if choice not in choices:
+        raise ValueError(f"unknown {what} {choice!r}; choose one of {', '.join(choices)}")

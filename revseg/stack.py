@@ -1,0 +1,260 @@
+"""Layers in a row that keep one raw map each.
+
+A layer makes a raw map (a convolution), batch norm and an activation follow. Plain PyTorch keeps
+the input of each of the three. A stack keeps the input of the first layer, the raw map of every
+layer and two vectors a batch norm: whatever lies between is computed again where the backward pass
+needs it, block by block (`revseg.kernels.bn_act`), and gradients reuse each other's memory.
+
+Statistics go through `remember`, so that a layer that runs twice in a training step computes them
+once and counts its batch once.
+
+The plain twin are the modules themselves, called one after another. They run instead of a stack
+when anything could notice the difference: hooks, parametrized weights, tracing, transforms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch._compile import _disable_dynamo
+from torch.nn.modules import module as hooks_of_all
+
+from revseg import ops
+from revseg.makers import Grads, Source
+from revseg.observers import has_hooks, is_traced
+from revseg.remember import remember
+from revseg.stack_layer import Layer
+
+
+class Stack(nn.Sequential):
+    """Modules in a row, of which neighbouring layers keep one raw map each.
+
+    A layer is a module with a method `as_layer`, which gives a `Layer` or None, like `ConvBNAct`.
+    Other modules are called. Stacks inside of stacks count as their modules.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not stacks_are_right(x):
+            return super().forward(x)  # type: ignore[no-any-return, no-untyped-call]
+        return _run_stack(self.flat(), x)
+
+    def flat(self) -> Iterator[nn.Module]:
+        """The modules of this stack and of those in it."""
+        for module in self:
+            if type(module) is Stack and not has_hooks(module):
+                yield from module.flat()
+            else:
+                yield module
+
+
+def _run_stack(modules: Iterable[nn.Module], x: Tensor) -> Tensor:
+    layers: list[Layer] = []
+    for module in modules:
+        as_layer = getattr(module, "as_layer", None)
+        layer: Layer | None = as_layer() if callable(as_layer) and not has_hooks(module) else None
+        if layer is not None:
+            layers.append(layer)
+            continue
+        x = module(run_layers(layers, x) if layers else x)
+        layers = []
+    return run_layers(layers, x) if layers else x
+
+
+def stacks_are_right(x: Tensor) -> bool:
+    """Whether this input may go through a stack, and not through the modules themselves."""
+    return (
+        ops.kernels_are_on()
+        and x.ndim == 4
+        and x.numel() > 0
+        and not torch.compiler.is_compiling()
+        and not is_traced([x])
+        and not hooks_of_all._global_forward_hooks
+        and not hooks_of_all._global_forward_pre_hooks
+        and not hooks_of_all._global_backward_hooks
+    )
+
+
+@_disable_dynamo
+def run_layers(layers: Sequence[Layer], x: Tensor) -> Tensor:
+    """The output of one stack."""
+    plan = _Plan(layers, x)
+    if torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in plan.parameters)):
+        return _Stack.apply(plan, x, *plan.parameters)  # type: ignore[no-any-return, no-untyped-call]
+    with torch.no_grad():
+        return plan.forward(x, plan.parameters, None)
+
+
+class _Plan:
+    """What is fixed about one run of a stack: makers, settings, which parameter is whose."""
+
+    def __init__(self, layers: Sequence[Layer], x: Tensor) -> None:
+        self.layers = layers
+        self.parameters: list[Tensor] = []
+        self.slots: list[list[int | None]] = []  # for each layer: where its parameters stand
+        for layer in layers:
+            slots: list[int | None] = []
+            for p in layer.all_parameters():
+                slots.append(None if p is None else len(self.parameters))
+                self.parameters += [] if p is None else [p]
+            self.slots.append(slots)
+        self.batch = [layer.uses_batch() for layer in layers]
+        self.device = x.device.type
+        self.cast: torch.dtype | None = None
+        if torch.amp.is_autocast_available(self.device) and torch.is_autocast_enabled(self.device):
+            self.cast = torch.get_autocast_dtype(self.device)
+
+    def forward(self, x: Tensor, parameters: Sequence[Tensor], kept: list[Tensor] | None) -> Tensor:
+        """The output; `kept` receives the raw maps, and `statistics` their means and variances."""
+        self.statistics: list[tuple[Tensor, Tensor]] = []
+        with self.no_autocast():
+            for i, layer in enumerate(self.layers):
+                own = [self.lowered(p) for p in self.of_maker(i, parameters)]
+                like = kept[-1] if kept else x
+                made = layer.maker.make(self.source(i, x, parameters, kept), like, own)
+                self.statistics.append(remember(partial(layer.statistics, made)))
+                if kept is None:
+                    x = ops.bn_act(made, self.norm(i, parameters), out=made)
+                else:
+                    kept.append(made)
+        return x if kept is None else ops.bn_act(made, self.norm(i, parameters))
+
+    def source(
+        self, i: int, x: Tensor, parameters: Sequence[Tensor], kept: Sequence[Tensor] | None
+    ) -> Source:
+        """The input of layer i: of the stack, or computed from the raw map of the layer before, if that was kept."""
+        if not kept:
+            return lambda pick: self.lowered(pick(x))
+        u, norm = kept[-1], self.norm(i - 1, parameters)
+        return lambda pick: ops.bn_act(pick(u), norm)
+
+    def plain(self, x: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+        """The output by ordinary autograd, any number of times differentiable."""
+        for i, layer in enumerate(self.layers):
+            made = layer.maker.forward(self.lowered(x), *map(self.lowered, self.of_maker(i, parameters)))
+            norm = self.norm(i, parameters)
+            mean, var = (None, None) if self.batch[i] else (s.to(made.dtype) for s in self.statistics[i])
+            n = F.batch_norm(made, mean, var, norm.weight, norm.bias, self.batch[i], 0.0, norm.eps)
+            if isinstance(norm.slope, Tensor):
+                x = F.prelu(n, norm.slope.to(n.dtype))
+            else:
+                x = F.leaky_relu(n, norm.slope) if norm.slope != 1.0 else n
+        return x
+
+    def of_maker(self, i: int, parameters: Sequence[Tensor]) -> list[Tensor]:
+        return [parameters[slot] for slot in self.slots[i][:-3] if slot is not None]
+
+    def norm(self, i: int, parameters: Sequence[Tensor]) -> ops.Norm:
+        weight, bias, slope = (None if slot is None else parameters[slot] for slot in self.slots[i][-3:])
+        mean, var = self.statistics[i]
+        return ops.Norm(
+            mean,
+            var,
+            weight,
+            bias,
+            self.layers[i].fixed_slope() if slope is None else slope,
+            self.layers[i].bn.eps,
+        )
+
+    def no_autocast(self) -> AbstractContextManager[Any]:
+        """Arguments are cast here: autocast would keep casts that were made without a graph."""
+        return torch.autocast(self.device, enabled=False) if self.cast else nullcontext()
+
+    def lowered(self, x: Tensor) -> Tensor:
+        """As autocast casts the arguments of a convolution."""
+        castable = self.cast is not None and x.is_floating_point() and x.dtype != torch.float64
+        return x.to(self.cast) if castable else x
+
+
+class _Stack(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, plan: _Plan, x: Tensor, *parameters: Tensor) -> Tensor:
+        kept: list[Tensor] = []
+        z = plan.forward(x, parameters, kept)
+        ctx.plan = plan
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x, *parameters, *kept)
+        return z
+
+    @staticmethod
+    @_disable_dynamo
+    def backward(ctx: Any, dz: Tensor | None) -> Any:
+        plan: _Plan = ctx.plan
+        count = len(plan.parameters)
+        if dz is None:
+            return (None,) * (count + 2)
+        wanted = ctx.needs_input_grad[1:]
+        x, *rest = ctx.saved_tensors
+        parameters, kept = rest[:count], rest[count:]
+        del rest
+        if torch.is_grad_enabled():
+            return None, *_differentiable(plan, x, parameters, dz, wanted)
+        ctx.maybe_clear_saved_tensors()  # raw maps are freed as they are used
+        with plan.no_autocast():
+            return None, *_gradients(plan, x, parameters, kept, dz, wanted, _is_last_pass(ctx))
+
+
+def _is_last_pass(ctx: Any) -> bool:
+    """Whether saved tensors are gone, so that no other backward pass (`retain_graph`) will need them."""
+    try:
+        return not ctx.saved_tensors
+    except RuntimeError:
+        return True
+
+
+def _gradients(
+    plan: _Plan,
+    x: Tensor,
+    parameters: Sequence[Tensor],
+    kept: list[Tensor],
+    dz: Tensor,
+    wanted: Sequence[bool],
+    last: bool,
+) -> Grads:
+    """Of the input and the parameters. `kept` is emptied on the way, and overwritten in the last pass."""
+    found: Grads = [None] * len(parameters)
+    dx: Tensor | None = dz
+    for i in reversed(range(len(plan.layers))):
+        assert dx is not None
+        slots = plan.slots[i]
+        u = kept.pop()
+        ours = i < len(plan.layers) - 1 and dx.dtype == u.dtype and dx.stride() == u.stride()
+        out = dx if ours else u if last else None
+        du, *of_norm = ops.bn_act_backward(u, dx, plan.norm(i, parameters), plan.batch[i], out)
+        del u, dx, out
+        for slot, gradient in zip(slots[-3:], of_norm, strict=True):
+            if slot is not None and wanted[slot + 1]:
+                p = parameters[slot]
+                if p.numel() != len(gradient):  # one slope for all channels
+                    gradient = gradient.sum()
+                found[slot] = gradient.view(p.shape).to(p.dtype)
+        mine = [slot for slot in slots[:-3] if slot is not None]
+        before = [slot for each in plan.slots[:i] for slot in each if slot is not None]
+        asked = [wanted[0] or any(wanted[slot + 1] for slot in before), *(wanted[slot + 1] for slot in mine)]
+        own = [plan.lowered(parameters[slot]) for slot in mine]
+        like = kept[-1] if kept else x
+        source = plan.source(i, x, parameters, kept)
+        dx, *of_maker = plan.layers[i].maker.backward(du, source, like, own, asked)
+        del du
+        for slot, dparameter in zip(mine, of_maker, strict=True):
+            found[slot] = None if dparameter is None else dparameter.to(parameters[slot].dtype)
+        if not asked[0]:
+            break
+    return [dx.to(x.dtype) if wanted[0] and dx is not None else None, *found]
+
+
+def _differentiable(
+    plan: _Plan, x: Tensor, parameters: Sequence[Tensor], dz: Tensor, wanted: Sequence[bool]
+) -> Grads:
+    """The gradients with a graph of their own, by aliases, so that no history is counted twice."""
+    aliases = [t.view_as(t) if w else t for t, w in zip((x, *parameters), wanted, strict=True)]
+    with plan.no_autocast():
+        z = plan.plain(aliases[0], aliases[1:])
+    asked = [t for t, w in zip(aliases, wanted, strict=True) if w]
+    found = iter(torch.autograd.grad(z, asked, dz, create_graph=True, allow_unused=True))
+    return [next(found) if w else None for w in wanted]

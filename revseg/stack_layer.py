@@ -1,0 +1,71 @@
+"""A layer as a stack sees it: a maker of raw maps, a batch norm, an activation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from revseg import ops
+from revseg.makers import Maker
+from revseg.observers import has_hooks
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What a module tells about itself.
+
+    Args:
+        maker: Makes the raw map.
+        parameters: Of the maker.
+        bn: Batch norm behind it.
+        act: PReLU, LeakyReLU, ReLU or Identity behind that.
+    """
+
+    maker: Maker
+    parameters: tuple[Tensor, ...]
+    bn: nn.BatchNorm2d
+    act: nn.Module
+
+    def all_parameters(self) -> list[Tensor | None]:
+        slope = self.act.weight if isinstance(self.act, nn.PReLU) else None
+        return [*self.parameters, self.bn.weight, self.bn.bias, slope]
+
+    def fixed_slope(self) -> float:
+        if isinstance(self.act, nn.LeakyReLU):
+            return float(self.act.negative_slope)
+        return 0.0 if isinstance(self.act, nn.ReLU) else 1.0
+
+    def uses_batch(self) -> bool:
+        return self.bn.training or (self.bn.running_mean is None and self.bn.running_var is None)
+
+    def statistics(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and variance to normalise by; running statistics are moved on."""
+        bn = self.bn
+        if not self.uses_batch():
+            running: tuple[Any, Any] = bn.running_mean, bn.running_var
+            return running[0].double(), running[1].double()
+        F._verify_batch_size(u.size())  # type: ignore[attr-defined]
+        mean, var = ops.batch_statistics(u)
+        if bn.training and bn.running_mean is not None and bn.running_var is not None:
+            momentum = bn.momentum
+            if bn.num_batches_tracked is not None:
+                bn.num_batches_tracked.add_(1)
+                momentum = 1 / float(bn.num_batches_tracked) if momentum is None else momentum
+            m, share = u.numel() // u.shape[1], 0.0 if momentum is None else momentum
+            bn.running_mean.copy_(torch.lerp(bn.running_mean.double(), mean, share))
+            bn.running_var.copy_(torch.lerp(bn.running_var.double(), var * (m / (m - 1)), share))
+        return mean, var
+
+
+def layer_of(
+    maker: Maker | None, parameters: tuple[Tensor, ...], bn: nn.Module, act: nn.Module
+) -> Layer | None:
+    """A layer of these parts; None if a stack does not know one of them."""
+    known = type(bn) is nn.BatchNorm2d and type(act) in (nn.PReLU, nn.LeakyReLU, nn.ReLU, nn.Identity)
+    if maker is None or not known or has_hooks(bn, act):
+        return None
+    return Layer(maker, parameters, bn, act)  # type: ignore[arg-type]
