@@ -26,8 +26,6 @@ from torch import Tensor
 # such maps that exist at a time fit into the second-level cache of a core.
 BAND_BYTES = 2**20 * 3 // 2
 BAND_BYTES_CUDA = 2**23  # few launches count more than the cache
-
-
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -148,7 +146,7 @@ def _axis(size: int, outputs: int, align_corners: bool, dtype: torch.dtype) -> _
 
 
 def _transpose(axis: _Axis, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """For each source the outputs [size, K] it has a share in, and the shares [size, K]; 0 where there are fewer."""
+    """The outputs [size, K] that each source has a share in, and the shares; 0 where there are fewer."""
     sources = np.concatenate((axis.low, axis.high))
     order = sources.argsort(kind="stable")
     counts = np.bincount(sources, minlength=size)

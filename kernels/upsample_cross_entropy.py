@@ -90,7 +90,8 @@ def upsample_cross_entropy(
     if reduction == "none":
         return _Losses.apply(logits, targets, align_corners)  # type: ignore[no-any-return, no-untyped-call]
     needs_gradient = torch.is_grad_enabled() and logits.requires_grad
-    return _Loss.apply(logits, targets, align_corners, reduction == "mean", needs_gradient)  # type: ignore[no-any-return, no-untyped-call]
+    mean = reduction == "mean"
+    return _Loss.apply(logits, targets, align_corners, mean, needs_gradient)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def reference(
