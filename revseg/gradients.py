@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import GradientEdge
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from revseg.steps import describe
 
@@ -46,7 +46,7 @@ def gradients(
     asked = [x for x in inputs if x.requires_grad]
     before = [None] * len(inputs) if before is None else before
     begun = [(x, dx) for x, dx in zip(inputs, before, strict=True) if x.requires_grad and dx is not None]
-    roots, sent = [*edges, *(x for x, _ in begun)], [*dys, *(dx for _, dx in begun)]
+    roots, sent = [*edges, *(get_gradient_edge(x) for x, _ in begun)], [*dys, *(dx for _, dx in begun)]
     found = iter(torch.autograd.grad(roots, asked, sent, allow_unused=True, create_graph=create_graph))
     return [next(found) if x.requires_grad else dx for x, dx in zip(inputs, before, strict=True)]
 
