@@ -86,7 +86,7 @@ class ReversibleSequence(nn.Module):
                     f"expected block {i} to be a Coupling, Squeeze or HaarDownsample, got {type(block).__name__}; "
                     "wrap your functions f and g as AdditiveCoupling(f, g)"
                 )
-        if exact not in (False, True, "lossless"):
+        if not (isinstance(exact, bool) or exact == "lossless"):
             raise ValueError(f'expected exact to be True, False or "lossless", got {exact!r}')
         if check not in ("error", "warn", None):
             raise ValueError(f'expected check to be "error", "warn" or None, got {check!r}')
