@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import record, report_camvid
+from benchmarks import record, report_camvid, report_losses
 
 OPEN, CLOSE = "<!-- results -->", "<!-- /results -->"
 Result = dict[str, Any]
@@ -68,6 +68,11 @@ def readme(results: Path) -> str:
         parts += [TIME_HEAD, time_table(times), _source(times)]
         if functions := functions_table(times):
             parts += ["### With other functions in the couplings\n", functions, _source(times)]
+    if losses := _load(results, "upsample_cross_entropy"):
+        parts += [report_losses.HEAD, _table(*report_losses.memory_table(losses))]
+        if table := report_losses.time_table(losses):
+            parts += [report_losses.TIME_HEAD, _table(*table)]
+        parts.append(_source(losses))
     if camvid := _load(results, "camvid"):
         parts += [
             report_camvid.HEAD,

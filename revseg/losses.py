@@ -1,169 +1,190 @@
 """From logits at a model's stride to a loss, and to labels, at the size of the labels.
 
-The maps at full size are the largest tensors of a training step: 19 classes at 1024 x 2048 are
-159 MB an image. So everything that touches them lives in this file, behind two functions.
-`segmentation_loss` is the definition of the loss. `predict_labels` never holds more than two
-such maps of a single class, which keeps validation far below training.
+The maps at full size would be the largest tensors of a training step: 19 classes at 1024 x 2048 are
+159 MB an image. None of the losses here has one: `revseg.ops` computes them in bands.
 """
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-IGNORE = 255
+from revseg.kernels.upsample_cross_entropy import reference
+from revseg.ops import upsample_argmax, upsample_cross_entropy
+
+Logits = Tensor | Sequence[Tensor]  # of one head, or the main head's first and then those of auxiliary heads
 
 
-def segmentation_loss(
-    logits: Tensor | Sequence[Tensor],
-    labels: Tensor,
-    *,
-    class_weights: Tensor | None = None,
-    label_smoothing: float = 0.0,
-    aux_weight: float = 0.4,
-) -> Tensor:
-    """Cross-entropy of upsampled logits, averaged over the pixels that count.
+class UpsampleCrossEntropy(nn.Module):
+    """Cross-entropy of the logits after bilinear upsampling to the size of the labels.
 
-    The average is weighted, as in PyTorch: the losses times their class weights, divided by
-    the sum of these weights. A batch in which no pixel counts has loss 0 and gradient 0.
+    The options are those of `nn.CrossEntropyLoss` and of `F.interpolate`, except that a mean over
+    nothing is 0. Auxiliary heads add to the loss of the main one.
 
     Args:
-        logits: Scores [N, C, h, w] at any stride; or a tuple of such, the main head first and
-            then auxiliary heads.
-        labels: Class indices [N, H, W], uint8 or int64; 255 is ignored.
-        class_weights: Weight of each class [C]; all equal if None.
-        label_smoothing: Share of the target that is spread over all classes, in [0, 1).
+        ignore_index: The label of pixels that do not count.
+        weight: Weight of each class [C], moves with the module; all equal if None.
+        label_smoothing: Share of the target that is spread over all classes, in [0, 1].
+        reduction: "mean", weighted as in PyTorch, "sum" or "none".
+        align_corners: As in `F.interpolate`.
         aux_weight: Weight of each auxiliary head beside the main one's 1.
-
-    Returns:
-        The loss, a scalar, at least float32.
 
     Raises:
-        ValueError: If shapes do not fit, or a label is neither below C nor 255.
-        TypeError: If the labels are neither uint8 nor int64.
+        ValueError: If the weights are no vector, or one is below 0.
     """
-    heads = (logits,) if isinstance(logits, Tensor) else tuple(logits)
-    _check_labels(heads, labels)
-    targets = labels.long()
-    total = _weight_of_pixels(targets, class_weights)
-    losses = []
-    for head in heads:
-        scores = _upsample(head, labels.shape[-2:])  # [N, C, H, W]
-        loss = F.cross_entropy(
-            scores,
-            targets,
-            class_weights,
-            ignore_index=IGNORE,
-            reduction="sum",
-            label_smoothing=label_smoothing,
+
+    weight: Tensor | None
+
+    def __init__(
+        self,
+        ignore_index: int = 255,
+        weight: Tensor | None = None,
+        label_smoothing: float = 0.0,
+        reduction: str = "mean",
+        align_corners: bool = False,
+        *,
+        aux_weight: float = 0.4,
+    ) -> None:
+        super().__init__()
+        if weight is not None and (weight.ndim != 1 or bool((weight < 0).any())):
+            raise ValueError(f"expected class weights [C], none below 0, got {weight.tolist()}")
+        self.register_buffer("weight", weight, persistent=False)
+        self.ignore_index = ignore_index
+        self.label_smoothing = label_smoothing
+        self.reduction = reduction
+        self.align_corners = align_corners
+        self.aux_weight = aux_weight
+
+    def forward(self, logits: Logits, labels: Tensor, counts: Tensor | None = None) -> Tensor:
+        """The loss, a scalar, or the losses [N, H, W] for "none"; float32 at least.
+
+        Args:
+            logits: Scores [N, C, h, w] at any stride; or a tuple of such, the main head first and
+                then auxiliary heads.
+            labels: Class indices [N, H, W], uint8 or int64, below C or equal to `ignore_index`.
+            counts: Counts of pixels [C, C], int64, to which those of the main head are added: true class
+                by row, predicted class by column.
+
+        Raises:
+            TypeError: If a tensor is of another type.
+            ValueError: If shapes do not fit, or a label or an option is out of its range.
+        """
+        heads = (logits,) if isinstance(logits, Tensor) else tuple(logits)
+        if len({head.shape[1:2] for head in heads}) != 1:
+            raise ValueError(f"expected heads with the same classes, got {[list(h.shape) for h in heads]}")
+        loss = self.head_loss(heads[0], labels, counts)
+        for head in heads[1:]:
+            loss = loss + self.aux_weight * self.head_loss(head, labels, None)
+        return loss
+
+    def head_loss(self, logits: Tensor, labels: Tensor, counts: Tensor | None) -> Tensor:
+        """The loss of one head [N, C, h, w]."""
+        return upsample_cross_entropy(
+            logits,
+            labels,
+            ignore_index=self.ignore_index,
+            weight=self.weight,
+            label_smoothing=self.label_smoothing,
+            reduction=self.reduction,
+            align_corners=self.align_corners,
+            counts=counts,
         )
-        losses.append(loss / total)
-    return losses[0] + aux_weight * sum(losses[1:]) if len(losses) > 1 else losses[0]
 
 
-class SegmentationLoss(nn.Module):
-    """`segmentation_loss` with its options kept; `class_weights` moves with the module.
+class OhemCrossEntropy(UpsampleCrossEntropy):
+    """Online hard example mining: cross-entropy of the pixels that the network finds hard.
+
+    A pixel is hard if the probability of its true class is below a threshold, or if fewer than
+    `min_kept` pixels of the batch have a lower one. The others are as good as ignored. Each head
+    chooses for itself, by probabilities without class weights and smoothing. Counts are of all pixels.
 
     Args:
-        class_weights: Weight of each class [C]; all equal if None.
-        label_smoothing: Share of the target that is spread over all classes, in [0, 1).
-        aux_weight: Weight of each auxiliary head beside the main one's 1.
+        threshold: A probability, in (0, 1].
+        min_kept: How many pixels of a batch are kept at the least; a sixteenth of N H W if None.
+        **options: Those of `UpsampleCrossEntropy`.
+
+    Memory:
+        Seven bytes a pixel while the pixels are chosen.
+
+    Source: Shrivastava et al., Training Region-based Object Detectors with Online Hard Example Mining,
+        arXiv:1604.03540; as in the published training code of Yu et al., BiSeNet, arXiv:1808.00897.
 
     Raises:
         ValueError: If an option is out of its range.
     """
 
-    class_weights: Tensor | None
+    def __init__(self, threshold: float = 0.7, min_kept: int | None = None, **options: Any) -> None:
+        super().__init__(**options)
+        if not 0 < threshold <= 1:
+            raise ValueError(f"expected a threshold in (0, 1], got {threshold}")
+        if min_kept is not None and min_kept < 0:
+            raise ValueError(f"expected min_kept of at least 0, got {min_kept}")
+        self.threshold = threshold
+        self.min_kept = min_kept
 
-    def __init__(
-        self, class_weights: Tensor | None = None, *, label_smoothing: float = 0.0, aux_weight: float = 0.4
-    ) -> None:
-        super().__init__()
-        if class_weights is not None and (class_weights.ndim != 1 or bool((class_weights < 0).any())):
-            raise ValueError(f"expected class weights [C], none below 0, got {class_weights.tolist()}")
-        if not 0 <= label_smoothing < 1:
-            raise ValueError(f"expected label_smoothing in [0, 1), got {label_smoothing}")
-        self.register_buffer("class_weights", class_weights, persistent=False)
-        self.label_smoothing = label_smoothing
-        self.aux_weight = aux_weight
+    def head_loss(self, logits: Tensor, labels: Tensor, counts: Tensor | None) -> Tensor:
+        return super().head_loss(logits, self._hard_labels(logits, labels, counts), None)
 
-    def forward(self, logits: Tensor | Sequence[Tensor], labels: Tensor) -> Tensor:
-        return segmentation_loss(
+    @torch.no_grad()
+    def _hard_labels(self, logits: Tensor, labels: Tensor, counts: Tensor | None) -> Tensor:
+        """The labels [N, H, W], of which the easy ones are ignored."""
+        losses = upsample_cross_entropy(
             logits,
             labels,
-            class_weights=self.class_weights,
-            label_smoothing=self.label_smoothing,
-            aux_weight=self.aux_weight,
+            ignore_index=self.ignore_index,
+            reduction="none",
+            align_corners=self.align_corners,
+            counts=counts,
         )
+        least = labels.numel() // 16 if self.min_kept is None else self.min_kept
+        hard = (losses > -math.log(self.threshold)) | (losses >= _largest(losses, least))
+        fits = labels.dtype == torch.int64 or 0 <= self.ignore_index <= 255
+        return (labels if fits else labels.long()).where(hard, self.ignore_index)
 
 
-@torch.no_grad()
-def predict_labels(logits: Tensor | Sequence[Tensor], size: Sequence[int]) -> Tensor:
+def ohem_reference(
+    logits: Tensor, labels: Tensor, threshold: float = 0.7, min_kept: int | None = None, **options: Any
+) -> Tensor:
+    """What `OhemCrossEntropy` computes for one head, with all scores at full size: its definition."""
+    ignore_index = options.get("ignore_index", 255)
+    choice = {key: options[key] for key in ("ignore_index", "align_corners") if key in options}
+    losses = reference(logits.detach(), labels, reduction="none", **choice)
+    least = labels.numel() // 16 if min_kept is None else min_kept
+    hard = losses > -math.log(threshold)
+    if least:
+        hardest_first = losses.flatten().sort(descending=True).values
+        hard |= losses >= hardest_first[:least].amin()
+    return reference(logits, labels.long().where(hard, ignore_index), **options)
+
+
+def predict_labels(logits: Logits, size: Sequence[int]) -> Tensor:
     """The most probable class of every pixel at full size.
-
-    Equal, pixel for pixel, to the argmax of the upsampled logits. Upsampling does not mix
-    classes, so it can go class by class and keep only the best score so far. The first of equal
-    scores wins.
 
     Args:
         logits: Scores [N, C, h, w], C at most 255; of a tuple the main head, the first, counts.
         size: (H, W).
 
     Returns:
-        Class indices [N, H, W], uint8.
-
-    Memory:
-        Some 10 bytes a pixel beyond the result, whatever C is.
+        Class indices [N, H, W], uint8, the argmax of the upsampled logits; see `upsample_argmax`.
 
     Raises:
         ValueError: If there are more than 255 classes.
     """
-    scores = logits if isinstance(logits, Tensor) else logits[0]
-    n, classes = scores.shape[:2]
-    if classes > IGNORE:
-        raise ValueError(f"expected at most {IGNORE} classes, got {classes}")
-    best = _upsample(scores[:, :1], size)  # [N, 1, H, W]
-    labels = torch.zeros((n, 1, *size), dtype=torch.uint8, device=scores.device)
-    for c in range(1, classes):
-        score = _upsample(scores[:, c : c + 1], size)
-        labels.masked_fill_(score > best, c)
-        torch.maximum(best, score, out=best)
-    return labels[:, 0]
+    return upsample_argmax(logits if isinstance(logits, Tensor) else logits[0], size)
 
 
-def _upsample(scores: Tensor, size: Sequence[int]) -> Tensor:
-    """Scores [N, C, H, W], interpolated in float32 at least."""
-    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
-    return F.interpolate(scores, size=tuple(size), mode="bilinear", align_corners=False)
+def _largest(values: Tensor, k: int) -> Tensor:
+    """The k-th largest of values that are not negative; 0 if there are fewer, NaN for k = 0.
 
-
-def _weight_of_pixels(targets: Tensor, class_weights: Tensor | None) -> Tensor:
-    """What the sum of the losses is divided by; never 0."""
-    counted = targets != IGNORE
-    if class_weights is None:
-        return counted.sum().clamp(min=1)
-    weights = class_weights[targets.masked_fill(~counted, 0)] * counted
-    return weights.sum().clamp(min=torch.finfo(weights.dtype).tiny)
-
-
-def _check_labels(heads: Sequence[Tensor], labels: Tensor) -> None:
-    if labels.dtype not in (torch.uint8, torch.int64):
-        raise TypeError(f"expected labels of dtype uint8 or int64, got {labels.dtype}")
-    n, classes = heads[0].shape[:2]
-    if labels.ndim != 3 or labels.shape[0] != n:
-        raise ValueError(f"expected labels [N, H, W] with N = {n}, got shape {list(labels.shape)}")
-    if any(head.ndim != 4 or head.shape[:2] != (n, classes) for head in heads):
-        raise ValueError(
-            f"expected logits [{n}, {classes}, h, w], got {[list(head.shape) for head in heads]}"
-        )
-    if labels.numel() == 0:
-        return
-    low, high = torch.stack(
-        labels.masked_fill(labels == IGNORE, 0).aminmax()
-    ).tolist()  # one wait for the device
-    if low < 0 or high >= classes:
-        raise ValueError(
-            f"expected labels below {classes} (the number of classes) or {IGNORE} (ignored), "
-            f"got {low if low < 0 else high}"
-        )
+    Found bit by bit, highest first: as integers, such floats have the same order. To sort them would
+    take several times their memory.
+    """
+    integer = {4: torch.int32, 8: torch.int64}[values.itemsize]
+    integers = values.view(integer)
+    found = torch.zeros((), dtype=integer, device=values.device)
+    for bit in reversed(range(8 * values.itemsize - 1)):
+        candidate = found + 2**bit
+        found = torch.where(torch.count_nonzero(integers >= candidate) >= k, candidate, found)
+    return found.view(values.dtype)

@@ -81,6 +81,26 @@ class ConfusionMatrix:
         for guess, truth in zip(_images(predicted), _images(labels), strict=True):
             _add_counts(self.tally.view(-1), _bin(truth) * _BINS + _bin(guess))
 
+    def add(self, counts: Tensor) -> None:
+        """Adds the counts of pixels that were counted elsewhere.
+
+        Args:
+            counts: Counts [C, C], int64: true class by row, predicted class by column.
+
+        Raises:
+            TypeError: If the counts are not int64.
+            ValueError: If their shape is another.
+        """
+        if counts.dtype != torch.int64:
+            raise TypeError(f"expected counts of dtype int64, got {counts.dtype}")
+        if counts.shape != (self.classes, self.classes):
+            raise ValueError(
+                f"expected counts [{self.classes}, {self.classes}], got shape {list(counts.shape)}"
+            )
+        with torch.inference_mode(False):
+            self.tally = self.tally.to(counts.device)
+        self.tally[: self.classes, : self.classes] += counts
+
     def counts(self) -> Tensor:
         """Counts [C, C], int64, on the CPU: true class by row, predicted class by column.
 

@@ -7,6 +7,8 @@ import os
 
 from revseg.kernels.bn_act import Norm, batch_statistics, bn_act, bn_act_backward
 from revseg.kernels.sum_of_pools import sum_of_pools, sum_of_pools_backward
+from revseg.kernels.upsample_argmax import upsample_argmax
+from revseg.kernels.upsample_cross_entropy import upsample_cross_entropy
 
 __all__ = [
     "Norm",
@@ -16,6 +18,8 @@ __all__ = [
     "kernels_are_on",
     "sum_of_pools",
     "sum_of_pools_backward",
+    "upsample_argmax",
+    "upsample_cross_entropy",
 ]
 
 

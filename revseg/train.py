@@ -20,10 +20,11 @@ from torch.utils.data import DataLoader
 
 from revseg.checkpoint import CheckpointError, load_checkpoint, save_checkpoint, save_weights, write_text
 from revseg.data import SegmentationDataset
-from revseg.losses import SegmentationLoss, predict_labels, segmentation_loss
+from revseg.losses import UpsampleCrossEntropy, predict_labels
 from revseg.memory import peak_bytes
 from revseg.metrics import ConfusionMatrix
 from revseg.models import load_model
+from revseg.ops import upsample_cross_entropy
 from revseg.prepare import Batch, build_model, choose_device, create_loader, create_split, enet_class_weights
 from revseg.report import draw_curves, draw_samples, epoch_line, memory_table, result_table, step_progress
 from revseg.seeds import random_state, restore_random_state, seed_epoch, seed_everything
@@ -73,7 +74,7 @@ def train(settings: TrainSettings) -> dict[str, Any]:
     weights = (
         enet_class_weights(create_split(settings, "train")) if settings.class_weights == "enet" else None
     )
-    criterion = SegmentationLoss(weights).to(device)
+    criterion = UpsampleCrossEntropy(weight=weights).to(device)
 
     prepare_folder(settings, history)
     console.print(
@@ -150,14 +151,14 @@ def validate(
 ) -> tuple[ConfusionMatrix, float]:
     """Counts of the pixels of all batches, and the mean over images of the unweighted loss."""
     model.eval()
-    matrix = ConfusionMatrix(num_classes)
+    counts = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
     total, count = 0.0, 0
     for images, labels in batches:
-        labels = labels.to(device)
-        logits = model(images.to(device))
-        matrix.update(predict_labels(logits, labels.shape[-2:]), labels)
-        for scores, label in zip(logits.split(1), labels.split(1), strict=True):  # one at a time: less memory
-            total, count = total + float(segmentation_loss(scores, label)), count + 1
+        logits, labels = model(images.to(device)), labels.to(device)
+        for scores, label in zip(logits.split(1), labels.split(1), strict=True):
+            total, count = total + float(upsample_cross_entropy(scores, label, counts=counts)), count + 1
+    matrix = ConfusionMatrix(num_classes)
+    matrix.add(counts)
     return matrix, total / count
 
 

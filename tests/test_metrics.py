@@ -169,3 +169,16 @@ def test_memory_is_that_of_one_image(dtype):
         total += event.nbytes()
         peak = max(peak, total)
     assert 0 < peak <= 24 * pixels + matrix.tally.nbytes
+
+
+def test_counts_made_elsewhere_are_added():
+    predicted, labels = torch.randint(0, 4, (2, 3, 5, 6)), torch.randint(0, 4, (2, 3, 5, 6))
+    whole, parts = ConfusionMatrix(4), ConfusionMatrix(4)
+    whole.update(predicted, labels)
+    parts.update(predicted[0], labels[0])
+    parts.add(confusion_matrix(predicted[1], labels[1], 4))
+    assert torch.equal(parts.counts(), whole.counts())
+    with pytest.raises(TypeError, match=r"counts of dtype int64, got torch\.float32"):
+        parts.add(torch.zeros(4, 4))
+    with pytest.raises(ValueError, match=r"expected counts \[4, 4\], got shape \[5, 5\]"):
+        parts.add(torch.zeros(5, 5, dtype=torch.int64))

@@ -9,9 +9,9 @@ from PIL import Image
 import revseg.train as training
 from revseg.checkpoint import load_checkpoint
 from revseg.data import create_dataset
-from revseg.losses import segmentation_loss
 from revseg.memory import peak_bytes
 from revseg.models import create_model, load_model
+from revseg.ops import upsample_cross_entropy
 from revseg.prepare import build_model, choose_device, create_loader, create_split, enet_class_weights
 from revseg.seeds import seed_epoch
 from revseg.settings import OUTPUTS, TrainSettings
@@ -153,13 +153,13 @@ def test_overwriting_removes_the_old_run_and_nothing_else(tmp_path):
 
 def test_diverged_loss_stops_and_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
     settings = replace(TINY, epochs=2, out=tmp_path)
-    real, calls = training.SegmentationLoss.forward, []
+    real, calls = training.UpsampleCrossEntropy.forward, []
 
     def diverge(self, *args):
         calls.append(None)
         return real(self, *args) * (math.inf if len(calls) == 4 else 1)
 
-    monkeypatch.setattr(training.SegmentationLoss, "forward", diverge)
+    monkeypatch.setattr(training.UpsampleCrossEntropy, "forward", diverge)
     with pytest.raises(
         DivergedError, match=r"became inf at step 4, epoch 2; last\.pt holds the end of epoch 1"
     ):
@@ -191,7 +191,7 @@ def test_validation_takes_less_memory_than_a_training_step():
 
     def step():
         model.zero_grad()
-        segmentation_loss(model(images), labels).backward()
+        upsample_cross_entropy(model(images), labels).backward()
 
     training_peak = peak_bytes(step, before=step)
     batches = [(images, labels)]

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from revseg.couplings import AdditiveCoupling, OneSidedCoupling
-from revseg.losses import segmentation_loss
 from revseg.models.vnet import CPP, VNet
+from revseg.ops import upsample_cross_entropy
 from revseg.sequence import ReversibleSequence
 
 SMALL = {"num_classes": 5, "widths": (4, 8, 16)}
@@ -84,7 +84,7 @@ def test_step_is_that_of_the_plain_twin(options):
     losses = []
     for network in (model, twin):
         torch.manual_seed(1)  # the masks of dropout
-        loss = segmentation_loss(network(x), labels)
+        loss = upsample_cross_entropy(network(x), labels)
         loss.backward()
         losses.append(loss.detach())
     torch.testing.assert_close(losses[0], losses[1])
@@ -102,7 +102,7 @@ def test_gradients_are_as_near_to_float64_as_those_of_the_twin():
         stage.save_activations = True
     x, labels = torch.randn(2, 3, 33, 49), torch.randint(0, 5, (2, 33, 49))
     for network in (model, twin, exact):
-        segmentation_loss(network(x.to(network.classifier.weight)), labels).backward()
+        upsample_cross_entropy(network(x.to(network.classifier.weight)), labels).backward()
     truth = torch.cat([p.grad.flatten() for p in exact.parameters()])
 
     def error(network: VNet) -> float:

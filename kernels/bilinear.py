@@ -1,0 +1,177 @@
+"""Bilinear upsampling of a map [N, C, h, w] to [N, C, H, W] that never exists as a whole.
+
+Rows of the output that lie between the same two rows of the source form a band: interpolate the
+two along x, and every row of the band is a mixture of them. The transpose goes the same way back:
+first the rows of a band are summed into two, then the two are summed along x. Nothing is added
+by threads that race each other, so that the same input gives the same bits.
+
+In float32, positions and weights are those of `F.interpolate` to the bit, for any two sizes. So are the
+results on a CPU for contiguous maps of many channels. To ask for more has no meaning: `F.interpolate`
+adds the products in another order for channels_last maps, for few channels and for small results, so
+that its own last bits differ between them.
+
+Letters: N images, C channels, h w size of the source, H W size of the output; n images and R rows of
+a band; K outputs that one source column has a share in.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# Bytes of one map [n, C, R, W] of a band, unless a single row of one image takes more. The two or three
+# such maps that exist at a time fit into the second-level cache of a core.
+BAND_BYTES = 2**20 * 3 // 2
+BAND_BYTES_CUDA = 2**23  # few launches count more than the cache
+
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+class Band(NamedTuple):
+    """Some rows of the output of some images, between two rows of the source."""
+
+    images: slice
+    rows: slice
+    low: int
+    high: int
+
+
+class Upsampling:
+    """From a source map to the bands of its output, and from their gradients back.
+
+    Args:
+        source: The map [N, C, h, w] of any floating type; float16 and bfloat16 are interpolated in float32.
+        size: (H, W), also smaller than (h, w).
+        align_corners: Whether the centres of the corner pixels, or their outer corners, coincide.
+
+    Attributes:
+        dtype: Of the bands and of their gradients.
+    """
+
+    def __init__(self, source: Tensor, size: Sequence[int], align_corners: bool) -> None:
+        self.source, self.width = source, size[1]
+        self.dtype = torch.promote_types(source.dtype, torch.float32)
+        h, w = source.shape[-2:]
+        rows = _axis(h, size[0], align_corners, self.dtype)
+        columns = _axis(w, size[1], align_corners, self.dtype)
+        outputs, shares = _transpose(columns, w)
+        self._low, self._high = rows.low.tolist(), rows.high.tolist()
+        self._row_weights = (self._tensor(rows.low_weight[:, None]), self._tensor(rows.high_weight[:, None]))
+        self._columns = (self._tensor(columns.low), self._tensor(columns.high))
+        self._column_weights = (self._tensor(columns.low_weight), self._tensor(columns.high_weight))
+        self._outputs, self._shares = self._tensor(outputs), self._tensor(shares)
+
+    def bands(self) -> Iterator[Band]:
+        """All bands, from the top of the first images to the bottom of the last ones.
+
+        Of a source without values one band of each shape: it takes the memory that all of them take.
+        """
+        seen = set()
+        for band in self._bands():
+            shape = (band.images.stop - band.images.start, band.rows.stop - band.rows.start)
+            if shape not in seen or has_values(self.source):
+                yield band
+            seen.add(shape)
+
+    def forward(self, band: Band) -> Tensor:
+        """The band of the output [n, C, R, W], a tensor of its own."""
+        images = self.source[band.images]
+        pair = torch.stack((images[:, :, band.low], images[:, :, band.high]), dim=2).to(self.dtype)
+        low, high = (pair[..., column] for column in self._columns)
+        pair = _mix(low, high, *self._column_weights)  # [n, C, 2, W]
+        row_weights = (weight[band.rows] for weight in self._row_weights)
+        return _mix(pair[:, :, :1], pair[:, :, 1:], *row_weights)
+
+    def add_gradient(self, band: Band, doutput: Tensor, dsource: Tensor) -> None:
+        """Adds what the gradient of a band contributes to that of the source.
+
+        Args:
+            band: One of `bands`.
+            doutput: Gradient of the band [n, C, R, W].
+            dsource: Gradient of the source [N, C, h, w], of the same type; added to.
+        """
+        pair = torch.stack([(doutput * weight[band.rows]).sum(dim=2) for weight in self._row_weights], dim=2)
+        pair = (pair[..., self._outputs] * self._shares).sum(dim=-1)  # [n, C, 2, W] to [n, C, 2, w]
+        images = dsource[band.images]
+        images[:, :, band.low] += pair[:, :, 0]
+        images[:, :, band.high] += pair[:, :, 1]
+
+    def _bands(self) -> Iterator[Band]:
+        n, channels = self.source.shape[:2]
+        row_bytes = channels * self.width * self.dtype.itemsize
+        rows_allowed = (BAND_BYTES_CUDA if self.source.is_cuda else BAND_BYTES) // row_bytes
+        groups = [*_equal_runs(self._low)]
+        most_rows = max(1, min(rows_allowed, max(rows.stop - rows.start for rows in groups)))
+        most_images = max(1, rows_allowed // most_rows)
+        for images in _pieces(slice(0, n), most_images):
+            for group in groups:
+                for rows in _pieces(group, most_rows):
+                    yield Band(images, rows, self._low[rows.start], self._high[rows.start])
+
+    def _tensor(self, values: np.ndarray) -> Tensor:
+        return torch.tensor(values, device=self.source.device)
+
+
+def has_values(x: Tensor) -> bool:
+    """False for tensors that are shapes alone, on the meta device or fake."""
+    return not x.is_meta and getattr(x, "fake_mode", None) is None
+
+
+class _Axis(NamedTuple):
+    """For each output along one axis: its two sources and their weights."""
+
+    low: np.ndarray
+    high: np.ndarray
+    low_weight: np.ndarray
+    high_weight: np.ndarray
+
+
+def _axis(size: int, outputs: int, align_corners: bool, dtype: torch.dtype) -> _Axis:
+    """Two sources and their weights for each output, as `F.interpolate` has them in this type."""
+    number: Any = np.float64 if dtype == torch.float64 else np.float32
+    i = np.arange(outputs)
+    if align_corners:
+        scale = number(size - 1) / number(outputs - 1) if outputs > 1 else number(0)
+        position = scale * i.astype(number)
+    else:
+        scale = number(size) / number(outputs)
+        # The product is not rounded before the subtraction, which torch's compilers fuse.
+        position = (np.float64(scale) * (i + 0.5) - 0.5).astype(number).clip(min=0)
+    low = position.astype(np.int64).clip(max=size - 1)
+    high_weight = (position - low.astype(number)).clip(0, 1)
+    return _Axis(low, (low + 1).clip(max=size - 1), 1 - high_weight, high_weight)
+
+
+def _transpose(axis: _Axis, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """For each source the outputs [size, K] it has a share in, and the shares [size, K]; 0 where there are fewer."""
+    sources = np.concatenate((axis.low, axis.high))
+    order = sources.argsort(kind="stable")
+    counts = np.bincount(sources, minlength=size)
+    place = np.arange(len(order)) - np.repeat(counts.cumsum() - counts, counts)  # among those of its source
+    outputs = np.zeros((size, counts.max()), dtype=np.int64)
+    shares = np.zeros((size, counts.max()), dtype=axis.low_weight.dtype)
+    outputs[sources[order], place] = order % len(axis.low)
+    shares[sources[order], place] = np.concatenate((axis.low_weight, axis.high_weight))[order]
+    return outputs, shares
+
+
+def _mix(low: Tensor, high: Tensor, low_weight: Tensor, high_weight: Tensor) -> Tensor:
+    return (high * high_weight).addcmul_(low, low_weight)
+
+
+def _equal_runs(values: list[int]) -> Iterator[slice]:
+    """The stretches of a list in which nothing changes."""
+    start = 0
+    for i in range(1, len(values) + 1):
+        if i == len(values) or values[i] != values[start]:
+            yield slice(start, i)
+            start = i
+
+
+def _pieces(whole: slice, most: int) -> Iterator[slice]:
+    """A stretch in pieces of at most that length."""
+    for start in range(whole.start, whole.stop, most):
+        yield slice(start, min(start + most, whole.stop))
