@@ -24,7 +24,7 @@ from torch.autograd.graph import get_gradient_edge
 
 from revseg.ambient import autocast_as
 from revseg.drift import Check, Fingerprint, all_finite, raise_pending, tolerance_of
-from revseg.exact import INPUT, check_conditions, check_range, conditions, extremes_of
+from revseg.exact import check_conditions, check_range, conditions, extremes_of
 from revseg.gradients import Grads, alias, gradients
 from revseg.recompute import Call
 from revseg.residue import Layout, pack, restore
@@ -119,7 +119,7 @@ class _Chain:
     def forward(self, streams: Streams) -> Streams:
         self.fingerprint = Fingerprint.of(streams, bool(self.exact)) if self.check else None
         self.conditions = conditions(streams[0].device) if self.exact else {}
-        watched = [(INPUT, extremes_of(x)) for x in streams if self.exact is True]
+        watched = [("the input", extremes_of(x)) for x in streams if self.exact is True]
         for link in self.links:
             streams = link.forward(streams)
             if self.exact is True and isinstance(link, _Link):

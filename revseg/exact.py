@@ -2,7 +2,7 @@
 
 Floating-point addition cannot be undone: (x + h) - h is not x. Two ways around it:
 
-`exact=True`, a grid. Streams hold multiples of 2^-12 below 2^12 in float32 (2^-41 in float64), the
+`exact=True`, a grid. Streams hold multiples of 2^-12 up to 2^12 in float32 (2^-41 in float64), the
 values of functions are rounded to that grid, and sums of such numbers have no rounding error. The
 gradient passes the rounding straight through. Chosen over int32 fixed point (2^-18, any sum can be
 undone, range 2^13), which needs a float copy of a stream for each function to read, another of
@@ -33,7 +33,6 @@ from revseg.drift import InversionError, report
 
 LIMIT = 2.0**12
 STEP = {torch.float32: 2.0**-12, torch.float64: 2.0**-41}  # 24 and 53 bits below the limit
-INPUT = "the input"
 
 # Settings, as attributes of torch, by which kernels are chosen. Not every torch has all of them, and
 # some refuse to be read once their newer names were set; those are then in the list too.
@@ -89,23 +88,14 @@ def snap(x: Tensor) -> Tensor:
     return _GridAdd.apply(torch.zeros_like(x), x, 1.0)  # type: ignore[no-any-return, no-untyped-call]
 
 
-def is_addition(rule: object) -> bool:
-    """Whether a rule says that it adds, and has not defined `couple` anew since it said so."""
-    said, defined = (
-        next((kind for kind in type(rule).__mro__ if name in vars(kind)), object)
-        for name in ("additive", "couple")
-    )
-    return bool(getattr(rule, "additive", False)) and issubclass(said, defined)
-
-
 def check_range(streams: list[tuple[str, Tensor]]) -> None:
     """Raise if a stream has left the grid; on a GPU at the next pass, without waiting here.
 
-    An update that ends at the limit itself may have been rounded to it, so it counts as outside;
-    an input does not. Values that are infinite or NaN are let through, as in plain autograd.
+    Values that are infinite or NaN are let through, as in plain autograd. A sum one step beyond
+    the limit is rounded to the limit, and left to the checksum of the inversion (`revseg.drift`).
 
     Args:
-        streams: The step each stream comes from (or `INPUT`), and its smallest and largest value [2].
+        streams: Where each stream comes from, and its smallest and largest value [2].
 
     Raises:
         InversionError: If a value is too large, naming the step and the remedy.
@@ -114,9 +104,9 @@ def check_range(streams: list[tuple[str, Tensor]]) -> None:
 
     def judge(sizes: list[float]) -> None:
         for name, size in zip(names, sizes, strict=True):
-            if math.isfinite(size) and size >= LIMIT and (name, size) != (INPUT, LIMIT):
+            if LIMIT < size < math.inf:
                 raise InversionError(
-                    f"{name}: exact=True adds without error below {LIMIT:g}, got a value of {size:g}; "
+                    f"{name}: exact=True adds without error up to {LIMIT:g}, got a value of {size:g}; "
                     'scale the input or normalize inside the functions, or use exact="lossless"'
                 )
 
@@ -150,7 +140,7 @@ def check_conditions(then: dict[str, Any], now: dict[str, Any]) -> None:
         InversionError: Naming the setting and its two values.
     """
     for name, value in then.items():
-        if now[name] != value:
+        if None not in (value, now[name]) and now[name] != value:
             raise InversionError(
                 f"torch.{name} was {value} in the forward pass and is {now[name]} in the backward pass; "
                 "exact inversion needs the same kernels in both"

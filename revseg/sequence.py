@@ -17,7 +17,7 @@ from torch.nn.parameter import is_lazy
 
 from revseg.drift import Check
 from revseg.engine import Exact, run_reversible
-from revseg.exact import GridRule, check_range, extremes_of, is_addition, snap
+from revseg.exact import GridRule, check_range, extremes_of, snap
 from revseg.observers import has_hooks, is_traced
 from revseg.ordinary import Recompute
 from revseg.recompute import swapped_buffers
@@ -39,7 +39,7 @@ class ReversibleSequence(nn.Module):
         save_activations: True for the plain twin: ordinary autograd, the same numbers.
         exact: Bit-for-bit inversion, so that gradients are bitwise those of the plain twin. True:
             streams are rounded to multiples of 2^-12 (float32; 2^-41 in float64) and must stay
-            below 4096; costs nothing to keep. "lossless": the network stays as it is, and every
+            within 4096; costs nothing to keep. "lossless": the network stays as it is, and every
             update keeps what undoing it would lose, about a twelfth of a stream; `inverse` alone
             has no such notes and rounds as without it.
         check: What to do when the input found in the backward pass is not that of the forward
@@ -223,7 +223,7 @@ class ReversibleSequence(nn.Module):
                     f"{step.name} cannot be undone bit for bit, as exact={self.exact!r} asks; use Squeeze"
                 )
             if isinstance(step, Update) and self.exact is True:
-                if not is_addition(step.rule):
+                if not getattr(step.rule, "additive", False):
                     raise ValueError(
                         f"{step.name}: exact=True undoes additions only; use an additive coupling (one of your "
                         'own says additive = True where it defines couple), or exact="lossless", which takes any'
