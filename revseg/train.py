@@ -109,7 +109,9 @@ def train(settings: TrainSettings) -> dict[str, Any]:
     best = best_epoch(history)
     console.print(result_table(best["iou"], best["miou"], best["epoch"]))
     console.print(memory_table(peaks, batch[0].shape))
-    console.print(f"Everything is in {settings.out}")
+    console.print(
+        f"Everything is in {settings.out}; image, label and prediction: {settings.out / 'samples.png'}"
+    )
     return summary
 
 
