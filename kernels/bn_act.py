@@ -22,6 +22,8 @@ from itertools import repeat
 import torch
 from torch import Tensor
 
+from revseg.kernels.shapes import has_values
+
 BLOCK = 1 << 16  # values for each thread of a CPU, 256 KiB in float32
 BLOCK_ELSEWHERE = 1 << 25  # few launches count more than the cache
 
@@ -78,6 +80,9 @@ def batch_statistics(u: Tensor) -> tuple[Tensor, Tensor]:
         Two vectors [C], float64.
     """
     flat = _Flat(u)
+    if not has_values(u):
+        mean = u.new_empty(u.shape[1], dtype=torch.float64)
+        return mean, torch.empty_like(mean)
     means, squares = [], []
     for x, t in zip(flat.blocks(), flat.scratch(), strict=True):
         x = x.to(flat.dtype)
@@ -99,6 +104,8 @@ def bn_act(u: Tensor, norm: Norm, out: Tensor | None = None) -> Tensor:
     """
     z = torch.empty_like(u) if out is None else out
     flat, written = _Flat(u), _Flat(z)
+    if not has_values(u):
+        return z
     linear = isinstance(norm.slope, float) and norm.slope == 1.0
     spread = map(flat.spread, norm.vectors())
     results = written.blocks() if flat.direct else flat.scratch()
@@ -134,6 +141,9 @@ def bn_act_backward(
     if dz.stride() != u.stride():
         dz = dz.contiguous(memory_format=_layout(u)) if du is u else du.copy_(dz)
     maps = _Flat(u), _Flat(dz), _Flat(du)
+    if not has_values(u):
+        vector = norm.mean.new_empty(u.shape[1])
+        return du, vector, vector, vector
     once = (
         du is not u and maps[0].direct
     )  # the first pass writes dn, so that the second need not make it again

@@ -21,7 +21,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from revseg.recompute import has_values
+from revseg.kernels.shapes import has_values
 from revseg.steps import bits
 
 Check = Literal["error", "warn"] | None

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from revseg.recompute import has_values
+from revseg.kernels.shapes import has_values
 from revseg.steps import bits, describe, laid_out
 
 CODED = 1 / 4  # bytes a value: the codes
