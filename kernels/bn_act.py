@@ -81,6 +81,7 @@ def batch_statistics(u: Tensor) -> tuple[Tensor, Tensor]:
     """
     flat = _Flat(u)
     if not has_values(u):
+        flat.one_block(2)
         mean = u.new_empty(u.shape[1], dtype=torch.float64)
         return mean, torch.empty_like(mean)
     means, squares = [], []
@@ -105,6 +106,7 @@ def bn_act(u: Tensor, norm: Norm, out: Tensor | None = None) -> Tensor:
     z = torch.empty_like(u) if out is None else out
     flat, written = _Flat(u), _Flat(z)
     if not has_values(u):
+        flat.one_block(2)
         return z
     linear = isinstance(norm.slope, float) and norm.slope == 1.0
     spread = map(flat.spread, norm.vectors())
@@ -142,6 +144,7 @@ def bn_act_backward(
         dz = dz.contiguous(memory_format=_layout(u)) if du is u else du.copy_(dz)
     maps = _Flat(u), _Flat(dz), _Flat(du)
     if not has_values(u):
+        maps[0].one_block(4)
         vector = norm.mean.new_empty(u.shape[1])
         return du, vector, vector, vector
     once = (
@@ -234,6 +237,10 @@ class _Flat:
         yield from repeat(memory, whole)
         if rest:
             yield memory[:rest]
+
+    def one_block(self, count: int) -> None:
+        """Memory as every block takes it, for tensors without values: taken once, where its peak is counted."""
+        assert [next(self.scratch()) for _ in range(count)]
 
     def spread(self, vector: Tensor) -> Sequence[Tensor]:
         """A value for each channel [C], for each block: as a column, or as one row."""

@@ -33,7 +33,17 @@ from revseg.settings import OUTPUTS, TrainSettings
 
 Record = dict[str, Any]  # an epoch in the log
 
-FREE_ON_RESUME = ("root", "save_activations", "device", "threads", "workers", "out", "resume", "overwrite")
+FREE_ON_RESUME = (
+    "root",
+    "memory",
+    "save_activations",
+    "device",
+    "threads",
+    "workers",
+    "out",
+    "resume",
+    "overwrite",
+)
 SAMPLES_DRAWN = 4
 
 
