@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import record, report_camvid, report_losses
+from benchmarks import record, report_camvid, report_levels, report_losses
 
 OPEN, CLOSE = "<!-- results -->", "<!-- /results -->"
 Result = dict[str, Any]
@@ -68,6 +68,9 @@ def readme(results: Path) -> str:
         parts += [TIME_HEAD, time_table(times), _source(times)]
         if functions := functions_table(times):
             parts += ["### With other functions in the couplings\n", functions, _source(times)]
+    if levels := _load(results, "memory_levels"):
+        parts += [report_levels.HEAD, _table(*report_levels.table(levels))]
+        parts += [report_levels.validation(levels), _source(levels)]
     if losses := _load(results, "upsample_cross_entropy"):
         parts += [report_losses.HEAD, _table(*report_losses.memory_table(losses))]
         if table := report_losses.time_table(losses):
@@ -92,6 +95,8 @@ def fragment(results: Path) -> str:
             f"Peak MiB of a training step beyond input, parameters and gradients; input {shape} float32:\n"
         )
         parts += [title, memory_table(memory, saved=False)]
+    if levels := _load(results, "memory_levels"):
+        parts += ["The same for a whole network, VNet with its loss:\n", _table(*report_levels.table(levels))]
     if times := _load(results, "step_time"):
         rows = [row for row in times["rows"] if row["function"] == "conv pair" and "ratio" in row]
         heap = list(times["settings"]["heaps"])[-1]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from benchmarks import record
 
-SCRIPTS = ["memory_depth", "step_time", "upsample_cross_entropy"]
+SCRIPTS = ["memory_depth", "step_time", "memory_levels", "upsample_cross_entropy"]
 
 
 def main() -> None:
