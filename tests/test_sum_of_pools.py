@@ -59,9 +59,9 @@ def test_forward_and_backward_are_adjoint(sizes):
         torch.testing.assert_close(there, back, rtol=1e-12, atol=1e-12)
 
 
-def test_every_pixel_of_the_rim_is_counted_once(sizes=(3, 5, 7)):
+def test_every_pixel_of_the_rim_is_counted_once():
     """A map of ones: each pool gives one, and gradients sum to as many as there are pools for each output."""
-    x = torch.ones(1, 1, 61, 58, dtype=torch.float64)
+    sizes, x = (3, 5, 7), torch.ones(1, 1, 61, 58, dtype=torch.float64)
     y = sum_of_pools(x, sizes)
     assert_near(y, torch.full_like(y, 3.0))
     dx = sum_of_pools_backward(torch.ones_like(y), x, sizes)
