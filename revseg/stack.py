@@ -70,10 +70,10 @@ def stacks_are_right(x: Tensor) -> bool:
     """Whether this input may go through a stack, and not through the modules themselves."""
     return (
         ops.kernels_are_on()
-        and x.ndim == 4
-        and x.numel() > 0
         and not torch.compiler.is_compiling()
         and not is_traced([x])
+        and x.ndim == 4
+        and x.numel() > 0
         and not hooks_of_all._global_forward_hooks
         and not hooks_of_all._global_forward_pre_hooks
         and not hooks_of_all._global_backward_hooks
