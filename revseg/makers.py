@@ -81,8 +81,9 @@ class Convolution:
 
     def forward(self, x: Tensor, *parameters: Tensor) -> Tensor:
         weight, bias = parameters[0], parameters[1] if len(parameters) > 1 else None
-        if self.prepare is not None and not x.is_floating_point():
-            x = self.prepare(x).to(weight.dtype)
+        if self.prepare is not None:
+            images = self.prepare(x)
+            x = images if images is x else images.to(weight.dtype)
         return torch.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
 
     def make(self, x: Source, like: Tensor, parameters: Sequence[Tensor]) -> Tensor:
