@@ -176,7 +176,9 @@ def peak(exact):
 
 
 def test_the_grid_needs_no_memory_and_lossless_its_residues(monkeypatch):
-    monkeypatch.setattr(module, "_CHUNK", 1 << 12)  # so that the chunk in work is small beside this stream too
+    monkeypatch.setattr(
+        module, "_CHUNK", 1 << 12
+    )  # so that the chunk in work is small beside this stream too
     (default, saved), (grid, saved_grid), (lossless, saved_lossless) = map(peak, (False, True, "lossless"))
     assert saved_grid == saved
     assert grid <= 1.05 * default
