@@ -56,16 +56,21 @@ class Case:
     shape: tuple[int, int, int, int]
     seed: int
 
-    def compare(self, way: str) -> dict[str, Any]:
-        """Errors, and the count of equal tensors."""
-        own = way if way == "revseg exact" else "plain"
-        ours, twin = self.outcome(way), self.outcome(own, plain=True)
-        return {
-            "error": relative_distance(ours, self.as_it_ran(own)),
-            "ordinary_error": relative_distance(ours, self.outcome("plain", double=True)),
-            "equal": sum(torch.equal(ours[name], expected) for name, expected in twin.items()),
-            "tensors": len(twin),
-        }
+    def compare(self, ways: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """Errors and the count of equal tensors, by way."""
+        found = {}
+        ordinary = self.outcome("plain", double=True)
+        for own in dict.fromkeys(map(_twin, ways)):
+            twin, truth = self.outcome(own, plain=True), self.as_it_ran(own)
+            for way in [way for way in ways if _twin(way) == own]:
+                ours = self.outcome(way)
+                found[way] = {
+                    "error": relative_distance(ours, truth),
+                    "ordinary_error": relative_distance(ours, ordinary),
+                    "equal": sum(torch.equal(ours[name], expected) for name, expected in twin.items()),
+                    "tensors": len(twin),
+                }
+        return found
 
     def outcome(self, way: str, plain: bool = False, double: bool = False) -> dict[str, Tensor]:
         """What a step leaves behind, by name.
@@ -138,19 +143,25 @@ def measure(
         medians over the seeds; equal and tensors, counts over all seeds.
     """
     rows = []
+    present = [way for way in ways if is_available(way)]
     for name, dtype in DTYPES.items():
+        found = [Case(depth, dtype, shape, seed).compare(present) for seed in range(seeds)]
         for way in ways:
             row: dict[str, Any] = {"way": way, "depth": depth, "dtype": name, "note": ""}
-            if not is_available(way):
+            if way not in present:
                 rows.append(row | {"note": "not installed: python -m benchmarks.peers"})
                 continue
-            found = [Case(depth, dtype, shape, seed).compare(way) for seed in range(seeds)]
             for key in ("error", "ordinary_error"):
-                row[key] = float(f"{statistics.median(each[key] for each in found):.3g}")
+                row[key] = float(f"{statistics.median(each[way][key] for each in found):.3g}")
             for key in ("equal", "tensors"):
-                row[key] = sum(each[key] for each in found)
+                row[key] = sum(each[way][key] for each in found)
             rows.append(row)
     return rows
+
+
+def _twin(way: str) -> str:
+    """The way that has the same plain twin, and stands for it."""
+    return way if way == "revseg exact" else "plain"
 
 
 def parameter_gradients(work: Workload) -> dict[str, Tensor]:
