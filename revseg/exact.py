@@ -12,7 +12,7 @@ is that the network is another one by that rounding, as it is under TF32. Its gr
 bitwise those of the network that ran.
 
 `exact="lossless"`, a residue (`revseg.residue`). The network is not touched. Each update keeps what
-undoing it would lose, about a twelfth of a stream.
+undoing it would lose, a fifteenth to a twelfth of a stream.
 
 Either way the functions see in the backward pass, bit for bit, what they saw in the forward pass,
 so gradients are bitwise those of plain autograd, as long as kernels give the same result twice:
