@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import record, report_camvid, report_levels, report_losses
+from benchmarks import record, report_camvid, report_exact, report_levels, report_losses
 
 OPEN, CLOSE = "<!-- results -->", "<!-- /results -->"
 Result = dict[str, Any]
@@ -68,6 +68,7 @@ def readme(results: Path) -> str:
         parts += [TIME_HEAD, time_table(times), _source(times)]
         if functions := functions_table(times):
             parts += ["### With other functions in the couplings\n", functions, _source(times)]
+    parts += _exact_sections(results)
     if levels := _load(results, "memory_levels"):
         parts += [report_levels.HEAD, _table(*report_levels.table(levels))]
         parts += [report_levels.validation(levels), _source(levels)]
@@ -84,6 +85,24 @@ def readme(results: Path) -> str:
         ]
         parts += [report_camvid.commands(camvid), _source(camvid)]
     return "\n".join(parts)
+
+
+def _exact_sections(results: Path) -> list[str]:
+    """Cost, gradients and formats of exact inversion, as far as they were measured."""
+    parts = []
+    head, rows = report_exact.cost(_load(results, "memory_depth"), _load(results, "step_time"))
+    if rows:
+        parts += [report_exact.COST_HEAD, _table(head, rows)]
+    if drift := _load(results, "drift"):
+        shape = " x ".join(map(str, drift["settings"]["shape"]))
+        parts.append(report_exact.DRIFT_HEAD.format(shape=shape, seeds=drift["settings"]["seeds"]))
+        parts += [_table(*report_exact.drift(drift, dtype)) for dtype in report_exact.dtypes(drift)]
+        parts.append(_source(drift))
+    if formats := _load(results, "exact_formats"):
+        stream = formats["rows"][0]["stream_mib"]
+        parts.append(report_exact.FORMATS_HEAD.format(stream=stream, depth=formats["settings"]["depth"]))
+        parts += [_table(*report_exact.formats(formats)), _source(formats)]
+    return parts
 
 
 def fragment(results: Path) -> str:

@@ -4,13 +4,15 @@ Floating-point addition cannot be undone: (x + h) - h is not x. Two ways around 
 
 `exact=True`, a grid. Streams hold multiples of 2^-12 up to 2^12 in float32 (2^-41 in float64), the
 values of functions are rounded to that grid, and sums of such numbers have no rounding error. The
-gradient passes the rounding straight through. Chosen over int32 fixed point (2^-18, any sum can be
-undone, range 2^13), which needs a float copy of a stream for each function to read, another of
-the output to hand on, and four conversions an update; `benchmarks/exact_formats.py` measures both.
-On the grid the stream that a function reads is the stream itself.
+gradient passes the rounding straight through. Nothing is kept, and the stream that a function reads
+is the stream itself. That is why it was chosen over int32 fixed point, which is 64 times finer in
+the same range (2^-18), but takes a float copy of a stream for each function to read, another of the
+output to hand on, and longer for an update: `benchmarks/exact_formats.py` measures both. The price
+is that the network is another one by that rounding, as it is under TF32. Its gradients are
+bitwise those of the network that ran.
 
 `exact="lossless"`, a residue (`revseg.residue`). The network is not touched. Each update keeps what
-undoing it would lose.
+undoing it would lose, a fifteenth to a twelfth of a stream.
 
 Either way the functions see in the backward pass, bit for bit, what they saw in the forward pass,
 so gradients are bitwise those of plain autograd, as long as kernels give the same result twice:

@@ -40,8 +40,8 @@ class ReversibleSequence(nn.Module):
         exact: Bit-for-bit inversion, so that gradients are bitwise those of the plain twin. True:
             streams are rounded to multiples of 2^-12 (float32; 2^-41 in float64) and must stay
             within 4096; costs nothing to keep. "lossless": the network stays as it is, and every
-            update keeps what undoing it would lose, about a twelfth of a stream; `inverse` alone
-            has no such notes and rounds as without it.
+            update keeps what undoing it would lose, a fifteenth to a twelfth of a stream;
+            `inverse` alone has no such notes and rounds as without it.
         check: What to do when the input found in the backward pass is not that of the forward
             pass: "error", "warn", or None to skip the comparison.
         keep: How many of the last updates keep their graphs instead of being run again. Each
