@@ -38,9 +38,10 @@ WAYS = ["PyTorch", "revseg"]
 MIB = 2**20
 
 
-def plain_loss(logits: Tensor, labels: Tensor, **options: Any) -> Tensor:
+def plain_loss(logits: Tensor, labels: Tensor, weight: Tensor | None = None, **options: Any) -> Tensor:
     scores = F.interpolate(logits, labels.shape[-2:], mode="bilinear")
-    return F.cross_entropy(scores, labels.long(), ignore_index=255, **options)
+    weight = None if weight is None else weight.to(scores.dtype)
+    return F.cross_entropy(scores, labels.long(), weight, ignore_index=255, **options)
 
 
 def plain_argmax(logits: Tensor, labels: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from revseg.kernels.shapes import has_values
@@ -27,8 +28,6 @@ from revseg.kernels.shapes import has_values
 # such maps that exist at a time fit into the second-level cache of a core.
 BAND_BYTES = 2**20 * 3 // 2
 BAND_BYTES_CUDA = 2**23  # few launches count more than the cache
-
-
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -54,7 +53,7 @@ class Upsampling:
     """
 
     def __init__(self, source: Tensor, size: Sequence[int], align_corners: bool) -> None:
-        self.source, self.width = source, size[1]
+        self.source, self.width, self.align_corners = source, size[1], align_corners
         self.dtype = torch.promote_types(source.dtype, torch.float32)
         h, w = source.shape[-2:]
         rows = _axis(h, size[0], align_corners, self.dtype)
@@ -62,8 +61,6 @@ class Upsampling:
         outputs, shares = _transpose(columns, w)
         self._low, self._high = rows.low.tolist(), rows.high.tolist()
         self._row_weights = (self._tensor(rows.low_weight[:, None]), self._tensor(rows.high_weight[:, None]))
-        self._columns = (self._tensor(columns.low), self._tensor(columns.high))
-        self._column_weights = (self._tensor(columns.low_weight), self._tensor(columns.high_weight))
         self._outputs, self._shares = self._tensor(outputs), self._tensor(shares)
 
     def bands(self) -> Iterator[Band]:
@@ -81,11 +78,14 @@ class Upsampling:
     def forward(self, band: Band) -> Tensor:
         """The band of the output [n, C, R, W], a tensor of its own."""
         images = self.source[band.images]
-        pair = torch.stack((images[:, :, band.low], images[:, :, band.high]), dim=2).to(self.dtype)
-        low, high = (pair[..., column] for column in self._columns)
-        pair = _mix(low, high, *self._column_weights)  # [n, C, 2, W]
-        row_weights = (weight[band.rows] for weight in self._row_weights)
-        return _mix(pair[:, :, :1], pair[:, :, 1:], *row_weights)
+        low, high = (
+            F.interpolate(
+                images[:, :, row].to(self.dtype), self.width, mode="linear", align_corners=self.align_corners
+            )[:, :, None]  # [n, C, 1, W]
+            for row in (band.low, band.high)
+        )
+        low_weight, high_weight = (weight[band.rows] for weight in self._row_weights)
+        return (high * high_weight).addcmul_(low, low_weight)
 
     def add_gradient(self, band: Band, doutput: Tensor, dsource: Tensor) -> None:
         """Adds what the gradient of a band contributes to that of the source.
@@ -143,7 +143,7 @@ def _axis(size: int, outputs: int, align_corners: bool, dtype: torch.dtype) -> _
 
 
 def _transpose(axis: _Axis, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """For each source the outputs [size, K] it has a share in, and the shares [size, K]; 0 where there are fewer."""
+    """The outputs [size, K] that each source has a share in, and the shares; 0 where there are fewer."""
     sources = np.concatenate((axis.low, axis.high))
     order = sources.argsort(kind="stable")
     counts = np.bincount(sources, minlength=size)
@@ -153,10 +153,6 @@ def _transpose(axis: _Axis, size: int) -> tuple[np.ndarray, np.ndarray]:
     outputs[sources[order], place] = order % len(axis.low)
     shares[sources[order], place] = np.concatenate((axis.low_weight, axis.high_weight))[order]
     return outputs, shares
-
-
-def _mix(low: Tensor, high: Tensor, low_weight: Tensor, high_weight: Tensor) -> Tensor:
-    return (high * high_weight).addcmul_(low, low_weight)
 
 
 def _equal_runs(values: list[int]) -> Iterator[slice]:

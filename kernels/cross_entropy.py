@@ -45,17 +45,18 @@ def cross_entropy(z: Tensor, targets: Targets, dlosses: Tensor | None) -> tuple[
         Losses and weights [n, R, W], of the type of z, both 0 where the label is the ignored one.
     """
     classes = z.shape[1]
-    counted = differ(targets.labels, targets.ignore_index)
-    target = targets.labels.long().where(counted, 0).unsqueeze(1)  # [n, 1, R, W]
+    ignored = equal(targets.labels, targets.ignore_index)
+    target = targets.labels.long().masked_fill(ignored, 0).unsqueeze(1)  # [n, 1, R, W]
     highest = z.amax(dim=1, keepdim=True)
     if targets.counts is not None:
-        _count(targets.counts, target.squeeze(1), first_max(z, highest), counted)
+        _count(targets.counts, target.squeeze(1), first_max(z, highest), ~ignored)
 
     each = z.new_full((classes, 1, 1), targets.smoothing / classes)  # s / C w_c, [C, 1, 1]
-    weights = counted.to(z.dtype)
+    counted = (~ignored).to(z.dtype)
+    weights = counted
     if targets.weight is not None:
         each *= targets.weight.view(-1, 1, 1)
-        weights *= targets.weight[target.squeeze(1)]
+        weights = counted * targets.weight[target.squeeze(1)]
     true = (1 - targets.smoothing) * weights  # (1 - s) w_t, [n, R, W]
     both = true + each.sum() * counted
 
@@ -64,9 +65,9 @@ def cross_entropy(z: Tensor, targets: Targets, dlosses: Tensor | None) -> tuple[
     if targets.smoothing:
         score += (z * each).sum(dim=1)
     total = z.exp_().sum(dim=1)
-    losses = (both * total.log() - score).where(counted, 0)
+    losses = (both * total.log() - score).masked_fill_(ignored, 0)
     if dlosses is not None:
-        dlosses = torch.where(counted, dlosses, 0)
+        dlosses = dlosses.masked_fill(ignored, 0)  # [n, R, W]
         z *= (both / total * dlosses).unsqueeze(1)
         z.scatter_add_(1, target, (true * -dlosses).unsqueeze(1))
         if targets.smoothing:
@@ -74,11 +75,11 @@ def cross_entropy(z: Tensor, targets: Targets, dlosses: Tensor | None) -> tuple[
     return losses, weights
 
 
-def differ(labels: Tensor, value: int) -> Tensor:
-    """Where labels differ from a value, which need not be one of their type."""
+def equal(labels: Tensor, value: int) -> Tensor:
+    """Where labels equal a value, which need not be one of their type."""
     if labels.dtype == torch.uint8 and not 0 <= value <= 255:
-        return torch.ones_like(labels, dtype=torch.bool)  # compared, the value would wrap around
-    return labels != value
+        return torch.zeros_like(labels, dtype=torch.bool)  # compared, the value would wrap around
+    return labels == value
 
 
 def _count(counts: Tensor, target: Tensor, predicted: Tensor, counted: Tensor) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch._compile import _disable_dynamo  # torch.compiler.disable, without importing the compiler
 
 from revseg.kernels.bilinear import DTYPES, Upsampling
-from revseg.kernels.cross_entropy import Targets, cross_entropy, differ
+from revseg.kernels.cross_entropy import Targets, cross_entropy, equal
 from revseg.kernels.shapes import has_values
 from revseg.kernels.upsample_argmax import MOST_CLASSES
 
@@ -91,7 +91,8 @@ def upsample_cross_entropy(
     if reduction == "none":
         return _Losses.apply(logits, targets, align_corners)  # type: ignore[no-any-return, no-untyped-call]
     needs_gradient = torch.is_grad_enabled() and logits.requires_grad
-    return _Loss.apply(logits, targets, align_corners, reduction == "mean", needs_gradient)  # type: ignore[no-any-return, no-untyped-call]
+    mean = reduction == "mean"
+    return _Loss.apply(logits, targets, align_corners, mean, needs_gradient)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def reference(
@@ -167,7 +168,7 @@ def _check_range(labels: Tensor, ignore_index: int, classes: int) -> None:
     if labels.numel() == 0 or not has_values(labels):
         return
     ends = [
-        piece.where(differ(piece, ignore_index), 0).aminmax()
+        piece.masked_fill(equal(piece, ignore_index), 0).aminmax()
         for piece in torch.split(labels.flatten(), _CHECKED)
     ]
     lowest, highest = (torch.stack(values) for values in zip(*ends, strict=True))

@@ -15,7 +15,7 @@ from tests.test_bilinear import SIZES, aligned, fuses
 def assert_is_argmax(labels, logits, size, align_corners):
     """Each class has the highest score, as far as `F.interpolate` itself is sure of it.
 
-    Its own results differ in their last bits between memory formats, so that scores nearer than that are equal.
+    Its own results differ in their last bits between memory formats; scores nearer than that are equal.
     """
     assert labels.dtype == torch.uint8
     scores = F.interpolate(logits.double(), size, mode="bilinear", align_corners=align_corners)
