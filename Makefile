@@ -7,7 +7,7 @@ INSTALLED := .venv/installed
 .PHONY: demo test lint bench clean
 
 demo: $(INSTALLED)  ## train VNet on generated street scenes; table, curves and picture under runs/demo
-	$(BIN)/revseg train --data synthetic --size 128 256 --epochs 4 --batch 4 --train-samples 96 --val-samples 24 --out runs/demo --overwrite
+	$(BIN)/revseg train --data synthetic --size 128 256 --train-samples 192 --val-samples 24 --epochs 12 --threads 1 --out runs/demo --overwrite
 
 test: $(INSTALLED)  ## all tests
 	$(BIN)/python -m pytest --numprocesses 2

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import record, report_camvid, report_losses
+from benchmarks import record, report_camvid, report_exact, report_levels, report_losses
 
 OPEN, CLOSE = "<!-- results -->", "<!-- /results -->"
 Result = dict[str, Any]
@@ -68,6 +68,10 @@ def readme(results: Path) -> str:
         parts += [TIME_HEAD, time_table(times), _source(times)]
         if functions := functions_table(times):
             parts += ["### With other functions in the couplings\n", functions, _source(times)]
+    parts += _exact_sections(results)
+    if levels := _load(results, "memory_levels"):
+        parts += [report_levels.HEAD, _table(*report_levels.table(levels))]
+        parts += [report_levels.validation(levels), _source(levels)]
     if losses := _load(results, "upsample_cross_entropy"):
         parts += [report_losses.HEAD, _table(*report_losses.memory_table(losses))]
         if table := report_losses.time_table(losses):
@@ -83,6 +87,24 @@ def readme(results: Path) -> str:
     return "\n".join(parts)
 
 
+def _exact_sections(results: Path) -> list[str]:
+    """Cost, gradients and formats of exact inversion, as far as they were measured."""
+    parts = []
+    head, rows = report_exact.cost(_load(results, "memory_depth"), _load(results, "step_time"))
+    if rows:
+        parts += [report_exact.COST_HEAD, _table(head, rows)]
+    if drift := _load(results, "drift"):
+        shape = " x ".join(map(str, drift["settings"]["shape"]))
+        parts.append(report_exact.DRIFT_HEAD.format(shape=shape, seeds=drift["settings"]["seeds"]))
+        parts += [_table(*report_exact.drift(drift, dtype)) for dtype in report_exact.dtypes(drift)]
+        parts.append(_source(drift))
+    if formats := _load(results, "exact_formats"):
+        stream = formats["rows"][0]["stream_mib"]
+        parts.append(report_exact.FORMATS_HEAD.format(stream=stream, depth=formats["settings"]["depth"]))
+        parts += [_table(*report_exact.formats(formats)), _source(formats)]
+    return parts
+
+
 def fragment(results: Path) -> str:
     """The short table for the README of the project: memory by depth, and the price in time."""
     parts = []
@@ -92,6 +114,8 @@ def fragment(results: Path) -> str:
             f"Peak MiB of a training step beyond input, parameters and gradients; input {shape} float32:\n"
         )
         parts += [title, memory_table(memory, saved=False)]
+    if levels := _load(results, "memory_levels"):
+        parts += ["The same for a whole network, VNet with its loss:\n", _table(*report_levels.table(levels))]
     if times := _load(results, "step_time"):
         rows = [row for row in times["rows"] if row["function"] == "conv pair" and "ratio" in row]
         heap = list(times["settings"]["heaps"])[-1]

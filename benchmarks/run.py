@@ -2,7 +2,7 @@
 
     python -m benchmarks.run
 
-About a quarter of an hour on two cores. Times mean something only on a machine that does
+About half an hour on two cores. Times mean something only on a machine that does
 nothing else; for memory alone, run `python -m benchmarks.memory_depth`, which any load leaves alone.
 """
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from benchmarks import record
 
-SCRIPTS = ["memory_depth", "step_time", "upsample_cross_entropy"]
+SCRIPTS = ["memory_depth", "step_time", "drift", "exact_formats", "memory_levels", "upsample_cross_entropy"]
 
 
 def main() -> None:

@@ -1,8 +1,8 @@
 """The training step that all benchmarks share, and the ways to run it.
 
 A chain of additive couplings on 64 channels at 128 x 256, batch 2, as in the early stages of a
-network for street scenes. Every way below computes the same function of the same weights; they
-differ in what they keep for the backward pass.
+network for street scenes. Every way below computes the same function of the same weights, up to
+the rounding of "revseg exact"; they differ in what they keep for the backward pass.
 
 The caller holds what a network around the chain would hold: the input x and its gradient, the
 output y, the gradient dy that the head sends back, parameters and their gradients. All but y exist
@@ -60,6 +60,7 @@ def workload(
     function: str = "conv pair",
     shape: tuple[int, int, int, int] = SHAPE,
     device: str = "cpu",
+    seed: int = 0,
 ) -> Workload:
     """The step of one way, the same weights and data at every call.
 
@@ -69,8 +70,9 @@ def workload(
         function: A name in `FUNCTIONS`, for f and g.
         shape: N, C, H, W of the input; C even.
         device: Where it runs.
+        seed: Of weights and data.
     """
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     make, channels = FUNCTIONS[function], shape[1] // 2
     pairs = [(make(channels), make(channels)) for _ in range(depth)]
     functions = nn.ModuleList(nn.ModuleList(pair) for pair in pairs).to(device)
@@ -189,6 +191,8 @@ WAYS: dict[str, Callable[[Functions], Callable[[Tensor], Tensor]]] = {
     "revseg": _sequence,
     "revseg keep=1": lambda functions: _sequence(functions, keep=1),
     "revseg keep=half": lambda functions: _sequence(functions, keep=len(functions)),  # of 2 updates a block
+    "revseg exact": lambda functions: _sequence(functions, exact=True),
+    "revseg lossless": lambda functions: _sequence(functions, exact="lossless"),
     "checkpoint": checkpointed,
     "memcnn": memcnn,
     "revtorch": revtorch,

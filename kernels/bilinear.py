@@ -22,6 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from revseg.kernels.shapes import has_values
+
 # Bytes of one map [n, C, R, W] of a band, unless a single row of one image takes more. The two or three
 # such maps that exist at a time fit into the second-level cache of a core.
 BAND_BYTES = 2**20 * 3 // 2
@@ -113,11 +115,6 @@ class Upsampling:
 
     def _tensor(self, values: np.ndarray) -> Tensor:
         return torch.tensor(values, device=self.source.device)
-
-
-def has_values(x: Tensor) -> bool:
-    """False for tensors that are shapes alone, on the meta device or fake."""
-    return not x.is_meta and getattr(x, "fake_mode", None) is None
 
 
 class _Axis(NamedTuple):

@@ -22,6 +22,8 @@ from itertools import repeat
 import torch
 from torch import Tensor
 
+from revseg.kernels.shapes import has_values
+
 BLOCK = 1 << 16  # values for each thread of a CPU, 256 KiB in float32
 BLOCK_ELSEWHERE = 1 << 25  # few launches count more than the cache
 
@@ -78,6 +80,10 @@ def batch_statistics(u: Tensor) -> tuple[Tensor, Tensor]:
         Two vectors [C], float64.
     """
     flat = _Flat(u)
+    if not has_values(u):
+        flat.one_block(2)
+        mean = u.new_empty(u.shape[1], dtype=torch.float64)
+        return mean, torch.empty_like(mean)
     means, squares = [], []
     for x, t in zip(flat.blocks(), flat.scratch(), strict=True):
         x = x.to(flat.dtype)
@@ -99,14 +105,19 @@ def bn_act(u: Tensor, norm: Norm, out: Tensor | None = None) -> Tensor:
     """
     z = torch.empty_like(u) if out is None else out
     flat, written = _Flat(u), _Flat(z)
-    linear = isinstance(norm.slope, float) and norm.slope == 1.0
+    if not has_values(u):
+        flat.one_block(2)
+        return z
+    fixed = norm.slope if isinstance(norm.slope, float) else None
     spread = map(flat.spread, norm.vectors())
     results = written.blocks() if flat.direct else flat.scratch()
     for x, mean, scale, bias, slope, n, t, y in zip(
         flat.blocks(), *spread, results, flat.scratch(), written.blocks(), strict=True
     ):
         torch.sub(x, mean, out=n).mul_(scale).add_(bias)
-        if not linear:
+        if fixed == 0.0:
+            n.clamp_min_(0)
+        elif fixed != 1.0:
             torch.clamp(n, max=0, out=t).mul_(slope)
             n.clamp_min_(0).add_(t)
         if not flat.direct:
@@ -134,14 +145,17 @@ def bn_act_backward(
     if dz.stride() != u.stride():
         dz = dz.contiguous(memory_format=_layout(u)) if du is u else du.copy_(dz)
     maps = _Flat(u), _Flat(dz), _Flat(du)
+    if not has_values(u):
+        maps[0].one_block(4)
+        vector = norm.mean.new_empty(u.shape[1])
+        return du, vector, vector, vector
     once = (
         du is not u and maps[0].direct
     )  # the first pass writes dn, so that the second need not make it again
     dbias, dot, dslope = _sums(*maps, norm, once)
     dweight = dot * norm.inverse_deviation()
     m = u.numel() // u.shape[1]
-    of_batch = (dweight / m, dbias / m) if batch else (0 * dweight, 0 * dbias)
-    _apply(*maps, norm, once, *of_batch)
+    _apply(*maps, norm, once, (dweight / m, dbias / m) if batch else None)
     return du, dweight, dbias, dslope
 
 
@@ -162,9 +176,12 @@ def _sums(u: _Flat, dz: _Flat, du: _Flat, norm: Norm, write: bool) -> Tensor:
     return u.added(sums)
 
 
-def _apply(u: _Flat, dz: _Flat, du: _Flat, norm: Norm, written: bool, dweight: Tensor, dbias: Tensor) -> None:
+def _apply(
+    u: _Flat, dz: _Flat, du: _Flat, norm: Norm, written: bool, of_batch: tuple[Tensor, Tensor] | None
+) -> None:
     """The gradient of the raw map into du: (dn - dbias - (u - mean) / deviation * dweight) * scale."""
     mean, scale, bias, slope = norm.vectors()
+    dweight, dbias = (torch.zeros_like(mean),) * 2 if of_batch is None else of_batch
     by_u, constant = -scale * norm.inverse_deviation() * dweight, scale * dbias
     for x, g, y, m, k, b, s, p, q, c, n in zip(
         *(each.blocks() for each in (u, dz, du)),
@@ -175,8 +192,9 @@ def _apply(u: _Flat, dz: _Flat, du: _Flat, norm: Norm, written: bool, dweight: T
         torch.sub(x, m, out=c)
         if not written:
             torch.mul(_factor_(torch.mul(c, k, out=n).add_(b), s), g.to(u.dtype), out=n)
-        dn = y if written else n
-        dn.mul_(k).add_(c.mul_(p).sub_(q))
+        dn = (y if written else n).mul_(k)
+        if of_batch is not None:  # else an infinity in u would make NaN of zero
+            dn.add_(c.mul_(p).sub_(q))
         if not written:
             y.copy_(dn)
 
@@ -224,6 +242,10 @@ class _Flat:
         yield from repeat(memory, whole)
         if rest:
             yield memory[:rest]
+
+    def one_block(self, count: int) -> None:
+        """Memory as every block takes it, for tensors without values: taken once, where its peak is counted."""
+        assert [next(self.scratch()) for _ in range(count)]
 
     def spread(self, vector: Tensor) -> Sequence[Tensor]:
         """A value for each channel [C], for each block: as a column, or as one row."""

@@ -27,7 +27,7 @@ def sum_of_pools(x: Tensor, sizes: Sequence[int]) -> Tensor:
         x: A map [N, C, H, W].
         sizes: Odd sizes of the pools; each is padded by half its size, and padding is not counted.
     """
-    if not _is_large(x, sizes):
+    if not _uses_strips(x, sizes):
         return reference(x, sizes)
     r, channels = max(sizes) // 2, x.shape[1]
     y = F.conv2d(x, _boxes(x, sizes), None, 2, r, 1, channels)
@@ -50,7 +50,7 @@ def sum_of_pools_backward(dy: Tensor, x: Tensor, sizes: Sequence[int]) -> Tensor
         x: A map of the shape of x, whatever its values.
         sizes: As in `sum_of_pools`.
     """
-    if not _is_large(x, sizes):
+    if not _uses_strips(x, sizes):
         return _reference_backward(dy, x, sizes)
     r, channels = max(sizes) // 2, x.shape[1]
     inner = torch.zeros_like(dy)
@@ -86,8 +86,9 @@ def _reference_backward(dy: Tensor, x: Tensor, sizes: Sequence[int]) -> Tensor:
     return total
 
 
-def _is_large(x: Tensor, sizes: Sequence[int]) -> bool:
-    return min(x.shape[2:]) > 8 * max(sizes)  # else strips are most of the map
+def _uses_strips(x: Tensor, sizes: Sequence[int]) -> bool:
+    large = min(x.shape[2:]) > 8 * max(sizes)  # else strips are most of the map
+    return large and min(sizes) > 1  # a pool of one pixel makes no error, until it is part of a kernel
 
 
 def _boxes(x: Tensor, sizes: Sequence[int]) -> Tensor:

@@ -17,8 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._compile import _disable_dynamo  # torch.compiler.disable, without importing the compiler
 
-from revseg.kernels.bilinear import DTYPES, Upsampling, has_values
+from revseg.kernels.bilinear import DTYPES, Upsampling
 from revseg.kernels.cross_entropy import Targets, cross_entropy, equal
+from revseg.kernels.shapes import has_values
 from revseg.kernels.upsample_argmax import MOST_CLASSES
 
 REDUCTIONS = ("mean", "sum", "none")

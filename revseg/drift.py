@@ -3,6 +3,7 @@
 A fingerprint, 64 values of each stream, is kept in the forward pass and compared with the
 reconstructed input after the last inversion. Nothing else notices a function with hidden state
 (a counter, Python's random numbers), one that explodes, or a stream that the other absorbed.
+Where inversion is exact it is a checksum, so that no bit may be another.
 
 Each stream is held against its own size: an error of 1 is nothing in a stream of 1e6 and
 everything in the one beside it. On a GPU the comparison is copied back without waiting and
@@ -20,7 +21,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from revseg.recompute import has_values
+from revseg.kernels.shapes import has_values
+from revseg.steps import bits
 
 Check = Literal["error", "warn"] | None
 
@@ -29,6 +31,19 @@ FLOOR = 1e-4  # a stream smaller than this is measured against this
 TOLERANCE = {torch.float64: 1e-6}  # of the stream's largest sample
 DEFAULT_TOLERANCE = 1e-2
 HALF_TOLERANCE = 1e-1  # float32 streams, functions in half precision: their own rounding is 1e-2
+
+_ROUNDING = (
+    "the reconstructed input is off by {} (first and second stream), more than {:g} of the stream's "
+    "size. Either a function gives other values when run again (hidden state, numpy or Python random "
+    "numbers), or it amplifies rounding too much for this depth and dtype{}. "
+    "revseg.testing.check(block, x) tells which; float32 or float64 streams, fewer blocks in a "
+    'sequence, exact="lossless" or save_activations=True avoid it'
+)
+_REPEAT = (
+    "the reconstructed input is not bit for bit that of the forward pass. Inversion is exact, so a "
+    "function gives other values when run again: it has hidden state, draws numpy or Python random "
+    "numbers, or its kernels are not deterministic (torch.use_deterministic_algorithms(True))"
+)
 
 _pending: deque[tuple[Any, Tensor, Callable[[list[float]], None]]] = deque()
 
@@ -39,19 +54,20 @@ class InversionError(RuntimeError):
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """Samples of tensors, float64 [64 or fewer] of each."""
+    """Samples of tensors, float64 [64 or fewer] of each; or their checksums, [1]."""
 
     samples: tuple[Tensor, ...]
+    exact: bool
 
     @classmethod
-    def of(cls, tensors: Iterable[Tensor]) -> Fingerprint:
-        return cls(tuple(_sample(x) for x in tensors))
+    def of(cls, tensors: Iterable[Tensor], exact: bool = False) -> Fingerprint:
+        return cls(tuple(_checksum(x) if exact else _sample(x) for x in tensors), exact)
 
     def distance(self, tensors: Iterable[Tensor]) -> Tensor:
-        """How far each tensor is from the one sampled, by its largest sample, float64 [K]."""
+        """How far each tensor is from the one noted, by its largest sample, float64 [K]."""
         rows = []
-        for kept, x in zip(self.samples, tensors, strict=True):
-            error = (_sample(x) - kept).abs().amax()
+        for kept, found in zip(self.samples, Fingerprint.of(tensors, self.exact).samples, strict=True):
+            error = (found - kept).abs().amax()
             rows.append(error / kept.abs().amax().clamp_min(FLOOR))
         return torch.stack(rows)
 
@@ -66,29 +82,20 @@ class Fingerprint:
                 gradients are infinite or NaN, as in plain autograd, and a gradient scaler waits
                 for just that.
             check: "error" or "warn".
-            tolerance: Of the stream's largest sample; 0 where inversion is exact.
+            tolerance: Of the stream's largest sample; without effect where inversion is exact.
 
         Raises:
             InversionError: If a stream is off by more than the tolerance.
         """
         drift = torch.where(finite, self.distance(reconstructed), 0.0)  # [2]
-        what = (
-            "Either a function gives other values when run again (hidden state, numpy or Python random "
-            "numbers), or it amplifies rounding too much for this depth and dtype"
-            f"{' under autocast' if tolerance == HALF_TOLERANCE else ''}. "
-            "revseg.testing.check(block, x) tells which; float32 or float64 streams, fewer blocks in a "
-            'sequence, exact="lossless" or save_activations=True avoid it'
-        )
+        tolerance = 0.0 if self.exact else tolerance
+        autocast = " under autocast" if tolerance == HALF_TOLERANCE else ""
 
         def judge(values: list[float]) -> None:
             if all(value <= tolerance for value in values):  # NaN is not
                 return
             off = " and ".join(f"{value:.2g}" for value in values)
-            complain(
-                f"the reconstructed input is off by {off} (first and second stream), "
-                f"more than {tolerance:g} of the stream's size. {what}",
-                check,
-            )
+            complain(_REPEAT if self.exact else _ROUNDING.format(off, tolerance, autocast), check)
 
         report(drift, judge)
 
@@ -133,6 +140,13 @@ def raise_pending() -> None:
     while _pending and _pending[0][0].query():
         _, values, judge = _pending.popleft()
         judge(values.tolist())
+
+
+def _checksum(x: Tensor) -> Tensor:
+    """The sum of the bit patterns, with what overflows cut off, float64 [1]."""
+    integers = bits(x.detach())
+    integers = integers.view(torch.int32) if x.element_size() == 8 else integers
+    return integers.sum(0, keepdim=True, dtype=integers.dtype).double()  # of another dtype it would copy
 
 
 def _sample(x: Tensor) -> Tensor:

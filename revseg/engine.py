@@ -24,9 +24,10 @@ from torch.autograd.graph import get_gradient_edge
 
 from revseg.ambient import autocast_as
 from revseg.drift import Check, Fingerprint, all_finite, raise_pending, tolerance_of
-from revseg.exact import Residue, check_conditions, check_range, conditions, extremes_of
+from revseg.exact import check_conditions, check_range, conditions, extremes_of
 from revseg.gradients import Grads, alias, gradients
 from revseg.recompute import Call
+from revseg.residue import Layout, pack, restore
 from revseg.steps import Map, Step, Streams, Update, dense, laid_out, versions
 
 Exact = bool | Literal["lossless"]
@@ -47,8 +48,8 @@ def run_reversible(
         exact: True where steps add on the grid, which is then watched; "lossless" to keep what
             undoing each update would lose.
 
-    Memory: the output, and per step the buffers of its function (running statistics) and the
-    random state if it drew.
+    Memory: the output, and per step the buffers of its function (running statistics), the random
+    state if it drew, and the residue if lossless.
     """
     raise_pending()
     steps = list(steps)
@@ -70,7 +71,7 @@ class _Reversible(torch.autograd.Function):
         y1, y2 = chain.forward((x1, x2))
         outputs = (torch.cat((y1, y2), 1),) if join else (_own(y1, x1), _own(y2, x2))
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*outputs, *parameters)
+        ctx.save_for_backward(*outputs, *parameters, *chain.take_residues())
         ctx.chain, ctx.join = chain, join
         return outputs[0] if join else outputs
 
@@ -80,17 +81,17 @@ class _Reversible(torch.autograd.Function):
         raise_pending()
         chain: _Chain = ctx.chain
         grads: Grads = box[0] if isinstance(box[0], list) else list(box)
-        streams, parameters = _saved(ctx)
+        streams, kept = _saved(ctx)
         if ctx.join and grads[0] is not None:
             grads[:] = grads[0].chunk(2, 1)
         elif ctx.join:
             grads.append(None)
-        dparameters = chain.backward(streams, grads, parameters)
+        dparameters = chain.backward(streams, grads, kept)
         return None, None, *grads, *dparameters
 
 
 def _saved(ctx: Any) -> tuple[list[Tensor], tuple[Tensor, ...]]:
-    """The two output streams and the parameters. A joined output is let go of, unless kept for another pass."""
+    """The two output streams; parameters and residues. A joined output is let go of, unless kept for another pass."""
     saved: tuple[Tensor, ...] = ctx.saved_tensors
     if not ctx.join:
         return list(saved[:2]), saved[2:]
@@ -111,38 +112,51 @@ class _Chain:
         unique = {id(p): p for link in self.calls for p in link.call.parameters}
         order = {key: index for index, key in enumerate(unique)}
         self.parameters = list(unique.values())
-        for link in self.calls:
+        for k, link in enumerate(self.calls):
             link.indices = [order[id(p)] for p in link.call.parameters]
+            link.place = len(unique) + k  # of the residue, behind the parameters
 
     def forward(self, streams: Streams) -> Streams:
-        self.fingerprint = Fingerprint.of(streams) if self.check else None
+        self.fingerprint = Fingerprint.of(streams, bool(self.exact)) if self.check else None
         self.conditions = conditions(streams[0].device) if self.exact else {}
-        extremes = [("the input", extremes_of(x)) for x in streams]
+        watched = [("the input", extremes_of(x)) for x in streams if self.exact is True]
         for link in self.links:
             streams = link.forward(streams)
             if self.exact is True and isinstance(link, _Link):
-                extremes.append((link.step.name, extremes_of(streams[link.step.target])))
-        if self.exact is True:
-            check_range(extremes)
+                watched.append((link.step.name, extremes_of(streams[link.step.target])))
+        if watched:
+            check_range(watched)
         return streams
 
-    def backward(self, streams: list[Tensor], grads: Grads, parameters: Sequence[Tensor]) -> Grads:
-        """Gradients of the parameters; `streams` and `grads` become those of the inputs."""
+    def take_residues(self) -> list[Tensor]:
+        """One of each link if lossless, for autograd to keep, to count and to free."""
+        residues = [link.residue for link in self.calls if link.residue is not None]
+        for link in self.calls:
+            link.residue = None
+        return residues
+
+    def backward(self, streams: list[Tensor], grads: Grads, kept: Sequence[Tensor]) -> Grads:
+        """Gradients of the parameters; `streams` and `grads` become those of the inputs.
+
+        Args:
+            streams: The two outputs.
+            grads: Their gradients.
+            kept: The parameters, then the residues.
+        """
         if self.exact:
             check_conditions(self.conditions, conditions(streams[0].device))
-        dparameters: Grads = [None] * len(parameters)
+        dparameters: Grads = [None] * len(self.parameters)
         finite = all_finite(streams) if self.fingerprint else None
         for link in reversed(self.links):
             if isinstance(link, Map):
                 streams[:] = link.inverse((streams[0], streams[1]))
                 grads[:] = [None if dy is None else link.undo(dy) for dy in grads]
             elif torch.is_grad_enabled():
-                link.backward_with_graph(streams, grads, parameters, dparameters)
+                link.backward_with_graph(streams, grads, kept, dparameters)
             else:
-                link.backward(streams, grads, parameters, dparameters)
+                link.backward(streams, grads, kept, dparameters)
         if self.fingerprint is not None and finite is not None:
-            half = any(link.half for link in self.calls)
-            tolerance = 0.0 if self.exact else tolerance_of(streams[0].dtype, half)
+            tolerance = tolerance_of(streams[0].dtype, any(link.half for link in self.calls))
             self.fingerprint.compare((streams[0], streams[1]), finite, self.check, tolerance)
         return dparameters
 
@@ -153,10 +167,12 @@ class _Link:
     def __init__(self, step: Update, wanted: list[bool], exact: Exact) -> None:
         self.step = step
         self.lossless = exact == "lossless"
-        self.residue: Residue | None = None
+        self.residue: Tensor | None = None
+        self.layout: Layout | None = None
         self.call = Call(step.fn)
         self.keep = False
         self.indices: list[int] = []
+        self.place = 0
         self.source_wanted = wanted[step.source]
         wanted[step.target] |= self.source_wanted or any(p.requires_grad for p in self.call.parameters)
         self._kept: tuple[Tensor, list[Tensor], Tensor] | None = None
@@ -174,7 +190,7 @@ class _Link:
         self.strides = source.stride()
         if self.lossless:
             with autocast_as(self.replay.autocast):
-                self.residue = Residue(x, self.step.rule.uncouple(y, value))
+                self.residue, self.layout = pack(x, self.step.rule.uncouple(y, value))
         return self.step.replace(streams, y)
 
     def _run_and_keep(self, source: Tensor) -> Any:
@@ -191,18 +207,18 @@ class _Link:
         return h
 
     def backward(
-        self, streams: list[Tensor], grads: Grads, parameters: Sequence[Tensor], dparameters: Grads
+        self, streams: list[Tensor], grads: Grads, kept: Sequence[Tensor], dparameters: Grads
     ) -> None:
         """Take the step back, in `streams` and in `grads`; add to the gradients of the parameters."""
         s, t = self.step.source, self.step.target
         dy = grads[t]
-        own = [parameters[i] for i in self.indices]
+        own = [kept[i] for i in self.indices]
         wanted = dy is not None and (self.source_wanted or any(p.requires_grad for p in own))
         source, leaves, h = self._kept or self._again(streams[s], own, wanted)
         self._kept = None  # a second backward pass runs the function again
         value = h.detach()
         with autocast_as(self.replay.autocast):
-            streams[t] = self._uncoupled(streams[t], value)
+            streams[t] = self._uncoupled(streams[t], value, kept)
             if dy is None:
                 return
             grads[t], dh = self.step.rule.gradients(streams[t], value, dy)
@@ -210,12 +226,11 @@ class _Link:
             return
         edge = get_gradient_edge(h)
         del h, value, dy  # the value of the function is freed before its gradients take room
-        dsource, *dleaves = gradients([edge], [source, *leaves], [dh], self.step.name)
-        if self.source_wanted:
-            grads[s] = _add(grads[s], dsource)
-            grads[t] = _alone(grads[t])
+        before = [grads[s], *(dparameters[i] for i in self.indices)]
+        grads[s], *dleaves = gradients([edge], [source, *leaves], [dh], self.step.name, before)
+        grads[t] = _alone(grads[t])
         for i, gradient in zip(self.indices, dleaves, strict=True):
-            dparameters[i] = _add(dparameters[i], gradient)
+            dparameters[i] = gradient
 
     def _again(self, stream: Tensor, own: list[Tensor], wanted: bool) -> tuple[Tensor, list[Tensor], Tensor]:
         source, leaves = laid_out(stream.detach(), self.strides), self.call.leaves(own)
@@ -223,16 +238,16 @@ class _Link:
         with torch.set_grad_enabled(wanted):
             return source, leaves, self.call.rerun(self.replay, source, parameters=leaves)
 
-    def _uncoupled(self, y: Tensor, h: Tensor) -> Tensor:
+    def _uncoupled(self, y: Tensor, h: Tensor, kept: Sequence[Tensor]) -> Tensor:
         back = self.step.rule.uncouple(y, h)
-        if self.residue is None:
+        if self.layout is None:
             return back
         if torch.is_grad_enabled():
-            return _Restore.apply(back, self.residue)  # type: ignore[no-any-return, no-untyped-call]
-        return self.residue.restore(back)
+            return _Restore.apply(back, kept[self.place], self.layout)  # type: ignore[no-any-return, no-untyped-call]
+        return restore(_own(back, y, h), kept[self.place], self.layout)
 
     def backward_with_graph(
-        self, streams: list[Tensor], grads: Grads, parameters: Sequence[Tensor], dparameters: Grads
+        self, streams: list[Tensor], grads: Grads, kept: Sequence[Tensor], dparameters: Grads
     ) -> None:
         """The same, differentiable once more (`create_graph=True`).
 
@@ -241,45 +256,46 @@ class _Link:
         """
         s, t, rule = self.step.source, self.step.target, self.step.rule
         dy = grads[t]
-        own = [parameters[i] for i in self.indices]
+        own = [kept[i] for i in self.indices]
+        streams[s] = laid_out(streams[s], self.strides)
         h = self.call.rerun(self.replay, streams[s], parameters=own)
-        streams[t] = self._uncoupled(streams[t], h)
+        with autocast_as(self.replay.autocast):
+            streams[t] = self._uncoupled(streams[t], h, kept)
         if dy is None:
             return
         x, source, *leaves = (alias(p) for p in (streams[t], streams[s], *own))
-        y = rule.couple(x, self.call.rerun(self.replay, source, parameters=leaves))
-        dx, dsource, *dleaves = gradients(
-            [get_gradient_edge(y)], [x, source, *leaves], [dy], self.step.name, create_graph=True
+        h = self.call.rerun(self.replay, source, parameters=leaves)
+        with autocast_as(self.replay.autocast):
+            edge = get_gradient_edge(rule.couple(x, h))
+        before = [None, grads[s], *(dparameters[i] for i in self.indices)]
+        grads[t], grads[s], *dleaves = gradients(
+            [edge], [x, source, *leaves], [dy], self.step.name, before, create_graph=True
         )
-        grads[t] = dx
-        grads[s] = _add(grads[s], dsource)
         for i, gradient in zip(self.indices, dleaves, strict=True):
-            dparameters[i] = _add(dparameters[i], gradient)
+            dparameters[i] = gradient
 
 
 class _Restore(torch.autograd.Function):
     """The stream before the update, bit for bit; the gradient passes through."""
 
     @staticmethod
-    def forward(ctx: Any, back: Tensor, residue: Residue) -> Tensor:
-        return residue.restore(back.clone())
+    def forward(ctx: Any, back: Tensor, residue: Tensor, layout: Layout) -> Tensor:
+        return restore(back.clone(), residue, layout)
 
     @staticmethod
     def backward(ctx: Any, dx: Tensor) -> Any:
-        return dx, None
+        return dx, None, None
 
 
-def _own(y: Tensor, x: Tensor) -> Tensor:
-    return y.clone() if y is x else y  # a stream that no step updates
+def _own(y: Tensor, *others: Tensor) -> Tensor:
+    """A tensor with memory of its own: the outputs if no step updates them, or a stream that is written to."""
+    memory = y.untyped_storage()._cdata
+    return y.clone() if any(memory == x.untyped_storage()._cdata for x in others) else y
 
 
 def _alone(dx: Tensor | None) -> Tensor | None:
     """The gradient as a tensor of its own: half of a joined one would keep the other half in memory."""
     return dx.clone() if dx is not None and dx._base is not None else dx
-
-
-def _add(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-    return b if a is None else a if b is None else a + b
 
 
 def _has_trainable(step: Step) -> bool:

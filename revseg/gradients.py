@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import GradientEdge
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from revseg.steps import describe
 
@@ -23,15 +23,20 @@ def gradients(
     inputs: Sequence[Tensor],
     dys: Sequence[Tensor],
     name: str,
+    before: Grads | None = None,
     create_graph: bool = False,
 ) -> Grads:
     """The gradient of each input, None where it has none.
+
+    What was found before is added by autograd, not by us. Of a function that uses an input twice it adds
+    one use after the other, (before + first) + second, and sums of floats depend on their order.
 
     Args:
         edges: Where the graph of each output ends; outputs themselves would stay alive for it.
         inputs: What to differentiate by; those that do not require grad get None.
         dys: The gradient of each output.
         name: The function, for the message.
+        before: The gradients found so far, one for each input; left alone where it needs none.
         create_graph: Whether the gradients can be differentiated again.
 
     Raises:
@@ -39,8 +44,11 @@ def gradients(
     """
     _refuse_strangers([edge.node for edge in edges], inputs, name)
     asked = [x for x in inputs if x.requires_grad]
-    found = iter(torch.autograd.grad(edges, asked, dys, allow_unused=True, create_graph=create_graph))
-    return [next(found) if x.requires_grad else None for x in inputs]
+    before = [None] * len(inputs) if before is None else before
+    begun = [(x, dx) for x, dx in zip(inputs, before, strict=True) if x.requires_grad and dx is not None]
+    roots, sent = [*edges, *(get_gradient_edge(x) for x, _ in begun)], [*dys, *(dx for _, dx in begun)]
+    found = iter(torch.autograd.grad(roots, asked, sent, allow_unused=True, create_graph=create_graph))
+    return [next(found) if x.requires_grad else dx for x, dx in zip(inputs, before, strict=True)]
 
 
 def alias(x: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ and to keep than float32.
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -124,8 +125,10 @@ class ConvBNAct(nn.Sequential):
         """This module as a layer of a stack; None if it has become something else."""
         if len(self) != 3:
             return None
+        conv: Any
         conv, bn, act = self
-        return layer_of(Convolution.of(conv, self.prepare), tuple(conv.parameters()), bn, act)
+        maker = Convolution.of(conv, self.prepare)
+        return None if maker is None else layer_of(maker, (conv.weight, conv.bias), bn, act)
 
     prepare: Callable[[Tensor], Tensor] | None = None  # what makes images out of bytes
 
@@ -147,7 +150,9 @@ class ImageConvBNAct(ConvBNAct):
     prepare = staticmethod(normalize_images)
 
     def plain(self, x: Tensor) -> Tensor:
-        return super().plain(normalize_images(x))
+        images = normalize_images(x)
+        conv: Any = self[0]
+        return super().plain(images if images is x else images.to(conv.weight.dtype))
 
 
 def asymmetric_pairs(

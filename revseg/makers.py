@@ -81,8 +81,9 @@ class Convolution:
 
     def forward(self, x: Tensor, *parameters: Tensor) -> Tensor:
         weight, bias = parameters[0], parameters[1] if len(parameters) > 1 else None
-        if self.prepare is not None and not x.is_floating_point():
-            x = self.prepare(x).to(weight.dtype)
+        if self.prepare is not None:
+            images = self.prepare(x)
+            x = images if images is x else images.to(weight.dtype)
         return torch.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
 
     def make(self, x: Source, like: Tensor, parameters: Sequence[Tensor]) -> Tensor:
@@ -106,21 +107,25 @@ class Convolution:
         dx: Tensor | None = None
         for i in range(0, count, step):
             images = slice(i, i + step)
-            part = self._input(x, like, images, du.dtype, any(wanted[1:]))
-            found, *more = self._call(du[images], part, parameters, wanted)
-            total = [m if t is None else t.add_(m) for t, m in zip(total, more, strict=False)]
-            if wanted[0] and step < count:
-                dx = _memory_for(du, like) if dx is None else dx
-                dx[images] = found
-            elif wanted[0]:
-                dx = found
-            del part, found  # before the next image
+            if any(wanted[1:]):  # apart from the input's, for the sake of the workspaces of both
+                part = self._input(x, images, du.dtype)
+                more = self._call(du[images], part, parameters, [False, *wanted[1:]])[1:]
+                total = [m if t is None else t.add_(m) for t, m in zip(total, more, strict=False)]
+                del part
+            if wanted[0]:
+                shape = (
+                    like[images] if like.dtype == du.dtype else torch.empty_like(like[images], dtype=du.dtype)
+                )
+                found = self._call(du[images], shape, parameters, [True, False, False])[0]
+                if step < count:
+                    dx = _memory_for(du, like) if dx is None else dx
+                    dx[images] = found
+                else:
+                    dx = found
+                del found, shape  # before the next image
         return [dx, *total]
 
-    def _input(self, x: Source, like: Tensor, images: slice, dtype: torch.dtype, by_value: bool) -> Tensor:
-        """Some images of the input; where only their shape counts, of a map that is there already."""
-        if not by_value:
-            return like[images] if like.dtype == dtype else torch.empty_like(like[images], dtype=dtype)
+    def _input(self, x: Source, images: slice, dtype: torch.dtype) -> Tensor:
         part = x(lambda whole: whole[images])
         return part if part.is_floating_point() or self.prepare is None else self.prepare(part).to(dtype)
 

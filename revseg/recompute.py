@@ -35,6 +35,7 @@ from revseg.ambient import (
     random_as,
     random_state,
 )
+from revseg.kernels.shapes import has_values
 from revseg.remember import noting, reminding
 
 _SMALL = 1 << 16  # bytes; a larger buffer is kept as a copy only if the function changed it
@@ -60,11 +61,6 @@ def is_recomputing() -> bool:
     For hooks and modules that count, log or draw: what they do in that run has been done before.
     """
     return getattr(_thread, "depth", 0) > 0
-
-
-def has_values(x: Tensor) -> bool:
-    """False for tensors that are shapes alone, on the meta device or fake."""
-    return not x.is_meta and getattr(x, "fake_mode", None) is None
 
 
 @dataclass(frozen=True)

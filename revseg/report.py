@@ -121,7 +121,7 @@ def draw_samples(
     entries = list(zip(classes.names, classes.colours, strict=True))
     if any((label == classes.ignore).any() for _, label, _ in rows):
         entries.append(("not labelled", (0, 0, 0)))
-    font: Any = ImageFont.load_default(size=max(11, width // 75))
+    font: Any = ImageFont.load_default(size=max(13, width // 75))
     line = round(1.5 * font.size)
     column = 2 * line + max(round(font.getlength(name)) for name, _ in entries)
     per_line = max(1, width // column)

@@ -17,11 +17,11 @@ from torch.nn.parameter import is_lazy
 
 from revseg.drift import Check
 from revseg.engine import Exact, run_reversible
-from revseg.exact import GridRule, snap
+from revseg.exact import GridRule, check_range, extremes_of, snap
 from revseg.observers import has_hooks, is_traced
 from revseg.ordinary import Recompute
 from revseg.recompute import swapped_buffers
-from revseg.steps import Map, Step, Streams, Update, dense, run_inverse, run_plain
+from revseg.steps import Map, Step, Streams, Update, dense, run_plain
 
 
 class ReversibleSequence(nn.Module):
@@ -40,7 +40,8 @@ class ReversibleSequence(nn.Module):
         exact: Bit-for-bit inversion, so that gradients are bitwise those of the plain twin. True:
             streams are rounded to multiples of 2^-12 (float32; 2^-41 in float64) and must stay
             within 4096; costs nothing to keep. "lossless": the network stays as it is, and every
-            update keeps what undoing it would lose, about a twelfth of a stream.
+            update keeps what undoing it would lose, a fifteenth to a twelfth of a stream;
+            `inverse` alone has no such notes and rounds as without it.
         check: What to do when the input found in the backward pass is not that of the forward
             pass: "error", "warn", or None to skip the comparison.
         keep: How many of the last updates keep their graphs instead of being run again. Each
@@ -50,7 +51,8 @@ class ReversibleSequence(nn.Module):
             its own output. Needed where something hooks into single blocks: FSDP2 on blocks, DDP
             that sends gradients while earlier blocks still run.
 
-    Memory: the output; and per function its buffers, and the random state if it draws.
+    Memory: the output; and per function its buffers, the random state if it draws, and the
+    residue if lossless.
 
     Numerics: without `exact`, gradients are those of plain autograd at the reconstructed input,
     which is off by the rounding of the inversion (`revseg.testing.inversion_bound`).
@@ -59,6 +61,7 @@ class ReversibleSequence(nn.Module):
     modes need kernels that give the same bits twice: the same number of threads and the same
     settings in both passes (a change is an `InversionError`), no `torch.backends.cudnn.benchmark`
     (refused), and on a GPU deterministic kernels (`torch.use_deterministic_algorithms(True)`).
+    Weights used more than once under autocast: see `revseg.exact`.
 
     Raises:
         TypeError: If a block is neither a coupling nor a reversible down-sampling.
@@ -83,7 +86,7 @@ class ReversibleSequence(nn.Module):
                     f"expected block {i} to be a Coupling, Squeeze or HaarDownsample, got {type(block).__name__}; "
                     "wrap your functions f and g as AdditiveCoupling(f, g)"
                 )
-        if exact not in (False, True, "lossless"):
+        if not (isinstance(exact, bool) or exact == "lossless"):
             raise ValueError(f'expected exact to be True, False or "lossless", got {exact!r}')
         if check not in ("error", "warn", None):
             raise ValueError(f'expected check to be "error", "warn" or None, got {check!r}')
@@ -134,12 +137,21 @@ class ReversibleSequence(nn.Module):
 
         Args:
             y: What `forward` returns: one tensor [N, C, ...], or a pair of streams.
+
+        Raises:
+            InversionError: If `exact=True` and a stream leaves its range.
         """
         join = isinstance(y, Tensor)
         streams = self._enter(y)
+        watched = [("the output", extremes_of(x)) for x in streams if self.exact is True]
         with swapped_buffers(tuple(self.modules())):
-            for block in reversed(self._blocks()):
-                streams = run_inverse(self._exactly(block.steps()), streams)
+            for i, block in reversed(list(enumerate(self._blocks()))):
+                for step in reversed(self._exactly(block.steps(self._name(i)))):
+                    streams = step.inverse(streams)
+                    if self.exact is True and isinstance(step, Update):
+                        watched.append((step.name, extremes_of(streams[step.target])))
+        if watched:
+            check_range(watched)
         return torch.cat(streams, 1) if join else streams
 
     def __len__(self) -> int:
@@ -187,9 +199,14 @@ class ReversibleSequence(nn.Module):
 
     def _run_blocks(self, run: Callable[..., Streams], streams: Streams) -> Streams:
         """The streams after all blocks, each block a call of its own."""
-        for block in self._blocks():
-            streams = block(*streams, run=lambda steps, streams: run(self._exactly(steps), streams))
+        for i, block in enumerate(self._blocks()):
+            streams = block(*streams, run=partial(self._run_block, run, i))
         return streams
+
+    def _run_block(self, run: Callable[..., Streams], i: int, steps: list[Step], streams: Streams) -> Streams:
+        kind = type(self.blocks[i]).__name__
+        named = [replace(step, name=step.name.replace(kind, self._name(i), 1)) for step in steps]
+        return run(self._exactly(named), streams)
 
     def _exactly(self, steps: list[Step]) -> list[Step]:
         """The steps with the rule for adding that `exact` asks for.
@@ -208,8 +225,8 @@ class ReversibleSequence(nn.Module):
             if isinstance(step, Update) and self.exact is True:
                 if not getattr(step.rule, "additive", False):
                     raise ValueError(
-                        f"{step.name}: exact=True undoes additions only; use an additive coupling "
-                        '(additive = True on one of your own), or exact="lossless", which takes any'
+                        f"{step.name}: exact=True undoes additions only; use an additive coupling (one of your "
+                        'own says additive = True where it defines couple), or exact="lossless", which takes any'
                     )
                 step = replace(step, rule=GridRule())
             exact.append(step)

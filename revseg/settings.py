@@ -42,6 +42,8 @@ class TrainSettings:
     """Network."""
     model_args: tuple[str, ...] = ()
     """Hyperparameters of the network, as in: widths=8,64,128 coupling=additive."""
+    memory: str = "balanced"
+    """Memory level: lowest, balanced or fastest; the same numbers with more or less computed again."""
     save_activations: bool = False
     """Train the plain twin: same numbers, ordinary autograd, more memory."""
     exact: bool = False
@@ -107,13 +109,14 @@ class TrainSettings:
             ValueError: If an entry is not key=value, or says what another flag says.
         """
         result: dict[str, object] = {}
+        result["memory"] = self.memory
         if self.exact or self.lossless:
             result["exact"] = self.exact or "lossless"
         for entry in self.model_args:
             key, equals, text = entry.partition("=")
             if not equals or not key.isidentifier():
                 raise ValueError(f"expected --model-args as key=value, got {entry!r}")
-            if key in ("num_classes", "save_activations", "exact"):
+            if key in ("num_classes", "memory", "save_activations", "exact"):
                 raise ValueError(f"--model-args cannot set {key}: the data set or a flag of its own says it")
             try:
                 result[key] = ast.literal_eval(text)

@@ -70,13 +70,14 @@ def stacks_are_right(x: Tensor) -> bool:
     """Whether this input may go through a stack, and not through the modules themselves."""
     return (
         ops.kernels_are_on()
-        and x.ndim == 4
-        and x.numel() > 0
         and not torch.compiler.is_compiling()
         and not is_traced([x])
+        and x.ndim == 4
+        and x.numel() > 0
         and not hooks_of_all._global_forward_hooks
         and not hooks_of_all._global_forward_pre_hooks
         and not hooks_of_all._global_backward_hooks
+        and not hooks_of_all._global_backward_pre_hooks
     )
 
 
@@ -137,9 +138,10 @@ class _Plan:
         """The output by ordinary autograd, any number of times differentiable."""
         for i, layer in enumerate(self.layers):
             made = layer.maker.forward(self.lowered(x), *map(self.lowered, self.of_maker(i, parameters)))
-            norm = self.norm(i, parameters)
-            mean, var = (None, None) if self.batch[i] else (s.to(made.dtype) for s in self.statistics[i])
-            n = F.batch_norm(made, mean, var, norm.weight, norm.bias, self.batch[i], 0.0, norm.eps)
+            norm, batch = self.norm(i, parameters), self.batch[i]
+            running: Any = self.layers[i].bn.running_mean
+            mean, var = (None, None) if batch else (s.to(running.dtype) for s in (norm.mean, norm.var))
+            n = F.batch_norm(made, mean, var, norm.weight, norm.bias, batch, 0.0, norm.eps)
             if isinstance(norm.slope, Tensor):
                 x = F.prelu(n, norm.slope.to(n.dtype))
             else:

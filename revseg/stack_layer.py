@@ -20,13 +20,13 @@ class Layer:
 
     Args:
         maker: Makes the raw map.
-        parameters: Of the maker.
+        parameters: Of the maker; None for those it lacks.
         bn: Batch norm behind it.
         act: PReLU, LeakyReLU, ReLU or Identity behind that.
     """
 
     maker: Maker
-    parameters: tuple[Tensor, ...]
+    parameters: tuple[Tensor | None, ...]
     bn: nn.BatchNorm2d
     act: nn.Module
 
@@ -62,7 +62,7 @@ class Layer:
 
 
 def layer_of(
-    maker: Maker | None, parameters: tuple[Tensor, ...], bn: nn.Module, act: nn.Module
+    maker: Maker | None, parameters: tuple[Tensor | None, ...], bn: nn.Module, act: nn.Module
 ) -> Layer | None:
     """A layer of these parts; None if a stack does not know one of them."""
     known = type(bn) is nn.BatchNorm2d and type(act) in (nn.PReLU, nn.LeakyReLU, nn.ReLU, nn.Identity)

@@ -16,6 +16,8 @@ from torch import Tensor
 
 Streams = tuple[Tensor, Tensor]
 
+_INTEGER = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
 
 class Rule(Protocol):
     """How a value updates a stream, and how to undo that."""
@@ -128,6 +130,11 @@ def laid_out(x: Tensor, strides: tuple[int, ...]) -> Tensor:
         if x.stride() == strides
         else torch.empty_strided(x.shape, strides, dtype=x.dtype, device=x.device).copy_(x)
     )
+
+
+def bits(x: Tensor) -> Tensor:
+    """The bit patterns of a tensor without gaps, as integers [numel] in the order of memory; a view."""
+    return x.as_strided((x.numel(),), (1,), x.storage_offset()).view(_INTEGER[x.element_size()])
 
 
 def versions(*tensors: Tensor) -> list[int]:

@@ -33,7 +33,17 @@ from revseg.settings import OUTPUTS, TrainSettings
 
 Record = dict[str, Any]  # an epoch in the log
 
-FREE_ON_RESUME = ("root", "save_activations", "device", "threads", "workers", "out", "resume", "overwrite")
+FREE_ON_RESUME = (
+    "root",
+    "memory",
+    "save_activations",
+    "device",
+    "threads",
+    "workers",
+    "out",
+    "resume",
+    "overwrite",
+)
 SAMPLES_DRAWN = 4
 
 
@@ -109,7 +119,9 @@ def train(settings: TrainSettings) -> dict[str, Any]:
     best = best_epoch(history)
     console.print(result_table(best["iou"], best["miou"], best["epoch"]))
     console.print(memory_table(peaks, batch[0].shape))
-    console.print(f"Everything is in {settings.out}")
+    console.print(
+        f"Everything is in {settings.out}; image, label and prediction: {settings.out / 'samples.png'}"
+    )
     return summary
 
 

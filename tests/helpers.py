@@ -214,6 +214,20 @@ def assert_same_result(ours: Result, plain: Result, tolerance: float | None = No
         assert torch.equal(ours.random_state, plain.random_state), "another random state is left behind"
 
 
+def assert_bitwise(ours: Result, plain: Result) -> None:
+    """Equal to the last bit: outputs, gradients, buffers and random state, NaN where plain has NaN."""
+    exact = {"rtol": 0, "atol": 0, "equal_nan": True}
+    for kind in ("gradients", "buffers"):
+        mine, reference = getattr(ours, kind), getattr(plain, kind)
+        assert mine.keys() == reference.keys()
+        for name, expected in reference.items():
+            assert (mine[name] is None) == (expected is None), name
+            if expected is not None:
+                torch.testing.assert_close(mine[name], expected, **exact, msg=lambda m, n=name: f"{n}: {m}")
+    torch.testing.assert_close(ours.outputs, plain.outputs, **exact)
+    assert torch.equal(ours.random_state, plain.random_state)
+
+
 def assert_same_step(
     ours: nn.Module,
     plain: nn.Module,

@@ -12,8 +12,8 @@ ROOT = Path(__file__).parents[1]
 LAYERS = [  # the lowest first; a module imports from lines below its own
     {"settings", "remember", "observers", "kernels", "ambient", "structure"},
     {"ops", "recompute", "data", "metrics", "checkpoint", "seeds", "makers"},
-    {"drift", "steps", "stack_layer"},
-    {"gradients", "stack"},
+    {"steps", "stack_layer"},
+    {"drift", "gradients", "residue", "stack"},
     {"ordinary"},
     {"exact", "layers", "losses", "levels"},
     {"engine"},

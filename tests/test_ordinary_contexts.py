@@ -14,6 +14,7 @@ from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 from revseg import Recompute
+from revseg.memory import saved_bytes
 from tests.helpers import (
     default_loss,
     gradient_error,
@@ -197,11 +198,21 @@ def test_export_and_tracing_take_the_plain_path(follow):  # 88
 
 
 def test_a_compiled_network_keeps_the_saving_and_the_numbers():  # 86
-    net = recomputed()
-    net[1].module[3] = nn.Identity()  # inductor's dropout draws other masks
+    torch.compiler.reset()
+    net = recomputed(*(small_f(8) for _ in range(4)))
     compiled = torch.compile(net, backend="aot_eager")
     plain = run_step(twin(net), small_input())
     ours = run_step(compiled, small_input())
     assert_same_gradients(
         {name.removeprefix("_orig_mod."): g for name, g in ours.gradients.items()}, plain.gradients, 1e-13
     )
+    assert saved_bytes(lambda: compiled(small_input())) == saved_bytes(lambda: net(small_input()))
+
+
+def test_without_gradients_and_as_plain_twin_everything_is_one_graph():  # 86
+    torch.compiler.reset()
+    net = recomputed().eval()
+    expected = net(x := small_input())
+    assert torch.equal(torch.compile(twin(net), backend="eager", fullgraph=True)(x), expected)
+    with torch.no_grad():
+        assert torch.equal(torch.compile(net, backend="eager", fullgraph=True)(x), expected)

@@ -1,8 +1,10 @@
 """What is installed is what is in the tree."""
 
+import os
 import re
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -17,21 +19,35 @@ def test_kernels_are_one_folder_under_two_names():
     assert not (ROOT / "kernels" / "__init__.py").exists(), "it would shadow other packages named kernels"
 
 
-def test_wheel_holds_every_module(tmp_path):
+def test_wheel_made_from_the_source_distribution_holds_every_module(tmp_path):
     subprocess.run(
-        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)],
+        [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)],
         check=True,
         capture_output=True,
     )
     (wheel,) = tmp_path.glob("*.whl")
+    (source,) = tmp_path.glob("*.tar.gz")
     packed = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("revseg/")}
     tree = {
         "revseg/" + str(path.relative_to(ROOT / "revseg"))
         for path in (ROOT / "revseg").rglob("*.py")
         if "__pycache__" not in path.parts
     }
-    tree |= {f"revseg/kernels/{path.name}" for path in (ROOT / "kernels").glob("*.py")}
+    tree |= {f"revseg/kernels/{path.name}" for path in (ROOT / "kernels").iterdir() if path.is_file()}
     assert tree | {"revseg/py.typed"} <= packed
+    with tarfile.open(source) as archive:  # tests need the whole checkout
+        assert not [name for name in archive.getnames() if "/tests/" in name]
+    zipfile.ZipFile(wheel).extractall(tmp_path / "installed")
+    code = "import revseg, revseg.kernels; from revseg import Recompute, create_model; print(revseg.__file__)"
+    found = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "installed")},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert found.stdout.strip() == str(tmp_path / "installed" / "revseg" / "__init__.py")
 
 
 def test_constraints_pin_torch_and_the_range_stays_open():

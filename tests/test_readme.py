@@ -41,7 +41,7 @@ def test_the_memory_example_shows_the_saving(run, capsys):
 
 
 def test_the_parameters_of_the_paper(run, capsys):
-    run("create_model")
+    run("p.numel()")
     assert capsys.readouterr().out == "162272\n"
 
 

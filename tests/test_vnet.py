@@ -40,12 +40,14 @@ def test_parameter_counts(options, parameters):
 
 def test_counts_by_layer():
     model = VNet()
-    parts = {name: count(part) for name, part in model.named_children()}
+    convolutions, cpp = model.stem
+    parts = {"convolutions": count(convolutions), "cpp": count(cpp)}
+    parts |= {name: count(part) for name, part in model.named_children() if name != "stem"}
     expected = {
-        "stem": 1440,
-        "down2": 288,
+        "convolutions": 1440,
+        "cpp": 288,
         "stage2": 4896,
-        "down3": 3456,
+        "down": 3456,
         "stage3": 149_760,
         "classifier": 2432,
     }

@@ -25,4 +25,4 @@ class AdditiveCoupling(Coupling):
 
     @classmethod
     def gradients(cls, x: Tensor, h: Tensor, dy: Tensor) -> tuple[Tensor, Tensor]:
-        return dy, dy.to(h.dtype).sum_to_size(h.shape)
+        return dy, dy.sum_to_size(h.shape).to(h.dtype)  # in this order, as autograd does

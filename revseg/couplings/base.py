@@ -35,6 +35,13 @@ class Coupling(nn.Module):
     value_channels = 1  # channels of a function's value per channel of a stream
     additive = False  # whether couple(x, h) is x + h, which exact=True does without rounding
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """A class that defines `couple` anew inherits nothing that was said of the old one."""
+        super().__init_subclass__(**kwargs)
+        for name in ("gradients", "additive") if "couple" in vars(cls) else ():
+            if name not in vars(cls):
+                setattr(cls, name, vars(Coupling)[name])
+
     def __init__(self, f: Callable[[Tensor], Tensor], g: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         for name, fn in (("f", f), ("g", g)):

@@ -2,3 +2,4 @@
 
 from revseg.memory.measure import peak_bytes as peak_bytes
 from revseg.memory.measure import saved_bytes as saved_bytes
+from revseg.memory.predict import predicted_peak_bytes as predicted_peak_bytes

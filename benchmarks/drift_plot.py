@@ -1,0 +1,76 @@
+"""The picture of `benchmarks.drift`: error of the gradients against depth, a panel for each precision."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+# Okabe and Ito's colours, which the colour-blind can tell apart; shapes and labels say it again.
+STYLES: dict[str, dict[str, Any]] = {
+    "plain": {"color": "black", "marker": "o", "markersize": 9, "markerfacecolor": "none"},
+    "revseg lossless": {"color": "#0072B2", "marker": "."},
+    "revseg exact": {"color": "#56B4E9", "marker": "D"},
+    "revseg": {"color": "#E69F00", "marker": "s"},
+    "memcnn": {"color": "#CC79A7", "marker": "^"},
+    "revtorch": {"color": "#009E73", "marker": "v"},
+}
+GAP = 0.062  # between the labels of neighbours, of the height of a panel
+
+
+def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Writes a PNG.
+
+    Args:
+        rows: What `benchmarks.drift.measure` returns; rows without an error are left out.
+        path: The file.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rows = [row for row in rows if "error" in row]
+    dtypes = list(dict.fromkeys(row["dtype"] for row in rows))
+    figure = Figure(figsize=(5.9 * len(dtypes), 4.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    for dtype, axes in zip(dtypes, figure.subplots(1, len(dtypes), squeeze=False)[0], strict=True):
+        _panel(axes, [row for row in rows if row["dtype"] == dtype])
+        axes.set_title(dtype)
+    figure.savefig(path, format="png", dpi=120)
+
+
+def _panel(axes: Any, rows: Sequence[dict[str, Any]]) -> None:
+    from matplotlib.ticker import NullLocator
+
+    depths = sorted({row["depth"] for row in rows})
+    ends = {}
+    for way, style in STYLES.items():
+        points = sorted((row["depth"], row["error"]) for row in rows if row["way"] == way)
+        if points:
+            axes.plot(*zip(*points, strict=True), linewidth=1.6, **{"markersize": 5, **style})
+            ends[way] = points[-1][1]
+    axes.set(xscale="log", yscale="log", xlabel="depth, blocks", ylabel="error of the parameter gradients")
+    axes.set_xticks(depths, [str(depth) for depth in depths])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlim(depths[0] * 0.9, depths[-1] * 1.1)
+    low, high = math.log(min(row["error"] for row in rows)), math.log(max(row["error"] for row in rows))
+    margin = 0.08 * (high - low) + 0.1
+    axes.set_ylim(math.exp(low - margin), math.exp(high + margin))
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    height = high - low + 2 * margin
+    heights = {way: (math.log(error) - low + margin) / height for way, error in ends.items()}
+    for way, place in _spread(heights).items():
+        axes.annotate(
+            way, (1.0, heights[way]), (1.03, place), "axes fraction", "axes fraction", color=STYLES[way]["color"],
+            va="center", arrowprops={"arrowstyle": "-", "color": STYLES[way]["color"], "alpha": 0.5, "relpos": (0, 0.5), "shrinkA": 0, "shrinkB": 0},
+        )  # fmt: skip
+
+
+def _spread(heights: dict[str, float]) -> dict[str, float]:
+    """Places near the heights, in their order, that leave a gap between neighbours."""
+    order = sorted(heights, key=heights.__getitem__)
+    places: list[float] = []
+    for way in order:
+        places.append(max(heights[way], places[-1] + GAP) if places else heights[way])
+    for i in reversed(range(len(places))):  # what was pushed over the top comes down again
+        places[i] = min(places[i], 1.0 - GAP * (len(places) - 1 - i))
+    return dict(zip(order, places, strict=True))

@@ -1,0 +1,275 @@
+"""Batch norm and activation in one pass, against its reference and against the modules of PyTorch."""
+
+import math
+from dataclasses import dataclass
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from revseg.kernels import bn_act as kernel
+from revseg.kernels.bn_act import Norm, batch_statistics, bn_act, bn_act_backward, reference
+from tests.helpers import small_input
+
+SIZES = [(2, 3, 5, 7), (1, 3, 5, 7), (2, 1, 4, 6), (3, 4, 1, 1), (2, 5, 1, 9), (1, 1, 3, 2)]
+HALF = (torch.float16, torch.bfloat16)
+
+sizes = pytest.mark.parametrize("size", SIZES, ids=str)
+layouts = pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+slopes = pytest.mark.parametrize("slope", ["prelu", "shared", "negative", 0.0, 0.01, 1.0], ids=str)
+
+
+@dataclass
+class Case:
+    """One layer: its raw map, the gradient of what it gives, and its modules."""
+
+    u: Tensor
+    dz: Tensor
+    bn: nn.BatchNorm2d
+    slope: Tensor | float
+
+    def to(self, dtype: torch.dtype) -> "Case":
+        """The numbers of this case, exactly, in another dtype."""
+        bn = nn.BatchNorm2d(self.bn.num_features, self.bn.eps, affine=self.bn.affine)
+        bn.load_state_dict(self.bn.state_dict())
+        bn.train(self.bn.training).to(dtype)
+        slope = self.slope.to(dtype) if isinstance(self.slope, Tensor) else self.slope
+        return Case(self.u.to(dtype), self.dz.to(dtype), bn, slope)
+
+    def norm(self) -> Norm:
+        bn = self.bn
+        if bn.training:
+            mean, var = batch_statistics(self.u)
+        else:
+            mean, var = bn.running_mean.double(), bn.running_var.double()
+        parameters = (None if p is None else p.detach() for p in (bn.weight, bn.bias))
+        return Norm(mean, var, *parameters, self.slope, bn.eps)
+
+
+def case(
+    size=(2, 3, 5, 7), dtype=torch.float64, layout=torch.contiguous_format, slope=0.25, affine=True,
+    train=True, mean=0.5, std=2.0, seed=0,
+):  # fmt: skip
+    """A case whose numbers are those of `dtype`; parameters and running statistics are float32 for half."""
+    channels = size[1]
+    u = (
+        (small_input(*size, seed=seed, requires_grad=False) * std + mean)
+        .to(dtype)
+        .contiguous(memory_format=layout)
+    )
+    dz = small_input(*size, dtype=dtype, seed=seed + 1, requires_grad=False).contiguous(memory_format=layout)
+    bn = nn.BatchNorm2d(channels, eps=1e-3, affine=affine).train(train)
+    v = small_input(5, channels, seed=seed + 2, requires_grad=False)
+    bn.running_mean.copy_(mean + 0.3 * v[0])
+    bn.running_var.copy_(std**2 * v[1].exp())
+    if affine:
+        with torch.no_grad():
+            bn.weight.copy_(v[2])
+            bn.bias.copy_(v[3])
+    kinds = {"prelu": 0.25 + 0.2 * v[4], "shared": torch.tensor([0.25]), "negative": -v[4].abs()}
+    wide = torch.float32 if dtype in HALF else dtype
+    slope = kinds[slope].to(wide) if isinstance(slope, str) else slope
+    return Case(u, dz, bn.to(wide), slope)
+
+
+def ours(given: Case) -> dict[str, Tensor]:
+    norm = given.norm()
+    z = bn_act(given.u, norm)
+    du, dweight, dbias, dslope = bn_act_backward(given.u, given.dz, norm, given.bn.training)
+    found = {"z": z, "du": du}
+    if given.bn.affine:
+        found |= {"dweight": dweight, "dbias": dbias}
+    if isinstance(given.slope, Tensor):
+        found["dslope"] = dslope if given.slope.numel() == len(dslope) else dslope.sum(0, keepdim=True)
+    return found
+
+
+def plain(given: Case) -> dict[str, Tensor]:
+    """The same by `nn.BatchNorm2d`, an activation and autograd."""
+    bn, u = given.bn, given.u.detach().clone().requires_grad_()
+    n = bn(u)
+    asked = {"du": u}
+    if bn.affine:
+        asked |= {"dweight": bn.weight, "dbias": bn.bias}
+    if isinstance(given.slope, Tensor):
+        asked["dslope"] = slope = given.slope.detach().clone().requires_grad_()
+        z = F.prelu(n, slope.to(n.dtype))
+    else:
+        z = n if given.slope == 1.0 else F.relu(n) if given.slope == 0.0 else F.leaky_relu(n, given.slope)
+    gradients = torch.autograd.grad(z, list(asked.values()), given.dz)
+    return {"z": z.detach(), **dict(zip(asked, gradients, strict=True))}
+
+
+def assert_near(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float = 1e-11) -> None:
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        error = (found[name].double() - value.double()).norm() / value.double().norm().clamp_min(1)
+        assert error <= tolerance, f"{name}: {error:.2g}"
+
+
+@sizes
+@layouts
+@slopes
+def test_equals_the_modules_of_pytorch(size, layout, slope):
+    given = case(size, layout=layout, slope=slope)
+    assert_near(ours(given), plain(given))
+    assert_near({"z": bn_act(given.u, given.norm())}, {"z": reference(given.u, given.norm())})
+
+
+@layouts
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("train", [True, False])
+@slopes
+def test_equals_them_without_parameters_and_with_running_statistics(layout, affine, train, slope):
+    given = case(layout=layout, affine=affine, train=train, slope=slope)
+    assert_near(ours(given), plain(given))
+
+
+@pytest.mark.parametrize("train", [True, False])
+@layouts
+def test_gradients_are_those_of_the_reference(train, layout):
+    given = case(layout=layout, slope="prelu", train=train)
+    u, bn, slope = given.u.clone().requires_grad_(), given.bn, given.slope.clone().requires_grad_()
+    norm = given.norm()
+    if train:
+        norm = Norm(u.mean((0, 2, 3)), u.var((0, 2, 3), correction=0), bn.weight, bn.bias, slope, bn.eps)
+    else:
+        norm = Norm(norm.mean, norm.var, bn.weight, bn.bias, slope, bn.eps)
+    asked = {"du": u, "dweight": bn.weight, "dbias": bn.bias, "dslope": slope}
+    gradients = torch.autograd.grad(reference(u, norm), list(asked.values()), given.dz)
+    expected = dict(zip(asked, gradients, strict=True))
+    assert_near({name: g for name, g in ours(given).items() if name != "z"}, expected)
+
+
+def ratios(*args, **kwargs) -> dict[str, float]:
+    """For each result: the errors made, by those that plain PyTorch makes, both over eight cases."""
+    mine, theirs = {}, {}
+    for seed in range(0, 80, 10):
+        given = case(*args, seed=seed, **kwargs)
+        exact, found, other = plain(given.to(torch.float64)), ours(given), plain(given)
+        for name, truth in exact.items():
+            for errors, values in ((mine, found), (theirs, other)):
+                error = (values[name].double() - truth).norm().item()
+                errors[name] = errors.get(name, 0.0) + error**2
+    return {name: (mine[name] / theirs[name]) ** 0.5 for name in mine}
+
+
+@pytest.mark.parametrize("size", [(2, 3, 5, 7), (1, 6, 17, 9), (4, 1, 6, 6)], ids=str)
+@layouts
+@pytest.mark.parametrize("dtype", [torch.float32, *HALF], ids=str)
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("slope", ["prelu", 0.01])
+def test_makes_at_most_twice_the_error_of_plain(size, layout, dtype, train, slope):
+    found = ratios(size, dtype, layout, slope, train=train)
+    assert max(found.values()) <= 2, found
+
+
+@layouts
+@pytest.mark.parametrize(("mean", "std"), [(100.0, 0.1), (-1000.0, 1.0)])
+def test_a_mean_far_from_zero_costs_no_digits(layout, mean, std):
+    found = ratios((2, 3, 9, 7), torch.float32, layout, "prelu", mean=mean, std=std)
+    assert max(found.values()) <= 2, found
+    u = case((2, 3, 9, 7), torch.float32, layout, mean=mean, std=std).u
+    expected = u.double().mean((0, 2, 3)), u.double().var((0, 2, 3), correction=0)
+    torch.testing.assert_close(batch_statistics(u), expected, rtol=1e-6, atol=0)
+
+
+@sizes
+@layouts
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, *HALF], ids=str)
+def test_statistics_are_float64_and_nearer_than_those_of_plain(size, layout, dtype):
+    u = case(size, dtype, layout).u
+    mean, var = batch_statistics(u)
+    assert mean.dtype == var.dtype == torch.float64
+    wide = u.double()
+    expected = wide.mean((0, 2, 3)), wide.var((0, 2, 3), correction=0)
+    tolerance = 1e-13 if dtype == torch.float64 else 2e-7
+    torch.testing.assert_close((mean, var), expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+@layouts
+@pytest.mark.parametrize("gradient", ["dense", "expanded", "transposed"])
+@pytest.mark.parametrize("train", [True, False])
+def test_results_may_go_where_arguments_are(dtype, layout, gradient, train):
+    given = case(dtype=dtype, layout=layout, slope="prelu", train=train)
+    if gradient == "expanded":
+        given.dz = given.dz[:1, :, :1, :1].expand_as(given.dz)
+    elif gradient == "transposed":
+        given.dz = given.dz.transpose(2, 3).contiguous().transpose(2, 3)
+    norm, before, dz = given.norm(), given.u.clone(), given.dz.clone()
+    z = bn_act(given.u, norm)
+    expected = bn_act_backward(given.u, given.dz, norm, train)
+    assert torch.equal(given.u, before)
+    assert torch.equal(given.dz, dz)
+    assert expected[0].stride() == given.u.stride()
+    tolerance = {"rtol": 1e-9, "atol": 1e-9} if dtype == torch.float64 else {"rtol": 0.02, "atol": 0.02}
+
+    u = given.u.clone()
+    assert bn_act(u, norm, out=u) is u
+    assert torch.equal(u, z)
+    u = given.u.clone()
+    found = bn_act_backward(u, given.dz, norm, train, out=u)
+    assert found[0] is u
+    assert torch.equal(given.dz, dz)
+    torch.testing.assert_close(found, expected, **tolerance)
+    if gradient == "dense":
+        found = bn_act_backward(given.u, dz, norm, train, out=dz)
+        assert found[0] is dz
+        assert torch.equal(given.u, before)
+        torch.testing.assert_close(found, expected, **tolerance)
+
+
+@layouts
+@pytest.mark.parametrize("block", [1, 7, 16, 40, 1000])
+@pytest.mark.parametrize("size", [(3, 2, 8, 12), (2, 3, 5, 7), (1, 5, 4, 4)], ids=str)
+def test_blocks_of_any_size_give_the_same(monkeypatch, layout, block, size):
+    given = case(size, layout=layout, slope="prelu")
+    expected = ours(given) | dict(zip(("mean", "var"), batch_statistics(given.u), strict=True))
+    monkeypatch.setattr(kernel, "BLOCK", block)
+    found = ours(given) | dict(zip(("mean", "var"), batch_statistics(given.u), strict=True))
+    assert_near(found, expected, 1e-13)
+
+
+@pytest.mark.parametrize(("block", "parts", "rows"), [(24, 4, [1] * 24), (96, 1, [1] * 6), (400, 1, [4, 2])])
+def test_large_rows_are_split_and_the_last_block_is_shorter(monkeypatch, block, parts, rows):
+    """What the test before relies on: one thread, maps of 8 x 12, six of them."""
+    monkeypatch.setattr(kernel, "BLOCK", block)
+    flat = kernel._Flat(torch.zeros(3, 2, 8, 12))
+    assert flat.parts == parts
+    assert [len(each) for each in flat.blocks()] == [len(each) for each in flat.scratch()] == rows
+
+
+@layouts
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_same_bits_twice(monkeypatch, layout, dtype):
+    monkeypatch.setattr(kernel, "BLOCK", 16)
+    given = case((3, 4, 8, 12), dtype, layout, "prelu")
+    first, second = ours(given), ours(given)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@layouts
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("slope", ["prelu", 0.0, 0.01, 1.0], ids=str)
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_nan_and_infinity_flow_as_in_plain(layout, train, slope, value):
+    given = case(layout=layout, train=train, slope=slope, affine=False)
+    given.u[0, 1, 2, 3] = value
+    z, expected = bn_act(given.u, given.norm()), plain(given)["z"]
+    torch.testing.assert_close(z, expected, equal_nan=True)
+    du = bn_act_backward(given.u, given.dz, given.norm(), train)[0]
+    expected = plain(given)["du"]
+    if slope == 0.0 and not train and math.isnan(value):
+        expected[0, 1, 2, 3] = 0.0  # where its input is NaN, ReLU alone hands the gradient on
+    torch.testing.assert_close(du, expected, equal_nan=True)
+
+
+def test_nan_in_the_gradient_reaches_all_of_its_channel():
+    given = case(slope="prelu")
+    given.dz[1, 2, 0, 0] = float("nan")
+    found = ours(given)
+    assert found["du"][:, 2].isnan().all()
+    assert found["du"][:, :2].isfinite().all()
+    assert [found[name].isnan().tolist() for name in ("dweight", "dbias")] == [[False, False, True]] * 2
