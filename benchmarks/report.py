@@ -45,6 +45,8 @@ intermediate maps of one f 24, its gradients on the way back 32. What still grow
 the gradients of the parameters (6,656 a function), which autograd collects until the sequence is done.
 """
 
+DRIFT_PICTURE = "![Error of the gradients against depth](benchmarks/results/drift.png)\n"
+
 TIME_HEAD = """\
 ## Time of a step
 
@@ -116,6 +118,9 @@ def fragment(results: Path) -> str:
         parts += [title, memory_table(memory, saved=False)]
     if levels := _load(results, "memory_levels"):
         parts += ["The same for a whole network, VNet with its loss:\n", _table(*report_levels.table(levels))]
+    if drift := _load(results, "drift"):
+        parts.append("Error of the gradients against float64 at the same streams, on the same blocks:\n")
+        parts += [_table(*report_exact.drift_in_short(drift)), DRIFT_PICTURE]
     if times := _load(results, "step_time"):
         rows = [row for row in times["rows"] if row["function"] == "conv pair" and "ratio" in row]
         heap = list(times["settings"]["heaps"])[-1]

@@ -8,6 +8,8 @@ from benchmarks.exact_formats import LARGEST
 Result = dict[str, Any]
 Table = tuple[list[str], list[list[str]]]
 
+IN_SHORT = (16, 32, 100)  # depths
+
 DEFAULT, EXACT = "revseg", ("revseg exact", "revseg lossless")
 
 COST_HEAD = """\
@@ -81,6 +83,25 @@ def drift(result: Result, dtype: str) -> Table:
         equal, tensors = (sum(row[key] for row in own.values()) for key in ("equal", "tensors"))
         table.append([way, *(_errors(own.get(depth)) for depth in depths), f"{equal:,} of {tensors:,}"])
     return [dtype, *(f"depth {depth}" for depth in depths), "bitwise"], table
+
+
+def drift_in_short(result: Result) -> Table:
+    """The same for the README of the project: some depths, the first error alone."""
+    rows = [row for row in result["rows"] if "error" in row]
+    columns = [
+        (dtype, depth)
+        for dtype in dtypes(result)
+        for depth in IN_SHORT
+        if any(r["depth"] == depth for r in rows)
+    ]
+    errors = {(row["way"], row["dtype"], row["depth"]): row["error"] for row in rows}
+    table = []
+    for way in dict.fromkeys(row["way"] for row in rows):
+        own = [row for row in rows if row["way"] == way]
+        equal = sum(row["equal"] for row in own) / sum(row["tensors"] for row in own)
+        cells = [f"{errors[(way, *c)]:.1e}" if (way, *c) in errors else "not run" for c in columns]
+        table.append([way, *cells, f"{equal:.1%}"])
+    return ["", *(f"{dtype}, depth {depth}" for dtype, depth in columns), "tensors bitwise plain's"], table
 
 
 def formats(result: Result) -> Table:
