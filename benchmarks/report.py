@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import record, report_camvid, report_exact, report_levels, report_losses
+from benchmarks import record, report_camvid, report_exact, report_levels, report_losses, report_stacks
 
 OPEN, CLOSE = "<!-- results -->", "<!-- /results -->"
 Result = dict[str, Any]
@@ -71,6 +71,8 @@ def readme(results: Path) -> str:
         if functions := functions_table(times):
             parts += ["### With other functions in the couplings\n", functions, _source(times)]
     parts += _exact_sections(results)
+    if stacks := _load(results, "stacks"):
+        parts += [report_stacks.HEAD, _table(*report_stacks.table(stacks)), _source(stacks)]
     if levels := _load(results, "memory_levels"):
         parts += [report_levels.HEAD, _table(*report_levels.table(levels))]
         parts += [report_levels.validation(levels), _source(levels)]

@@ -13,7 +13,15 @@ from pathlib import Path
 
 from benchmarks import record
 
-SCRIPTS = ["memory_depth", "step_time", "drift", "exact_formats", "memory_levels", "upsample_cross_entropy"]
+SCRIPTS = [
+    "memory_depth",
+    "step_time",
+    "drift",
+    "exact_formats",
+    "stacks",
+    "memory_levels",
+    "upsample_cross_entropy",
+]
 
 
 def main() -> None:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from revseg import AdditiveCoupling, ReversibleSequence
+from revseg.stack import Stack
 
 PEERS = Path(__file__).parent / ".peers"  # filled by `python -m benchmarks.peers`
 SHAPE = (2, 64, 128, 256)
@@ -142,6 +143,15 @@ def _sequence(functions: Functions, **options: Any) -> ReversibleSequence:
     return ReversibleSequence([AdditiveCoupling(f, g) for f, g in functions], **options)
 
 
+def stacked(functions: Functions) -> Functions:
+    """The same modules, each function as a Stack."""
+    return [(_stack(f), _stack(g)) for f, g in functions]
+
+
+def _stack(f: nn.Module) -> Stack:
+    return Stack(*f) if isinstance(f, nn.Sequential) else Stack(f)
+
+
 def plain(functions: Functions) -> Callable[[Tensor], Tensor]:
     """Ordinary autograd, without any of our code: every activation is stored."""
 
@@ -193,6 +203,8 @@ WAYS: dict[str, Callable[[Functions], Callable[[Tensor], Tensor]]] = {
     "revseg keep=half": lambda functions: _sequence(functions, keep=len(functions)),  # of 2 updates a block
     "revseg exact": lambda functions: _sequence(functions, exact=True),
     "revseg lossless": lambda functions: _sequence(functions, exact="lossless"),
+    "revseg Stack": lambda functions: _sequence(stacked(functions)),
+    "plain Stack": lambda functions: plain(stacked(functions)),
     "checkpoint": checkpointed,
     "memcnn": memcnn,
     "revtorch": revtorch,

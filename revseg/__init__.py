@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from revseg.ordinary import Recompute as Recompute
     from revseg.recompute import is_recomputing as is_recomputing
     from revseg.sequence import ReversibleSequence as ReversibleSequence
+    from revseg.stack import Stack as Stack
 
 # A checkout whose symlink revseg/kernels arrived as a text file (Windows) finds ../kernels.
 _here = Path(__file__).parent
@@ -36,6 +37,7 @@ _HOME = {
     "Recompute": "revseg.ordinary",
     "ReversibleSequence": "revseg.sequence",
     "Squeeze": "revseg.downsample",
+    "Stack": "revseg.stack",
     "create_model": "revseg.models",
     "is_recomputing": "revseg.recompute",
     "list_models": "revseg.models",

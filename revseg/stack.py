@@ -26,17 +26,19 @@ from torch._compile import _disable_dynamo
 from torch.nn.modules import module as hooks_of_all
 
 from revseg import ops
-from revseg.makers import Grads, Source
+from revseg.makers import Convolution, Grads, Source
 from revseg.observers import has_hooks, is_traced
 from revseg.remember import remember
-from revseg.stack_layer import Layer
+from revseg.stack_layer import Layer, layer_of
 
 
 class Stack(nn.Sequential):
-    """Modules in a row, of which neighbouring layers keep one raw map each.
+    """`nn.Sequential`, of which neighbouring layers keep one raw map each.
 
-    A layer is a module with a method `as_layer`, which gives a `Layer` or None, like `ConvBNAct`.
-    Other modules are called. Stacks inside of stacks count as their modules.
+    A layer is a convolution, the batch norm behind it and the activation behind that, as three
+    modules of the row; or one module with a method `as_layer`, which gives a `Layer` or None, like
+    `ConvBNAct`. Other modules are called. Stacks inside of stacks count as their modules. Names in
+    the state dict are those of `nn.Sequential`.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -55,22 +57,39 @@ class Stack(nn.Sequential):
 
 def _run_stack(modules: Iterable[nn.Module], x: Tensor) -> Tensor:
     layers: list[Layer] = []
-    for module in modules:
-        as_layer = getattr(module, "as_layer", None)
-        layer: Layer | None = as_layer() if callable(as_layer) and not has_hooks(module) else None
-        if layer is not None:
+    row = list(modules)
+    while row:
+        layer, length = _first_layer(row)
+        if layer is None:
+            x = row[0](run_layers(layers, x) if layers else x)
+            layers = []
+        else:
             layers.append(layer)
-            continue
-        x = module(run_layers(layers, x) if layers else x)
-        layers = []
+        del row[:length]
     return run_layers(layers, x) if layers else x
+
+
+def _first_layer(row: Sequence[nn.Module]) -> tuple[Layer | None, int]:
+    """The layer that the row begins with, None if it begins with another module; and how many modules it is."""
+    first = row[0]
+    as_layer = getattr(first, "as_layer", None)
+    if callable(as_layer):
+        return None if has_hooks(first) else as_layer(), 1
+    if len(row) < 2 or not isinstance(first, nn.Conv2d):
+        return None, 1
+    parameters = first.weight, first.bias
+    for length, act in ((3, row[2] if len(row) > 2 else None), (2, nn.Identity())):
+        layer = None if act is None else layer_of(Convolution.of(first), parameters, row[1], act)
+        if layer is not None:
+            return layer, length
+    return None, 1
 
 
 def stacks_are_right(x: Tensor) -> bool:
     """Whether this input may go through a stack, and not through the modules themselves."""
     return (
         ops.kernels_are_on()
-        and not torch.compiler.is_compiling()
+        and not (torch.compiler.is_compiling() and not torch.is_grad_enabled())  # for inference, one graph
         and not is_traced([x])
         and x.ndim == 4
         and x.numel() > 0
