@@ -20,7 +20,7 @@ from revseg.kernels.shapes import has_values
 from revseg.steps import bits, describe, laid_out
 
 CODED = 1 / 4  # bytes a value: the codes
-ESCAPES = 0.15  # more of them, as a guess: 0.03 to 0.08 in additive blocks, 0.17 in VNet, which adds one stream to the other
+ESCAPES = 0.1  # more of them, as a guess: 0.03 to 0.08 in additive blocks, 0.17 in VNet
 _CHUNK = 1 << 17  # values that are packed at a time on a CPU, so that they stay in its cache
 _CHUNK_GPU = 1 << 24  # and on a GPU, so that what packing needs is small beside the streams
 _WIDE = -128  # the one of 256 that is no difference
