@@ -13,10 +13,12 @@ from torch import Tensor, nn
 
 from revseg.checkpoint import CheckpointError, load_weights
 from revseg.models.pspnet import PSPNet
+from revseg.models.segnet import SegNet
 from revseg.models.vnet import VNet
 
 MODELS: dict[str, type[nn.Module]] = {
     "pspnet": PSPNet,
+    "segnet": SegNet,
     "vnet": VNet,
 }
 
