@@ -12,11 +12,14 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from revseg.checkpoint import CheckpointError, load_weights
+from revseg.models.bisenet import BiSeNetResNet18, BiSeNetXception39
 from revseg.models.pspnet import PSPNet
 from revseg.models.segnet import SegNet
 from revseg.models.vnet import VNet
 
 MODELS: dict[str, type[nn.Module]] = {
+    "bisenet_resnet18": BiSeNetResNet18,
+    "bisenet_xception39": BiSeNetXception39,
     "pspnet": PSPNet,
     "segnet": SegNet,
     "vnet": VNet,

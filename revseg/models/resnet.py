@@ -123,14 +123,15 @@ def official_block_names(theirs: str, ours: str) -> dict[str, str]:
     """Rules for `revseg.models.official`, of blocks named as in PyTorch's own residual networks.
 
     Args:
-        theirs: Pattern of a block's name, with two groups.
-        ours: Our name of that block, with both groups.
+        theirs: Pattern of a block's name.
+        ours: Our name of that block.
     """
     rules = {}
     for i in range(3):
-        rules[rf"{theirs}\.conv{i + 1}\.(\w+)"] = rf"{ours}.body.{i}.0.\3"
-        rules[rf"{theirs}\.bn{i + 1}\.(\w+)"] = rf"{ours}.body.{i}.1.\3"
-    return rules | {rf"{theirs}\.downsample\.([01])\.(\w+)": rf"{ours}.shortcut.\3.\4"}
+        rules[rf"{theirs}\.conv{i + 1}\.(?P<tail>\w+)"] = rf"{ours}.body.{i}.0.\g<tail>"
+        rules[rf"{theirs}\.bn{i + 1}\.(?P<tail>\w+)"] = rf"{ours}.body.{i}.1.\g<tail>"
+    rules[rf"{theirs}\.downsample\.(?P<tail>[01]\.\w+)"] = rf"{ours}.shortcut.\g<tail>"
+    return rules
 
 
 def _shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Module:
