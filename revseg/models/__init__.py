@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from revseg.checkpoint import CheckpointError, load_weights
 from revseg.models.bisenet import BiSeNetResNet18, BiSeNetXception39
+from revseg.models.icnet import ICNet
 from revseg.models.pspnet import PSPNet
 from revseg.models.segnet import SegNet
 from revseg.models.vnet import VNet
@@ -20,6 +21,7 @@ from revseg.models.vnet import VNet
 MODELS: dict[str, type[nn.Module]] = {
     "bisenet_resnet18": BiSeNetResNet18,
     "bisenet_xception39": BiSeNetXception39,
+    "icnet": ICNet,
     "pspnet": PSPNet,
     "segnet": SegNet,
     "vnet": VNet,
