@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from revseg.levels import MEMORY_LEVELS
+from revseg.memory import saved_bytes
 from revseg.models import load_official
 from tests.helpers import Result, assert_same_result, run_step
 
@@ -75,6 +77,19 @@ def assert_levels_agree(make: Make, size: tuple[int, int], n: int = 2, **options
         with torch.no_grad():
             assert torch.equal(other(x), fastest(x))
         assert_same_result(step_of(made(make, memory=memory, **options).double(), x), exact, 1e-9)
+
+
+def assert_levels_keep_less(make: Make, **options: Any) -> None:
+    """Between forward and backward pass each level keeps less than the one before."""
+
+    def kept(memory: str) -> int:
+        with torch.device("meta"):
+            network = make(memory=memory, **options)
+            images = torch.empty(1, 3, 256, 512, dtype=torch.uint8)
+        return saved_bytes(lambda: network(images))
+
+    lowest, balanced, fastest = map(kept, MEMORY_LEVELS)
+    assert lowest < balanced < 0.7 * fastest
 
 
 def assert_same_as_official(network: nn.Module, official: nn.Module, size: tuple[int, int]) -> None:

@@ -11,6 +11,7 @@ from revseg.models import load_official
 from revseg.models.bisenet import BiSeNetResNet18, BiSeNetXception39
 from tests.network_checks import (
     assert_levels_agree,
+    assert_levels_keep_less,
     assert_same_as_official,
     gflops_of,
     made,
@@ -243,6 +244,11 @@ def test_one_image_trains_the_pooled_branches(network):
     assert all(p.grad.any() for p in net.context.parameters())
     for name, p in net.refinements.named_parameters():
         assert "attention" not in name or p.grad.any(), name
+
+
+@both
+def test_levels_keep_less_and_less(network):
+    assert_levels_keep_less(network)
 
 
 @both

@@ -9,6 +9,7 @@ from revseg.models.icnet import ICNet
 from tests.helpers import assert_same_result, run_step
 from tests.network_checks import (
     assert_levels_agree,
+    assert_levels_keep_less,
     gflops_of,
     made,
     parameters_of,
@@ -131,6 +132,10 @@ def test_bytes_are_the_same_images_as_normalized_floats():
     for net in (ICNet(**SMALL).eval(), ICNet(**SMALL).double().eval()):
         floats = normalize_images(x).to(net.classifier.module.weight)
         torch.testing.assert_close(net(x), net(floats), rtol=1e-5, atol=1e-6)
+
+
+def test_levels_keep_less_and_less():
+    assert_levels_keep_less(ICNet)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from revseg.models import create_model, load_official
 from revseg.models.pspnet import PSPNet
 from tests.network_checks import (
     assert_levels_agree,
+    assert_levels_keep_less,
     assert_same_as_official,
     gflops_of,
     made,
@@ -148,6 +149,10 @@ def test_one_image_trains_every_parameter_of_the_pyramid():
     for name, p in net.named_parameters():
         if "branches" in name:
             assert p.grad.any(), name
+
+
+def test_levels_keep_less_and_less():
+    assert_levels_keep_less(PSPNet)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from revseg.models.segnet import SegNet, pool, unpool
 from tests.helpers import assert_same_result, run_step
 from tests.network_checks import (
     assert_levels_agree,
+    assert_levels_keep_less,
     gflops_of,
     made,
     parameters_of,
@@ -108,6 +109,10 @@ def test_places_of_maxima_take_a_byte():
     values = sum(c * (32 >> i) ** 2 for i, c in enumerate(SMALL["widths"]))  # of one image
     last = 4 * SMALL["widths"][-1] * 2 * 2
     assert saved_bytes(lambda: net(x)) == 2 * (values + last) + x.nbytes
+
+
+def test_levels_keep_less_and_less():
+    assert_levels_keep_less(SegNet)
 
 
 @pytest.mark.parametrize(

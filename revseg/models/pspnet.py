@@ -49,7 +49,9 @@ class PSPNet(nn.Module):
         bins: Cells a side of the pyramid's pools.
         dropout: Probability of dropping a channel in front of a classifier.
         aux: Whether there is an auxiliary head.
-        memory: "lowest", "balanced" or "fastest", see `revseg.levels`.
+        memory: "lowest", "balanced" or "fastest", see `revseg.levels`. Predicted peak of a training
+            step, one image of 1024 x 2048 in float32: 3,816, 5,929 and 13,974 MiB (16,482 with PyTorch's own
+            modules and loss).
 
     Raises:
         ValueError: If an argument is unknown or out of its range.
