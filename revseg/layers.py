@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from revseg.makers import Convolution
@@ -55,6 +56,31 @@ def normalize_images(images: Tensor) -> Tensor:
     return images.float().sub_(mean).div_(std)
 
 
+def image_pyramid(images: Tensor, depth: int) -> list[Tensor]:
+    """The images at 1/2, 1/4, ... of their size, which small networks feed in again further on.
+
+    Average pools of 3 x 3 with stride 2, one after another, that count their padding as black. Bytes are
+    normalised one image at a time.
+
+    Args:
+        images: Bytes or floats [N, 3, H, W], as for `normalize_images`.
+        depth: How many sizes.
+
+    Returns:
+        Images [N, 3, h, w], float, h = ceil(H / 2) and so on.
+    """
+    if images.is_floating_point():
+        halves = F.avg_pool2d(normalize_images(images), 3, 2, 1)
+    else:
+        halves = torch.cat(
+            [F.avg_pool2d(normalize_images(image), 3, 2, 1) for image in torch.split(images, 1)]
+        )
+    pyramid = [halves]
+    while len(pyramid) < depth:
+        pyramid.append(F.avg_pool2d(pyramid[-1], 3, 2, 1))
+    return pyramid
+
+
 class BNAct(nn.Sequential):
     """Batch norm, then activation.
 
@@ -77,6 +103,14 @@ class BNAct(nn.Sequential):
         )
 
 
+class Joined(BNAct):
+    """Maps of one size joined by their channels, in the dtype of the first; then batch norm and activation."""
+
+    def forward(self, *maps: Tensor) -> Tensor:
+        joined = torch.cat([each.to(maps[0].dtype) for each in maps], dim=1)
+        return super().forward(joined)  # type: ignore[no-any-return, no-untyped-call]
+
+
 class ConvBNAct(nn.Sequential):
     """Convolution without bias, batch norm, activation: [N, in, H, W] to [N, out, h, w].
 
@@ -91,6 +125,7 @@ class ConvBNAct(nn.Sequential):
         kernel: Size of the kernel, odd; one number or (height, width).
         stride: Step of the convolution; the map comes out at ceil(size / stride).
         dilation: Distance between the taps of the kernel.
+        groups: Of channels, each convolved for itself.
         activation: See `BNAct`.
         eps: See `BNAct`.
         momentum: See `BNAct`.
@@ -107,6 +142,7 @@ class ConvBNAct(nn.Sequential):
         *,
         stride: int = 1,
         dilation: int = 1,
+        groups: int = 1,
         activation: str = "prelu",
         eps: float = 1e-3,
         momentum: float = 0.1,
@@ -116,7 +152,9 @@ class ConvBNAct(nn.Sequential):
             raise ValueError(f"expected odd kernel sizes, got {height} x {width}")
         padding = (dilation * (height // 2), dilation * (width // 2))
         super().__init__(
-            nn.Conv2d(in_channels, out_channels, (height, width), stride, padding, dilation, bias=False),
+            nn.Conv2d(
+                in_channels, out_channels, (height, width), stride, padding, dilation, groups, bias=False
+            ),
             nn.BatchNorm2d(out_channels, eps=eps, momentum=momentum),
             _activation(activation, out_channels),
         )

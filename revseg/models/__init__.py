@@ -6,14 +6,17 @@ training a model with auxiliary heads returns a tuple, the main logits first.
 """
 
 import inspect
+from collections.abc import Mapping
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
 from revseg.checkpoint import CheckpointError, load_weights
+from revseg.models.cgnet import CGNet
 from revseg.models.vnet import VNet
 
 MODELS: dict[str, type[nn.Module]] = {
+    "cgnet": CGNet,
     "vnet": VNet,
 }
 
@@ -46,12 +49,31 @@ def create_model(name: str, num_classes: int = 19, **hyperparameters: object) ->
     return MODELS[name](num_classes=num_classes, **hyperparameters)
 
 
+def load_official(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Load weights that are named as in the official code of the network's paper.
+
+    Args:
+        model: A network of this library, built with the hyperparameters of the weights.
+        state: The state dict, also of a model in `DataParallel`, with "module." before each name.
+
+    Raises:
+        ValueError: If the network's official code has no PyTorch weights, or a name is unknown.
+        RuntimeError: If weights are missing or of another shape.
+    """
+    translate = getattr(model, "from_official", None)
+    if translate is None:
+        raise ValueError(
+            f"{type(model).__name__} has no from_official: no official PyTorch weights are known"
+        )
+    model.load_state_dict(translate(state))
+
+
 def load_model(path: str | Path, **hyperparameters: object) -> nn.Module:
     """The network of a weights file, as `revseg train` writes it, in evaluation mode.
 
     Args:
         path: A safetensors file whose header describes the network.
-        **hyperparameters: Replace those in the file, as in `save_activations=True`.
+        **hyperparameters: Replace those in the file, as in `memory="lowest"`.
 
     Returns:
         The model with its weights, on the CPU.
