@@ -111,6 +111,25 @@ class Joined(BNAct):
         return super().forward(joined)  # type: ignore[no-any-return, no-untyped-call]
 
 
+class JoinedClassifier(nn.Module):
+    """Maps of one size joined, normed, and read as classes by a 1 x 1 convolution without bias.
+
+    Args:
+        channels: Of all maps together.
+        num_classes: C.
+        dropout: Probability of dropping a channel before the convolution.
+    """
+
+    def __init__(self, channels: int, num_classes: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.join = Joined(channels)
+        self.dropout = nn.Dropout2d(dropout)
+        self.classifier = nn.Conv2d(channels, num_classes, 1, bias=False)
+
+    def forward(self, *maps: Tensor) -> Tensor:
+        return self.classifier(self.dropout(self.join(*maps)))  # type: ignore[no-any-return]
+
+
 class ConvBNAct(nn.Sequential):
     """Convolution without bias, batch norm, activation: [N, in, H, W] to [N, out, h, w].
 

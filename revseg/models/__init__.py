@@ -13,10 +13,12 @@ from torch import Tensor, nn
 
 from revseg.checkpoint import CheckpointError, load_weights
 from revseg.models.cgnet import CGNet
+from revseg.models.dabnet import DABNet
 from revseg.models.vnet import VNet
 
 MODELS: dict[str, type[nn.Module]] = {
     "cgnet": CGNet,
+    "dabnet": DABNet,
     "vnet": VNet,
 }
 

@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from revseg.layers import BNAct, ConvBNAct, ImageConvBNAct, Joined, image_pyramid
+from revseg.layers import BNAct, ConvBNAct, ImageConvBNAct, Joined, JoinedClassifier, image_pyramid
 from revseg.levels import check_level, run_again, run_block_again
 from revseg.makers import Convolution, SideBySide
 from revseg.models.official import Rules, renamed
@@ -79,7 +79,7 @@ class CGNet(nn.Module):
         self.stage2 = stage(0, w2)
         self.down3 = down(1, 2 * w2 + 3, w3)  # 1/8
         self.stage3 = stage(1, w3)
-        self.head = run_block_again(Head(2 * w3, num_classes, dropout), memory)
+        self.head = run_block_again(JoinedClassifier(2 * w3, num_classes, dropout), memory)
         for conv in (module for module in self.modules() if isinstance(module, nn.Conv2d)):
             nn.init.kaiming_normal_(conv.weight)
 
@@ -165,19 +165,6 @@ class Down(nn.Module):
 
     def forward(self, *maps: Tensor) -> Tensor:
         return self.gate(self.reduce(self.context(self.join(*maps))))  # type: ignore[no-any-return]
-
-
-class Head(nn.Module):
-    """Joins maps and reads the classes."""
-
-    def __init__(self, channels: int, num_classes: int, dropout: float) -> None:
-        super().__init__()
-        self.join = Joined(channels)
-        self.dropout = nn.Dropout2d(dropout)
-        self.classifier = nn.Conv2d(channels, num_classes, 1, bias=False)
-
-    def forward(self, *maps: Tensor) -> Tensor:
-        return self.classifier(self.dropout(self.join(*maps)))  # type: ignore[no-any-return]
 
 
 def _official() -> Rules:
