@@ -28,6 +28,7 @@ ACTIVATIONS: dict[str, Callable[[int], nn.Module]] = {
     "prelu": lambda channels: nn.PReLU(channels),
     "prelu_shared": lambda channels: nn.PReLU(1),
     "relu": lambda channels: nn.ReLU(),
+    "none": lambda channels: nn.Identity(),
 }
 
 
@@ -56,11 +57,22 @@ def normalize_images(images: Tensor) -> Tensor:
     return images.float().sub_(mean).div_(std)
 
 
+def of_each_image(fn: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    """`fn` of the normalised images; bytes are normalised one image at a time.
+
+    Args:
+        fn: Takes floats [n, 3, H, W] to a tensor [n, ...], each image for itself.
+        images: Bytes or floats [N, 3, H, W], as for `normalize_images`.
+    """
+    if images.is_floating_point():
+        return fn(normalize_images(images))
+    return torch.cat([fn(normalize_images(image)) for image in torch.split(images, 1)])
+
+
 def image_pyramid(images: Tensor, depth: int) -> list[Tensor]:
     """The images at 1/2, 1/4, ... of their size, which small networks feed in again further on.
 
-    Average pools of 3 x 3 with stride 2, one after another, that count their padding as black. Bytes are
-    normalised one image at a time.
+    Average pools of 3 x 3 with stride 2, one after another, that count their padding as zeros.
 
     Args:
         images: Bytes or floats [N, 3, H, W], as for `normalize_images`.
@@ -69,15 +81,10 @@ def image_pyramid(images: Tensor, depth: int) -> list[Tensor]:
     Returns:
         Images [N, 3, h, w], float, h = ceil(H / 2) and so on.
     """
-    if images.is_floating_point():
-        halves = F.avg_pool2d(normalize_images(images), 3, 2, 1)
-    else:
-        halves = torch.cat(
-            [F.avg_pool2d(normalize_images(image), 3, 2, 1) for image in torch.split(images, 1)]
-        )
-    pyramid = [halves]
+    halve = partial(F.avg_pool2d, kernel_size=3, stride=2, padding=1)
+    pyramid = [of_each_image(halve, images)]
     while len(pyramid) < depth:
-        pyramid.append(F.avg_pool2d(pyramid[-1], 3, 2, 1))
+        pyramid.append(halve(pyramid[-1]))
     return pyramid
 
 
@@ -87,7 +94,7 @@ class BNAct(nn.Sequential):
     Args:
         channels: C.
         activation: One of `ACTIVATIONS`: a PReLU with a slope per channel, with one shared
-            slope, or a ReLU.
+            slope, a ReLU, or none.
         eps: What batch norm adds to the variance.
         momentum: Weight of the newest batch in the running statistics.
 

@@ -14,11 +14,13 @@ from torch import Tensor, nn
 from revseg.checkpoint import CheckpointError, load_weights
 from revseg.models.cgnet import CGNet
 from revseg.models.dabnet import DABNet
+from revseg.models.fssnet import FSSNet
 from revseg.models.vnet import VNet
 
 MODELS: dict[str, type[nn.Module]] = {
     "cgnet": CGNet,
     "dabnet": DABNet,
+    "fssnet": FSSNet,
     "vnet": VNet,
 }
 
