@@ -12,12 +12,14 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from revseg.checkpoint import CheckpointError, load_weights
+from revseg.models.cfpnet import CFPNet
 from revseg.models.cgnet import CGNet
 from revseg.models.dabnet import DABNet
 from revseg.models.fssnet import FSSNet
 from revseg.models.vnet import VNet
 
 MODELS: dict[str, type[nn.Module]] = {
+    "cfpnet": CFPNet,
     "cgnet": CGNet,
     "dabnet": DABNet,
     "fssnet": FSSNet,
