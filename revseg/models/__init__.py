@@ -15,6 +15,7 @@ from revseg.checkpoint import CheckpointError, load_weights
 from revseg.models.cfpnet import CFPNet
 from revseg.models.cgnet import CGNet
 from revseg.models.dabnet import DABNet
+from revseg.models.fpenet import FPENet
 from revseg.models.fssnet import FSSNet
 from revseg.models.vnet import VNet
 
@@ -22,6 +23,7 @@ MODELS: dict[str, type[nn.Module]] = {
     "cfpnet": CFPNet,
     "cgnet": CGNet,
     "dabnet": DABNet,
+    "fpenet": FPENet,
     "fssnet": FSSNet,
     "vnet": VNet,
 }
