@@ -167,7 +167,7 @@ def _chains(
 ) -> Iterator[list[str]]:
     """The names of the blocks of each chain; of the outer chain where blocks hold blocks."""
     probe = copy.deepcopy(model).eval()
-    with torch.random.fork_rng():
+    with torch.random.fork_rng([example.device] if example.is_cuda else []):
         keepers = _keepers(probe, example)
         for parameter in probe.parameters():
             parameter.zero_()

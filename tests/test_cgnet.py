@@ -120,6 +120,11 @@ def test_official_weights_give_the_official_numbers(prefix, size):
     assert_official(small(), Official(5, 4, 16, 32, 2, 3), torch.randn(2, 3, *size).double(), prefix)
 
 
+def test_the_classifier_behind_dropout_has_another_name():
+    weight = torch.ones(1)
+    assert CGNet.from_official({"classifier.1.conv.weight": weight}) == {"head.classifier.weight": weight}
+
+
 def test_other_names_are_refused():
     with pytest.raises(ValueError, match=r"unknown weight 'level4\.conv\.weight'"):
         load_official(small(), {"level1_0.conv.weight": torch.ones(1), "level4.conv.weight": torch.ones(1)})
@@ -158,9 +163,11 @@ def kept(memory):
     return saved_bytes(lambda: model(images(64, 64)))
 
 
-def test_its_stages_can_be_made_reversible():
-    model, chains = reversible(small().double(), torch.randn(1, 3, 32, 32).double())
-    assert chains == [["stage3.0", "stage3.1"]]
+@pytest.mark.parametrize("memory", MEMORY_LEVELS)
+def test_its_stages_can_be_made_reversible(memory):
+    model, chains = reversible(small(memory=memory).double(), torch.randn(1, 3, 32, 32).double())
+    row = "stage3.module" if memory == "lowest" else "stage3"
+    assert chains == [[f"{row}.0", f"{row}.1"]]
     assert_same_step(model, plain_twin(model), torch.randn(2, 3, 33, 49).double())
 
 
