@@ -4,9 +4,9 @@
     balanced   reversible parts are undone, not kept
     lowest     and the other large parts run again from their input
 
-A network without reversible parts keeps at "balanced" what goes into its blocks (a residual unit, or
-two to four layers that belong together), which run again from that; at "lowest" its stages run
-again too, with their blocks.
+A network without reversible parts runs its blocks again instead, a residual unit or a few layers that
+belong together, at all levels but the fastest; at the lowest its stages run again too, with the
+blocks inside of them.
 
 The numbers, the parameters and the names in the state dict do not depend on the level.
 """

@@ -126,9 +126,11 @@ def test_the_classifier_behind_dropout_has_another_name():
 
 
 def test_other_names_are_refused():
-    with pytest.raises(ValueError, match=r"unknown weight 'level4\.conv\.weight'"):
+    with pytest.raises(
+        ValueError, match=r"expected names of the official network, got 'level4\.conv\.weight'"
+    ):
         load_official(small(), {"level1_0.conv.weight": torch.ones(1), "level4.conv.weight": torch.ones(1)})
-    with pytest.raises(ValueError, match="VNet has no from_official"):
+    with pytest.raises(ValueError, match="expected a model with official PyTorch weights, got VNet"):
         load_official(create_model("vnet"), {})
     with pytest.raises(RuntimeError, match="Missing key"):
         load_official(small(), {})

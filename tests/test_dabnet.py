@@ -127,7 +127,9 @@ def test_official_weights_give_the_official_numbers(prefix, widths):
 
 
 def test_other_names_are_refused():
-    with pytest.raises(ValueError, match=r"unknown weight 'init_conv\.3\.conv\.weight'"):
+    with pytest.raises(
+        ValueError, match=r"expected names of the official network, got 'init_conv\.3\.conv\.weight'"
+    ):
         load_official(small(), {"init_conv.3.conv.weight": torch.ones(1)})
 
 

@@ -105,7 +105,7 @@ def test_its_stages_can_be_made_reversible():
 
 
 def test_there_are_no_official_weights():
-    with pytest.raises(ValueError, match="FSSNet has no from_official"):
+    with pytest.raises(ValueError, match="expected a model with official PyTorch weights, got FSSNet"):
         load_official(small(), {})
 
 

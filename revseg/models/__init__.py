@@ -57,25 +57,6 @@ def create_model(name: str, num_classes: int = 19, **hyperparameters: object) ->
     return MODELS[name](num_classes=num_classes, **hyperparameters)
 
 
-def load_official(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Load weights that are named as in the official code of the network's paper.
-
-    Args:
-        model: A network of this library, built with the hyperparameters of the weights.
-        state: The state dict, also of a model in `DataParallel`, with "module." before each name.
-
-    Raises:
-        ValueError: If the network's official code has no PyTorch weights, or a name is unknown.
-        RuntimeError: If weights are missing or of another shape.
-    """
-    translate = getattr(model, "from_official", None)
-    if translate is None:
-        raise ValueError(
-            f"{type(model).__name__} has no from_official: no official PyTorch weights are known"
-        )
-    model.load_state_dict(translate(state))
-
-
 def load_model(path: str | Path, **hyperparameters: object) -> nn.Module:
     """The network of a weights file, as `revseg train` writes it, in evaluation mode.
 
@@ -98,3 +79,20 @@ def load_model(path: str | Path, **hyperparameters: object) -> nn.Module:
     except (KeyError, RuntimeError) as error:
         raise CheckpointError(f"{path} does not fit the model it names: {error}") from error
     return model.eval()
+
+
+def load_official(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Load weights that are named as in the official code of the network's paper.
+
+    Args:
+        model: The network, with the hyperparameters of the weights.
+        state: The state dict of the official network; names may begin with "module.".
+
+    Raises:
+        ValueError: If no official names are known for this network, or one of these is not known.
+        RuntimeError: If the weights do not fit the network.
+    """
+    convert = getattr(model, "from_official", None)
+    if convert is None:
+        raise ValueError(f"expected a model with official PyTorch weights, got {type(model).__name__}")
+    model.load_state_dict(convert(state))

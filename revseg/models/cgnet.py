@@ -14,6 +14,7 @@ halves the size starts with a 3 x 3 convolution that is called conv1x1, and has 
 before its gate; the paper's figure shows neither.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 from revseg.layers import BNAct, ConvBNAct, ImageConvBNAct, Joined, JoinedClassifier, image_pyramid
 from revseg.levels import check_level, run_again, run_block_again
 from revseg.makers import Convolution, SideBySide
-from revseg.models.official import Rules, renamed
+from revseg.models.official import renamed
 from revseg.observers import has_hooks
 from revseg.stack import Stack, run_layers, stacks_are_right
 from revseg.stack_layer import Layer, layer_of
@@ -96,7 +97,7 @@ class CGNet(nn.Module):
         Raises:
             ValueError: If the official code has no such name.
         """
-        return renamed(state, OFFICIAL)
+        return renamed(state, _official(state))
 
 
 class Surroundings(nn.Module):
@@ -167,36 +168,32 @@ class Down(nn.Module):
         return self.gate(self.reduce(self.context(self.join(*maps))))  # type: ignore[no-any-return]
 
 
-def _official() -> Rules:
-    """The names of the official code."""
-    rules = [
-        (r"level([23])_0\.F_loc\.conv\.weight", r"down\1.context.1.local.weight"),
-        (r"level([23])_0\.F_sur\.conv\.weight", r"down\1.context.1.surround.weight"),
-        (r"level([23])_0\.reduce\.conv\.weight", r"down\1.reduce.weight"),
-        (r"level([23])_0\.F_glo\.fc\.([02])\.(weight|bias)", r"down\1.gate.\2.\3"),
-        (r"level([23])\.(\d+)\.F_loc\.conv\.weight", r"stage\1.\2.context.1.local.weight"),
-        (r"level([23])\.(\d+)\.F_sur\.conv\.weight", r"stage\1.\2.context.1.surround.weight"),
-        (r"level([23])\.(\d+)\.F_glo\.fc\.([02])\.(weight|bias)", r"stage\1.\2.gate.\3.\4"),
-        (r"classifier\.[01]\.conv\.weight", r"head.classifier.weight"),
-    ]
-    for i, part in enumerate(("conv", "bn", "act")):
-        rules += [
-            (rf"level1_([012])\.{part}\.(\w+)", rf"stem.\1.{i}.\2"),
-            (rf"level([23])_0\.conv1x1\.{part}\.(\w+)", rf"down\1.context.0.{i}.\2"),
-            (rf"level([23])\.(\d+)\.conv1x1\.{part}\.(\w+)", rf"stage\1.\2.context.0.{i}.\3"),
-        ]
-    for i, part in enumerate(("bn", "act")):
-        rules += [
-            (rf"b1\.{part}\.(\w+)", rf"down2.join.{i}.\1"),
-            (rf"bn_prelu_2\.{part}\.(\w+)", rf"down3.join.{i}.\1"),
-            (rf"bn_prelu_3\.{part}\.(\w+)", rf"head.join.{i}.\1"),
-            (rf"level([23])_0\.{part}\.(\w+)", rf"down\1.context.1.norm.{i}.\2"),
-            (rf"level([23])\.(\d+)\.bn_prelu\.{part}\.(\w+)", rf"stage\1.\2.context.1.norm.{i}.\3"),
-        ]
-    return rules
+def _official(state: Mapping[str, Tensor]) -> dict[str, str]:
+    """Our name of each module, by its official name; the state tells how many blocks there are."""
+    modules = {"classifier.0.conv": "head.classifier", "classifier.1.conv": "head.classifier"}
+    for there, ours in (("b1", "down2"), ("bn_prelu_2", "down3"), ("bn_prelu_3", "head")):
+        modules |= {f"{there}.bn": f"{ours}.join.0", f"{there}.act": f"{ours}.join.1"}
+    for i in range(3):
+        modules |= {f"level1_{i}.{part}": f"stem.{i}.{k}" for k, part in enumerate(CONV_BN_ACT)}
+    rows = {(f"level{i}_0", f"down{i}") for i in (2, 3)}
+    for level, i in re.findall(r"^(?:module\.)?level([23])\.(\d+)\.", "\n".join(state), re.MULTILINE):
+        rows.add((f"level{level}.{i}", f"stage{level}.{i}"))
+    for there, ours in rows:
+        norm = f"{there}.bn_prelu" if "." in there else there
+        modules |= {f"{there}.conv1x1.{part}": f"{ours}.context.0.{k}" for k, part in enumerate(CONV_BN_ACT)}
+        modules |= {
+            f"{there}.F_loc.conv": f"{ours}.context.1.local",
+            f"{there}.F_sur.conv": f"{ours}.context.1.surround",
+            f"{norm}.bn": f"{ours}.context.1.norm.0",
+            f"{norm}.act": f"{ours}.context.1.norm.1",
+            f"{there}.reduce.conv": f"{ours}.reduce",
+            f"{there}.F_glo.fc.0": f"{ours}.gate.0",
+            f"{there}.F_glo.fc.2": f"{ours}.gate.2",
+        }
+    return modules
 
 
-OFFICIAL = _official()
+CONV_BN_ACT = ("conv", "bn", "act")
 
 
 def _check(

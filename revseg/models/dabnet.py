@@ -13,6 +13,7 @@ The layers are those of the official code (github.com/Reagan1311/DABNet), except
 2 x 2 leave out the last row of an odd map, where they would not fit to the convolution beside them.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 
 from revseg.layers import BNAct, ConvBNAct, ImageConvBNAct, Joined, JoinedClassifier, image_pyramid
 from revseg.levels import check_level, run_again, run_block_again
-from revseg.models.official import Rules, renamed
+from revseg.models.official import renamed
 from revseg.stack import Stack
 
 
@@ -81,7 +82,7 @@ class DABNet(nn.Module):
         Raises:
             ValueError: If the official code has no such name.
         """
-        return renamed(state, OFFICIAL)
+        return renamed(state, _official(state))
 
 
 class Bottleneck(nn.Module):
@@ -132,36 +133,34 @@ class Down(nn.Module):
         return self.norm(y)  # type: ignore[no-any-return]
 
 
-def _official() -> Rules:
-    """The names of the official code."""
-    row, here = r"DAB_Block_([12])\.DAB_Module_[12]_(\d+)", r"row\1.\2"
-    rules = [
-        (r"downsample_([12])\.conv3x3\.conv\.weight", r"down\1.conv.weight"),
-        (rf"{row}\.conv1x1\.conv\.weight", rf"{here}.widen.weight"),
-        (r"classifier\.0\.conv\.weight", r"head.classifier.weight"),
-    ]
-    for i, part in enumerate(("conv", r"bn_prelu\.bn", r"bn_prelu\.acti")):
-        rules.append((rf"init_conv\.([012])\.{part}\.(\w+)", rf"stem.\1.{i}.\2"))
-        for there, ours in (
-            ("conv3x3", "narrow"),
-            ("dconv3x1", "near.0"),
-            ("dconv1x3", "near.1"),
-            ("ddconv3x1", "far.0"),
-            ("ddconv1x3", "far.1"),
-        ):
-            rules.append((rf"{row}\.{there}\.{part}\.(\w+)", rf"{here}.{ours}.{i}.\3"))
-    for i, part in enumerate(("bn", "acti")):
-        rules += [
-            (rf"bn_prelu_([12])\.{part}\.(\w+)", rf"down\1.join.{i}.\2"),
-            (rf"bn_prelu_3\.{part}\.(\w+)", rf"head.join.{i}.\1"),
-            (rf"downsample_([12])\.bn_prelu\.{part}\.(\w+)", rf"down\1.norm.{i}.\2"),
-            (rf"{row}\.bn_relu_1\.{part}\.(\w+)", rf"{here}.norm.{i}.\3"),
-            (rf"{row}\.bn_relu_2\.{part}\.(\w+)", rf"{here}.norm_sum.{i}.\3"),
-        ]
-    return rules
+def _official(state: Mapping[str, Tensor]) -> dict[str, str]:
+    """Our name of each module, by its official name; the state tells how many bottlenecks there are."""
+    modules = {"classifier.0.conv": "head.classifier"}
+    convs = {f"init_conv.{i}": f"stem.{i}" for i in range(3)}
+    norms = {f"bn_prelu_{i}": f"{part}.join" for i, part in ((1, "down1"), (2, "down2"), (3, "head"))}
+    for i in (1, 2):
+        modules[f"downsample_{i}.conv3x3.conv"] = f"down{i}.conv"
+        norms[f"downsample_{i}.bn_prelu"] = f"down{i}.norm"
+    for row, i in set(re.findall(r"\.DAB_Module_([12])_(\d+)\.", "\n".join(state))):
+        there, ours = f"DAB_Block_{row}.DAB_Module_{row}_{i}", f"row{row}.{i}"
+        modules[f"{there}.conv1x1.conv"] = f"{ours}.widen"
+        norms |= {f"{there}.bn_relu_1": f"{ours}.norm", f"{there}.bn_relu_2": f"{ours}.norm_sum"}
+        convs |= {f"{there}.{theirs}": f"{ours}.{layer}" for theirs, layer in LAYERS.items()}
+    for there, ours in convs.items():
+        modules[f"{there}.conv"] = f"{ours}.0"
+        modules |= {f"{there}.bn_prelu.bn": f"{ours}.1", f"{there}.bn_prelu.acti": f"{ours}.2"}
+    for there, ours in norms.items():
+        modules |= {f"{there}.bn": f"{ours}.0", f"{there}.acti": f"{ours}.1"}
+    return modules
 
 
-OFFICIAL = _official()
+LAYERS = {  # of a bottleneck there, and here
+    "conv3x3": "narrow",
+    "dconv3x1": "near.0",
+    "dconv1x3": "near.1",
+    "ddconv3x1": "far.0",
+    "ddconv1x3": "far.1",
+}
 
 
 def _check(num_classes: int, widths: Sequence[int], dilations: Sequence[Sequence[int]]) -> None:

@@ -1,28 +1,31 @@
-"""Names of weights: from those of a paper's official code to ours."""
+"""Weights from the official code of a paper: its names in place of ours.
 
-import re
-from collections.abc import Mapping, Sequence
+A model's `from_official` knows which of its modules is which of theirs; what a module calls its
+tensors (weight, bias, running_mean, ...) is PyTorch's, and the same everywhere.
+"""
+
+from collections.abc import Mapping
 
 from torch import Tensor
 
-Rules = Sequence[tuple[str, str]]  # a pattern for the whole name there, a template for the name here
 
-
-def renamed(state: Mapping[str, Tensor], rules: Rules) -> dict[str, Tensor]:
-    """The same weights by our names.
+def renamed(state: Mapping[str, Tensor], modules: Mapping[str, str]) -> dict[str, Tensor]:
+    """The state dict of an official network under our names.
 
     Args:
-        state: Weights by the official names, also with "module." before them.
-        rules: The first one whose pattern matches is taken.
+        state: Weights by official name, which may begin with "module." (`nn.DataParallel`'s prefix).
+        modules: Our name of each module that has tensors, by its official name.
+
+    Returns:
+        The same tensors, for `load_state_dict`.
 
     Raises:
-        ValueError: If no rule matches a name.
+        ValueError: If a name is not one of the official network's; says the first one.
     """
     ours = {}
     for name, value in state.items():
-        matches = ((re.fullmatch(pattern, name.removeprefix("module.")), new) for pattern, new in rules)
-        found = next((match.expand(new) for match, new in matches if match), None)
-        if found is None:
-            raise ValueError(f"unknown weight {name!r}: the official code has no such name")
-        ours[found] = value
+        module, _, tensor = name.removeprefix("module.").rpartition(".")
+        if module not in modules:
+            raise ValueError(f"expected names of the official network, got {name!r}")
+        ours[f"{modules[module]}.{tensor}"] = value
     return ours
