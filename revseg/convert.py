@@ -10,8 +10,9 @@ update them in turn by what each of them changes, and at the end the input is co
 Why streams as wide as the map, not halves of it. Every block stays what it is: it works on its
 own number of channels, all parameters are kept, trained weights are a start. On halves each block
 would have to be built anew at half its width, with a quarter of the parameters, and a block that
-one knows only by calling it cannot be. Reversible vision transformers are made so too (Mangalam et
-al., Reversible Vision Transformers, arXiv:2302.04869), with streams that are averaged at the end.
+one knows only by calling it cannot be. The price is one more map than the row's output. Reversible
+vision transformers have two whole streams for the same reason (Mangalam et al., Reversible Vision
+Transformers, arXiv:2302.04869).
 
 Why the change and not the block: x1 + b1(x2) would add the input again with every block. Why the
 sum less the input, not the mean: it holds the whole of every change, as in the row, and the mean
@@ -48,6 +49,10 @@ class ResidualChain(nn.Module):
         **options: Arguments of the `ReversibleSequence` that runs them, like `exact`.
 
     Memory: two maps, whatever the number of blocks; and while a block is undone, its activations.
+
+    Numerics: see `ReversibleSequence`. Where a map is exactly zero and a block adds exactly nothing, a
+    ReLU after the sum stands at its kink, and rounding decides on its gradient; not so with
+    `exact="lossless"`.
     """
 
     def __init__(self, *blocks: nn.Module, **options: Any) -> None:
@@ -109,8 +114,8 @@ def reversible(
     Blocks are looked for among the children of every `nn.Sequential` (and `Stack`) that the example
     passes through. A block keeps the shape of its input and is residual: with all its parameters
     zero it would hand on large positive values as they are, which x + F(x) and act(x + F(x)) do,
-    and a convolution, a projected shortcut or batch norm after the sum do not. Neighbouring blocks
-    form a chain, and a `ResidualChain` stands in the place of its first one. A parameter
+    and a convolution, a projected shortcut or batch norm after the sum do not. (A network that calls
+    its blocks one by one, from a `nn.ModuleList` say, has no such rows.) Neighbouring blocks form a chain, and a `ResidualChain` stands in the place of its first one. A parameter
     `layer2.1.conv.weight` is then `layer2.1.sequence.blocks.0.f.block.conv.weight`, and
     `layer2.2.conv.weight` is `layer2.1.sequence.blocks.1.f.block.conv.weight`; so weights cannot be
     loaded into the other architecture by mistake. Load trained weights before the conversion.
