@@ -9,8 +9,9 @@ INSTALLED := .venv/installed
 demo: $(INSTALLED)  ## train VNet on generated street scenes; table, curves and picture under runs/demo
 	$(BIN)/revseg train --data synthetic --size 128 256 --train-samples 192 --val-samples 24 --epochs 12 --threads 1 --out runs/demo --overwrite
 
-test: $(INSTALLED)  ## all tests
+test: $(INSTALLED)  ## all tests; those of the kernels in Triton's interpreter, which a process chooses once
 	$(BIN)/python -m pytest --numprocesses 2
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest --numprocesses 2 tests/interpreted
 
 lint: $(INSTALLED)  ## style and types
 	$(BIN)/ruff format --check .

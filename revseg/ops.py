@@ -3,9 +3,8 @@
 `REVSEG_KERNELS=0` in the environment turns them off: layers then run as ordinary PyTorch modules.
 """
 
-import os
-
 from revseg.kernels.bn_act import Norm, batch_statistics, bn_act, bn_act_backward
+from revseg.kernels.launch import has_kernel, kernels_are_on
 from revseg.kernels.sum_of_pools import sum_of_pools, sum_of_pools_backward
 from revseg.kernels.upsample_argmax import upsample_argmax
 from revseg.kernels.upsample_cross_entropy import upsample_cross_entropy
@@ -15,14 +14,10 @@ __all__ = [
     "batch_statistics",
     "bn_act",
     "bn_act_backward",
+    "has_kernel",
     "kernels_are_on",
     "sum_of_pools",
     "sum_of_pools_backward",
     "upsample_argmax",
     "upsample_cross_entropy",
 ]
-
-
-def kernels_are_on() -> bool:
-    """Whether layers use the operations of this library."""
-    return os.environ.get("REVSEG_KERNELS", "1") != "0"
