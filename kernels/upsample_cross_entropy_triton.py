@@ -19,11 +19,11 @@ from torch import Tensor
 
 from revseg.kernels.bilinear_triton import add_pieces, column_pieces, grid, pieces_parts, row_piece, scores
 from revseg.kernels.cross_entropy import Targets
+from revseg.kernels.cross_entropy_triton import count, softmax, weight_of_all
 from revseg.kernels.upsample_cross_entropy_inputs import check_range
 
 PARTS_BYTES = 2**25  # unless one row takes more; fits into the second-level cache of a large GPU
-MOST_BINS = 4096  # of a histogram in shared memory
-LOWEST = tl.constexpr(torch.finfo(torch.float32).min)
+MOST_BINS = 2048  # of a histogram in shared memory
 
 
 def sums(
@@ -239,39 +239,28 @@ def _pass_kernel(
     tl.store(ends + 2 * program + 1, tl.max(label))
     target = label.to(tl.int32)
 
-    # the highest score, and the sum of exponentials by its own
-    highest = tl.full([ROWS, CELLS * SIDE], LOWEST, tl.float32)
-    total = tl.zeros([ROWS, CELLS * SIDE], tl.float32)
-    score = tl.zeros([ROWS, CELLS * SIDE], tl.float32)  # of the true class
-    predicted = tl.zeros([ROWS, CELLS * SIDE], tl.int32)
-    at_low, at_high = low_row, high_row
-    for c in range(classes):
-        z = scores(at_low, at_high, low, high, y_weight, x_weight, x_there)
-        predicted = tl.where(z > highest, c, predicted)  # the first of equal ones
-        score = tl.where(target == c, z, score)
-        above = z - highest
-        lower = tl.exp(-tl.abs(above))  # the exponential of the lower of the two, by that of the higher
-        total = tl.where(above > 0, total * lower + 1, total + lower)
-        highest = tl.maximum(highest, z)
-        at_low += c_stride
-        at_high += c_stride
-
+    highest, total, score, predicted = softmax(
+        low_row,
+        high_row,
+        c_stride,
+        low,
+        high,
+        y_weight,
+        x_weight,
+        x_there,
+        target,
+        classes,
+        ROWS,
+        CELLS * SIDE,
+    )
     # as in `cross_entropy`, where the formula is
-    weights = counted.to(tl.float32)
-    if weight is not None:
-        known = counted & (target >= 0) & (target < classes)
-        weights = tl.load(weight + target, mask=known, other=0.0)
+    known = counted & (target >= 0) & (target < classes)
+    weights = counted.to(tl.float32) if weight is None else tl.load(weight + target, mask=known, other=0.0)
     tl.store(sums + 2 * program + 1, tl.sum(tl.sum(weights, 0).to(tl.float64)))
     true = rest * weights
     both = true
     if SMOOTHED:
-        if weight is None:
-            everything = share * classes
-        else:
-            everything = share * tl.load(weight)
-            for c in range(1, classes):
-                everything += share * tl.load(weight + c)
-        both += tl.where(counted, everything, 0.0)
+        both += tl.where(counted, weight_of_all(weight, share, classes), 0.0)
     loss = both * tl.log(total) - true * (score - highest)
 
     if parts is not None:
@@ -285,11 +274,10 @@ def _pass_kernel(
         part = parts + (4 * part[:, None] + tl.arange(0, 4)[None, :])
         by_low, by_high = (1 - y_weight)[:, None], y_weight[:, None]
     if SMOOTHED or parts is not None:
-        at_low, at_high = low_row, high_row
         for c in range(classes):
-            z = scores(at_low, at_high, low, high, y_weight, x_weight, x_there) - highest
-            at_low += c_stride
-            at_high += c_stride
+            z = scores(low_row, high_row, low, high, y_weight, x_weight, x_there) - highest
+            low_row += c_stride
+            high_row += c_stride
             if SMOOTHED:
                 each = share if weight is None else share * tl.load(weight + c)
                 loss -= each * z
@@ -307,12 +295,4 @@ def _pass_kernel(
         tl.store(losses + (image * height + y) * width + x, loss, mask=there)
     tl.store(sums + 2 * program, tl.sum(tl.sum(loss, 0).to(tl.float64)))
     if counts is not None:
-        known = counted & (target >= 0) & (target < classes)
-        cell = target * classes + predicted
-        if BINS:
-            cells = tl.histogram(tl.ravel(tl.where(known, cell, classes * classes)), BINS)
-            i = tl.arange(0, BINS)
-            here = (cells > 0) & (i < classes * classes)
-            tl.atomic_add(counts + i, cells.to(tl.int64), mask=here, sem="relaxed")
-        else:
-            tl.atomic_add(counts + cell, known.to(tl.int64), mask=known, sem="relaxed")
+        count(counts, target, predicted, known, classes, BINS)

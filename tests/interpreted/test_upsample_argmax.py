@@ -34,6 +34,7 @@ def test_first_of_equal_scores_wins():
     assert labels.max() == 5
 
 
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # of the interpreter: 0 * inf
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 def test_values_that_are_no_numbers_give_some_class(value):
     logits = small_input(1, 5, 4, 4, dtype=torch.float32, requires_grad=False)

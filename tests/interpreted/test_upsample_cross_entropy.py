@@ -58,7 +58,7 @@ def test_at_most_twice_the_error_of_pytorch_with_all_options(options, reduction)
     check(logits, labels.long(), reduction=reduction, **with_weights(options, 5))
 
 
-@pytest.mark.parametrize("classes", [1, 2, 19, 70, 150])  # from 64 on their counts have no histogram
+@pytest.mark.parametrize("classes", [1, 2, 19, 45, 46, 150])  # from 46 on their counts have no histogram
 def test_any_number_of_classes(classes):
     logits, labels = example(1, classes, (1, 3), (6, 13), torch.float32, scale=2.0)
     check(logits, labels, reduction="sum")
