@@ -59,7 +59,7 @@ class Maker(Protocol):
 
 
 class Convolution:
-    """The maker of a 2-d convolution.
+    """The maker of a 2-d convolution, transposed or not.
 
     Args:
         conv: Gives stride, padding, dilation and groups.
@@ -67,24 +67,39 @@ class Convolution:
             a whole then never exists as floats.
     """
 
-    def __init__(self, conv: nn.Conv2d, prepare: Callable[[Tensor], Tensor] | None = None) -> None:
+    def __init__(
+        self, conv: nn.Conv2d | nn.ConvTranspose2d, prepare: Callable[[Tensor], Tensor] | None = None
+    ) -> None:
         self.stride, self.dilation, self.groups = conv.stride, conv.dilation, conv.groups
         self.padding: Any = conv.padding
+        self.transposed, self.output_padding = conv.transposed, conv.output_padding
         self.prepare = prepare
 
     @classmethod
     def of(cls, conv: nn.Module, prepare: Callable[[Tensor], Tensor] | None = None) -> Convolution | None:
         """The maker of this module; None if it is no ordinary convolution."""
-        if type(conv) is not nn.Conv2d or conv.padding_mode != "zeros" or isinstance(conv.padding, str):
+        if not isinstance(conv, (nn.Conv2d, nn.ConvTranspose2d)) or has_hooks(conv):
             return None
-        return None if has_hooks(conv) else cls(conv, prepare)
+        ordinary = type(conv) in (nn.Conv2d, nn.ConvTranspose2d)
+        zeros = conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
+        return cls(conv, prepare) if ordinary and zeros else None
 
     def forward(self, x: Tensor, *parameters: Tensor) -> Tensor:
         weight, bias = parameters[0], parameters[1] if len(parameters) > 1 else None
         if self.prepare is not None:
             images = self.prepare(x)
             x = images if images is x else images.to(weight.dtype)
-        return torch.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+        return torch.convolution(
+            x,
+            weight,
+            bias,
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.transposed,
+            self.output_padding,
+            self.groups,
+        )
 
     def make(self, x: Source, like: Tensor, parameters: Sequence[Tensor]) -> Tensor:
         # With few channels, or in half precision, a CPU takes copies of input and output in another layout.
@@ -130,7 +145,7 @@ class Convolution:
         return part if part.is_floating_point() or self.prepare is None else self.prepare(part).to(dtype)
 
     def _call(self, du: Tensor, x: Tensor, parameters: Sequence[Tensor], wanted: list[bool]) -> Any:
-        bias = [parameters[1].shape[0]] if len(parameters) > 1 else None
+        bias = list(parameters[1].shape) if len(parameters) > 1 else None
         mask = (wanted[0], wanted[1], len(parameters) > 1 and wanted[2])
         return torch.ops.aten.convolution_backward(
             du,
@@ -140,8 +155,8 @@ class Convolution:
             self.stride,
             self.padding,
             self.dilation,
-            False,
-            [0, 0],
+            self.transposed,
+            self.output_padding,
             self.groups,
             mask,
         )

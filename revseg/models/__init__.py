@@ -6,14 +6,17 @@ training a model with auxiliary heads returns a tuple, the main logits first.
 """
 
 import inspect
+from collections.abc import Mapping
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
 from revseg.checkpoint import CheckpointError, load_weights
+from revseg.models.erfnet import ERFNet
 from revseg.models.vnet import VNet
 
 MODELS: dict[str, type[nn.Module]] = {
+    "erfnet": ERFNet,
     "vnet": VNet,
 }
 
@@ -68,3 +71,20 @@ def load_model(path: str | Path, **hyperparameters: object) -> nn.Module:
     except (KeyError, RuntimeError) as error:
         raise CheckpointError(f"{path} does not fit the model it names: {error}") from error
     return model.eval()
+
+
+def load_official(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Load weights that are named as in the official code of the network's paper.
+
+    Args:
+        model: The network, with the hyperparameters of the weights.
+        state: The state dict of the official network; names may begin with "module.".
+
+    Raises:
+        ValueError: If no official names are known for this network, or one of these is not known.
+        RuntimeError: If the weights do not fit the network.
+    """
+    convert = getattr(model, "from_official", None)
+    if convert is None:
+        raise ValueError(f"expected a model with official PyTorch weights, got {type(model).__name__}")
+    model.load_state_dict(convert(state))
