@@ -17,6 +17,7 @@ from tests.helpers import assert_same_result, run_step
 CLASSES = 5
 NARROW = {
     "erfnet": {"widths": (4, 8, 16), "depth": 1, "repeats": 1, "dilations": (2, 4)},
+    "erfnet_rev": {"widths": (4, 8, 16), "depth": 1, "repeats": 1, "dilations": (2, 4)},
     "vnet": {"widths": (4, 8, 16)},
 }
 SIZE = (33, 49)  # of images

@@ -13,10 +13,12 @@ from torch import Tensor, nn
 
 from revseg.checkpoint import CheckpointError, load_weights
 from revseg.models.erfnet import ERFNet
+from revseg.models.erfnet_rev import ReversibleERFNet
 from revseg.models.vnet import VNet
 
 MODELS: dict[str, type[nn.Module]] = {
     "erfnet": ERFNet,
+    "erfnet_rev": ReversibleERFNet,
     "vnet": VNet,
 }
 
