@@ -16,6 +16,8 @@ from tests.helpers import assert_same_result, run_step
 
 CLASSES = 5
 NARROW = {
+    "enet": {"widths": (4, 8, 16), "depth": 1, "repeats": 1},
+    "enet_rev": {"widths": (8, 16, 32), "depth": 1, "repeats": 1},
     "erfnet": {"widths": (4, 8, 16), "depth": 1, "repeats": 1, "dilations": (2, 4)},
     "erfnet_rev": {"widths": (4, 8, 16), "depth": 1, "repeats": 1, "dilations": (2, 4)},
     "vnet": {"widths": (4, 8, 16)},

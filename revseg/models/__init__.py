@@ -12,11 +12,15 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from revseg.checkpoint import CheckpointError, load_weights
+from revseg.models.enet import ENet
+from revseg.models.enet_rev import ReversibleENet
 from revseg.models.erfnet import ERFNet
 from revseg.models.erfnet_rev import ReversibleERFNet
 from revseg.models.vnet import VNet
 
 MODELS: dict[str, type[nn.Module]] = {
+    "enet": ENet,
+    "enet_rev": ReversibleENet,
     "erfnet": ERFNet,
     "erfnet_rev": ReversibleERFNet,
     "vnet": VNet,
