@@ -10,14 +10,13 @@ Segmentation, arXiv:1606.02147, figure 2 (a), its initial block; ERFNet has it t
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from revseg.layers import BNAct, normalize_images
-from revseg.makers import Convolution, Grads, Source, gather, images_of
+from revseg.makers import Convolution, Grads, Source, gather, held, images_of
 from revseg.stack import run_layers, stacks_are_right
 from revseg.stack_layer import Layer, layer_of
 
@@ -103,15 +102,11 @@ class _ConvPoolMaker:
         for i, image in enumerate(images_of(x, len(like))):
             image = self.prepared(image, du.dtype)
             d = du[i : i + 1]
-            part, *more = self.conv.backward(d[:, :-old], partial(_pick, image), image, parameters, wanted)
+            part, *more = self.conv.backward(d[:, :-old], held(image), image, parameters, wanted)
             total = [m if t is None or m is None else t.add_(m) for t, m in zip(total, more, strict=True)]
             if dx is not None and part is not None:
                 dx[i : i + 1] = part.add_(_pool_backward(d[:, -old:], image))
         return [dx, *total]
-
-
-def _pick(x: Tensor, pick: Callable[[Tensor], Tensor]) -> Tensor:
-    return pick(x)
 
 
 def _pool(x: Tensor) -> Tensor:

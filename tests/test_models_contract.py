@@ -20,6 +20,8 @@ NARROW = {
     "enet_rev": {"widths": (8, 16, 32), "depth": 1, "repeats": 1},
     "erfnet": {"widths": (4, 8, 16), "depth": 1, "repeats": 1, "dilations": (2, 4)},
     "erfnet_rev": {"widths": (4, 8, 16), "depth": 1, "repeats": 1, "dilations": (2, 4)},
+    "espnet": {"widths": (4, 8, 16), "p": 1, "q": 2},
+    "espnet_rev": {"widths": (4, 10, 20), "p": 1, "q": 2},
     "vnet": {"widths": (4, 8, 16)},
 }
 SIZE = (33, 49)  # of images

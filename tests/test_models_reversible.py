@@ -20,6 +20,7 @@ EDITIONS = {
         {"widths": (8, 16, 32), "depth": 1, "repeats": 1, "dilations": (2,), "dropout": (0, 0)},
         {"depth": 4},
     ),
+    "espnet": ({"widths": (8, 16, 32), "p": 1, "q": 2}, {"p": 4}),
 }
 each_edition = pytest.mark.parametrize("original", EDITIONS)
 
@@ -38,7 +39,7 @@ def peak_at(original, memory, deep=False):
 def test_size_is_that_of_the_original_within_two_percent(original):
     ours, theirs = create_model(f"{original}_rev"), create_model(original)
     assert parameters(ours) == pytest.approx(parameters(theirs), rel=0.02)
-    assert gflops(ours) == pytest.approx(gflops(theirs), rel=0.06)
+    assert gflops(ours) == pytest.approx(gflops(theirs), rel=0.02)
 
 
 @each_edition
@@ -86,5 +87,5 @@ def test_exact_inversion_gives_the_gradients_of_the_twin(original, exact):
 @each_edition
 def test_odd_widths_are_refused(original):
     widths = (8, 17, 32)
-    with pytest.raises(ValueError, match=r"(even widths|widths that are multiples of 8), got \(8, 17, 32\)"):
+    with pytest.raises(ValueError, match=r"(even widths|widths that are multiples of 8).*got \(8, 17, 32\)"):
         edition(original, widths=widths)

@@ -16,6 +16,8 @@ from revseg.models.enet import ENet
 from revseg.models.enet_rev import ReversibleENet
 from revseg.models.erfnet import ERFNet
 from revseg.models.erfnet_rev import ReversibleERFNet
+from revseg.models.espnet import ESPNet
+from revseg.models.espnet_rev import ReversibleESPNet
 from revseg.models.vnet import VNet
 
 MODELS: dict[str, type[nn.Module]] = {
@@ -23,6 +25,8 @@ MODELS: dict[str, type[nn.Module]] = {
     "enet_rev": ReversibleENet,
     "erfnet": ERFNet,
     "erfnet_rev": ReversibleERFNet,
+    "espnet": ESPNet,
+    "espnet_rev": ReversibleESPNet,
     "vnet": VNet,
 }
 
