@@ -7,12 +7,13 @@ import inspect
 
 import pytest
 import torch
+from torch.nn.modules.dropout import _DropoutNd
 
 from revseg.checkpoint import save_weights
 from revseg.levels import MEMORY_LEVELS
 from revseg.losses import UpsampleCrossEntropy
 from revseg.models import MODELS, create_model, list_models, load_model
-from tests.helpers import assert_same_result, run_step
+from tests.helpers import assert_same_result, relative_error, run_step
 
 CLASSES = 5
 NARROW = {
@@ -143,6 +144,22 @@ def test_gradients_are_the_same_at_all_levels(name, monkeypatch):
     plain = step(network(name, memory="fastest").double(), x)
     for result in results:
         assert_same_result(result, plain, 1e-9)
+
+
+@each_model
+def test_gradients_are_as_near_to_float64_as_those_of_the_modules(name, monkeypatch):
+    x = images(name)
+    models = [network(name, memory=memory) for memory in MEMORY_LEVELS]
+    plain, exact = network(name, memory="fastest"), network(name, memory="fastest").double()
+    for module in (each for model in (*models, plain, exact) for each in model.modules()):
+        if isinstance(module, _DropoutNd):
+            module.p = 0.0  # masks differ between dtypes
+    ours = [step(model, x).gradients for model in models]
+    monkeypatch.setenv("REVSEG_KERNELS", "0")
+    truth = step(exact, x).gradients
+    bound = 2 * relative_error(step(plain, x).gradients, truth)
+    for gradients in ours:
+        assert relative_error(gradients, truth) <= bound
 
 
 @pytest.mark.parametrize("name", [name for name in list_models() if has(name, "save_activations")])
