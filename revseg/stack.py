@@ -37,10 +37,10 @@ Coupled = tuple[Tensor, torch.dtype | None]  # a sum, and the dtype of what was 
 class Stack(nn.Sequential):
     """`nn.Sequential`, of which neighbouring layers keep one raw map each.
 
-    A layer is a convolution, the batch norm behind it and the activation behind that, as three
-    modules of the row; or one module with a method `as_layer`, which gives a `Layer` or None, like
-    `ConvBNAct`. Other modules are called. Stacks inside of stacks count as their modules. Names in
-    the state dict are those of `nn.Sequential`.
+    A layer is a convolution, transposed or not, the batch norm behind it and the activation behind
+    that, as three modules of the row; or one module with a method `as_layer`, which gives a `Layer`
+    or None, like `ConvBNAct`. Other modules are called. Stacks inside of stacks count as their
+    modules. Names in the state dict are those of `nn.Sequential`.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -89,7 +89,7 @@ def _first_layer(row: Sequence[nn.Module]) -> tuple[Layer | None, int]:
     as_layer = getattr(first, "as_layer", None)
     if callable(as_layer):
         return None if has_hooks(first) else as_layer(), 1
-    if len(row) < 2 or not isinstance(first, nn.Conv2d):
+    if len(row) < 2 or not isinstance(first, (nn.Conv2d, nn.ConvTranspose2d)):
         return None, 1
     parameters = first.weight, first.bias
     for length, act in ((3, row[2] if len(row) > 2 else None), (2, nn.Identity())):

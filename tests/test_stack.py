@@ -45,6 +45,10 @@ LAYERS = {
     "linear": lambda: [layer(8, 6, act=nn.Identity()), layer(6, 5)],
     "conv bias": lambda: [layer(8, 6, conv=nn.Conv2d(8, 6, 3)), layer(6, 5, conv=nn.Conv2d(6, 5, 1))],
     "groups": lambda: [layer(8, 8, conv=nn.Conv2d(8, 8, 3, groups=8)), layer(8, 6, conv=nn.Conv2d(8, 6, 1, groups=2))],
+    "transposed": lambda: [
+        layer(8, 6, conv=nn.ConvTranspose2d(8, 6, 3, 2, 1, output_padding=1)),
+        layer(6, 4, conv=nn.ConvTranspose2d(6, 4, 2, 2, groups=2, bias=False)),
+    ],
     "stride": lambda: [layer(8, 6, stride=2), layer(6, 5, (3, 1), stride=2)],
     "dilation": lambda: [layer(8, 6, dilation=2), layer(6, 5, (1, 3), dilation=3)],
     "affine off": lambda: [layer(8, 6, bn=nn.BatchNorm2d(6, affine=False)), layer(6, 5)],
@@ -81,7 +85,6 @@ OTHERS = {
     "reflected": lambda: [layer(8, 6), layer(6, 6, conv=nn.Conv2d(6, 6, 3, padding=1, padding_mode="reflect")), layer(6, 5)],
     "same": lambda: [layer(8, 6), layer(6, 6, conv=nn.Conv2d(6, 6, 3, padding="same")), layer(6, 5)],
     "other modules": lambda: [layer(8, 6), nn.MaxPool2d(2), nn.Tanh(), layer(6, 5)],
-    "upsampling": lambda: [layer(8, 6), layer(6, 6, conv=nn.ConvTranspose2d(6, 6, 2)), layer(6, 5)],
 }  # fmt: skip
 
 
