@@ -75,6 +75,7 @@ class Convolution:
         self.padding: Any = conv.padding
         self.transposed, self.output_padding = conv.transposed, conv.output_padding
         self.prepare = prepare
+        self.asymmetric = None if prepare else _asymmetric(conv)
 
     @classmethod
     def of(cls, conv: nn.Module, prepare: Callable[[Tensor], Tensor] | None = None) -> Convolution | None:
@@ -161,6 +162,14 @@ class Convolution:
             self.groups,
             mask,
         )
+
+
+def _asymmetric(conv: nn.Conv2d) -> int | None:
+    """The dilation of an n x 1 or 1 x n convolution that keeps the size of its map; None for all others."""
+    (height, width), (down, across) = conv.kernel_size, conv.dilation
+    keeps = conv.padding == (down * (height // 2), across * (width // 2)) and conv.stride == (1, 1)
+    fits = keeps and min(height, width) == 1 and height * width % 2 == 1 and conv.groups == 1
+    return (down if height > 1 else across) if fits and conv.bias is None else None
 
 
 class SideBySide:

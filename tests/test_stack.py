@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from revseg.layers import ConvBNAct, ImageConvBNAct, asymmetric_pairs, normalize_images
+from revseg.makers import Convolution
 from revseg.stack import Stack, run_layers
 from tests.helpers import assert_same_result, relative_error, run_step, small_input
 from tests.stack_twins import Plain, by_name, layer, small_stack, stirred
@@ -76,6 +77,27 @@ def test_equals_its_modules(kind, train, runs):
 def test_equals_them_at_any_size(size, runs):
     assert_same(stirred(Stack(layer(8, 1), layer(1, 6))).double(), small_input(*size))
     assert runs == [2]
+
+
+@pytest.mark.parametrize(
+    ("options", "dilation"),
+    [
+        ({"kernel_size": (3, 1), "padding": (2, 0), "dilation": (2, 1)}, 2),
+        ({"kernel_size": (1, 5), "padding": (0, 6), "dilation": (1, 3)}, 3),
+        ({"kernel_size": 1}, 1),
+        ({"kernel_size": 3, "padding": 1}, None),
+        ({"kernel_size": (3, 1)}, None),
+        ({"kernel_size": (3, 1), "padding": (1, 0), "stride": 2}, None),
+        ({"kernel_size": (3, 1), "padding": (1, 0), "groups": 2}, None),
+        ({"kernel_size": (3, 1), "padding": (1, 0), "bias": True}, None),
+        ({"kernel_size": (2, 1), "padding": (1, 0)}, None),
+    ],
+    ids=str,
+)
+def test_a_maker_knows_whether_it_is_an_asymmetric_convolution(options, dilation):
+    maker = Convolution.of(nn.Conv2d(4, 4, **{"bias": False, **options}))
+    assert maker is not None
+    assert maker.asymmetric == dilation
 
 
 OTHERS = {
