@@ -16,7 +16,7 @@ def scale(x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
 
 def scale_hungrily(x: torch.Tensor) -> torch.Tensor:
     y = torch.empty_like(x)
-    _hungry_kernel[(1,)](x, y, SIZE=128, num_warps=1)
+    _hungry_kernel[(1,)](x, y, SIZE=16384, num_warps=1)
     return y
 
 
@@ -32,8 +32,7 @@ def _scale_kernel(x, factor, y, size, pixels, channels, BLOCK: tl.constexpr):
 
 @triton.jit
 def _hungry_kernel(x, y, SIZE: tl.constexpr):
-    # one warp multiplies two matrices, 512 values a thread each
-    i = tl.arange(0, SIZE)[:, None] * SIZE + tl.arange(0, SIZE)[None, :]
-    a = tl.load(x + i)
-    b = tl.load(x + SIZE * SIZE + i)
-    tl.store(y + i, tl.dot(a, b, input_precision="ieee") + a * b)
+    # one warp holds all values, 512 a thread, until it knows their sum
+    i = tl.arange(0, SIZE)
+    value = tl.load(x + i)
+    tl.store(y + i, value / tl.sum(value))
