@@ -4,28 +4,24 @@
     z = n where n > 0, else slope * n
 
 Plain PyTorch keeps u for batch norm, n for the activation and z for the next convolution. Here u
-alone is kept: z and all gradients follow from it and a few vectors. A block of u, at most `BLOCK`
-values for each thread of a CPU, goes through all operations before the next one, so that what lies between stays
-in the cache and never becomes a map. Sums are taken per block and then added, always in the same
-order: more exact than one long sum, and the same bits twice. On a CPU this takes half the time of
-PyTorch's batch norm and PReLU.
+alone is kept: z and all gradients follow from it and a few vectors. A block of u goes through all
+operations before the next one (`revseg.kernels.flat`). Sums are taken per block and then added,
+always in the same order: more exact than one long sum, and the same bits twice. On a CPU this takes
+half the time of PyTorch's batch norm and PReLU.
 
 Letters: u the raw map [N, C, H, W], n the normalised one, z the activated one; M = N * H * W.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import repeat
 
 import torch
 from torch import Tensor
 
+from revseg.kernels.flat import Flat, as_dense, memory_like
 from revseg.kernels.shapes import has_values
-
-BLOCK = 1 << 16  # values for each thread of a CPU, 256 KiB in float32
-BLOCK_ELSEWHERE = 1 << 25  # few launches count more than the cache
 
 
 @dataclass(frozen=True)
@@ -79,7 +75,7 @@ def batch_statistics(u: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         Two vectors [C], float64.
     """
-    flat = _Flat(u)
+    flat = Flat(u)
     if not has_values(u):
         flat.one_block(2)
         mean = u.new_empty(u.shape[1], dtype=torch.float64)
@@ -103,16 +99,62 @@ def bn_act(u: Tensor, norm: Norm, out: Tensor | None = None) -> Tensor:
         norm: Statistics and parameters.
         out: Written to instead of new memory; may be u itself.
     """
-    z = torch.empty_like(u) if out is None else out
-    flat, written = _Flat(u), _Flat(z)
+    z = memory_like(u, u.dtype, out)
+    flat, written = Flat(u), Flat(z)
     if not has_values(u):
         flat.one_block(2)
         return z
-    fixed = norm.slope if isinstance(norm.slope, float) else None
-    spread = map(flat.spread, norm.vectors())
     results = written.blocks() if flat.direct else flat.scratch()
-    for x, mean, scale, bias, slope, n, t, y in zip(
-        flat.blocks(), *spread, results, flat.scratch(), written.blocks(), strict=True
+    for n, y in zip(_activated(flat, norm, results), written.blocks(), strict=True):
+        if not flat.direct:
+            y.copy_(n)
+    return z
+
+
+def bn_act_add(
+    u: Tensor, norm: Norm, x: Tensor, sign: float = 1.0, step: float | None = None, out: Tensor | None = None
+) -> Tensor:
+    """A stream updated by the activated map, x + sign * z [N, C, H, W]; the map itself is never stored.
+
+    The same bits as `x + bn_act(u, norm)`, or `x - bn_act(u, norm)`, of the dtype of x and the strides of u.
+
+    Args:
+        u: The raw map.
+        norm: Statistics and parameters.
+        x: The stream, of the dtype of u or a wider one.
+        sign: 1.0 to couple, -1.0 to uncouple.
+        step: A power of two; z is rounded to multiples of it before it is added, as `exact=True` does.
+        out: Written to instead of new memory; may be x, or u if that has the dtype.
+
+    Raises:
+        ValueError: If x is not of the shape of u.
+        TypeError: If the dtype of x cannot hold the values of u.
+    """
+    if x.shape != u.shape:
+        raise ValueError(f"expected a stream of the shape of the map {(*u.shape,)}, got {(*x.shape,)}")
+    if torch.promote_types(x.dtype, u.dtype) != x.dtype:
+        raise TypeError(f"expected a stream of the dtype of the map or a wider one, {u.dtype}, got {x.dtype}")
+    y = memory_like(u, x.dtype, out)
+    x = as_dense(x, u)
+    flat, added, written = Flat(u), Flat(x), Flat(y)
+    if not has_values(u):
+        flat.one_block(3)
+        return y
+    for n, before, after in zip(
+        _activated(flat, norm, flat.scratch()), added.blocks(), written.blocks(), strict=True
+    ):
+        z = n.to(u.dtype)
+        if step is not None:
+            z = torch.mul(z.to(x.dtype), 1 / step).round_()
+        torch.add(before, z, alpha=sign if step is None else sign * step, out=after)
+    return y
+
+
+def _activated(u: Flat, norm: Norm, results: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Every block of z, in `results`, not yet rounded to the dtype of u."""
+    fixed = norm.slope if isinstance(norm.slope, float) else None
+    for x, mean, scale, bias, slope, n, t in zip(
+        u.blocks(), *map(u.spread, norm.vectors()), results, u.scratch(), strict=True
     ):
         torch.sub(x, mean, out=n).mul_(scale).add_(bias)
         if fixed == 0.0:
@@ -120,9 +162,7 @@ def bn_act(u: Tensor, norm: Norm, out: Tensor | None = None) -> Tensor:
         elif fixed != 1.0:
             torch.clamp(n, max=0, out=t).mul_(slope)
             n.clamp_min_(0).add_(t)
-        if not flat.direct:
-            y.copy_(n)
-    return z
+        yield n
 
 
 def bn_act_backward(
@@ -141,10 +181,10 @@ def bn_act_backward(
         du [N, C, H, W], of the dtype and strides of u, and the gradients of weight, bias and
         slope, each [C], float64.
     """
-    du = torch.empty_like(u) if out is None else out
+    du = memory_like(u, u.dtype, out)
     if dz.stride() != u.stride():
-        dz = dz.contiguous(memory_format=_layout(u)) if du is u else du.copy_(dz)
-    maps = _Flat(u), _Flat(dz), _Flat(du)
+        dz = as_dense(dz, u) if du is u else du.copy_(dz)
+    maps = Flat(u), Flat(dz), Flat(du)
     if not has_values(u):
         maps[0].one_block(4)
         vector = norm.mean.new_empty(u.shape[1])
@@ -159,7 +199,25 @@ def bn_act_backward(
     return du, dweight, dbias, dslope
 
 
-def _sums(u: _Flat, dz: _Flat, du: _Flat, norm: Norm, write: bool) -> Tensor:
+def bn_act_sums(u: Tensor, dz: Tensor, norm: Norm) -> Tensor:
+    """The sums that `bn_act_backward` needs before it can make du [3, C], float64.
+
+    Those of dn, which is the gradient of the bias; of dn * (u - mean), which is that of the weight
+    times the deviation; and of dz * n where n < 0, which is that of the slope.
+
+    Args:
+        u: The raw map [N, C, H, W].
+        dz: The gradient of the activated map, of any strides.
+        norm: Statistics and parameters.
+    """
+    flat, gradient = Flat(u), Flat(as_dense(dz, u))
+    if not has_values(u):
+        flat.one_block(3)
+        return norm.mean.new_empty(3, u.shape[1])
+    return _sums(flat, gradient, flat, norm, write=False)
+
+
+def _sums(u: Flat, dz: Flat, du: Flat, norm: Norm, write: bool) -> Tensor:
     """The sums of dn, of dn * (u - mean) and of dz * n below 0, by channel [3, C]; dn itself into du."""
     sums = []
     for x, g, y, mean, scale, bias, slope, c, n, t in zip(
@@ -177,7 +235,7 @@ def _sums(u: _Flat, dz: _Flat, du: _Flat, norm: Norm, write: bool) -> Tensor:
 
 
 def _apply(
-    u: _Flat, dz: _Flat, du: _Flat, norm: Norm, written: bool, of_batch: tuple[Tensor, Tensor] | None
+    u: Flat, dz: Flat, du: Flat, norm: Norm, written: bool, of_batch: tuple[Tensor, Tensor] | None
 ) -> None:
     """The gradient of the raw map into du: (dn - dbias - (u - mean) / deviation * dweight) * scale."""
     mean, scale, bias, slope = norm.vectors()
@@ -202,76 +260,3 @@ def _apply(
 def _factor_(n: Tensor, slope: Tensor) -> Tensor:
     """The derivative of the activation: 1 above 0, else the slope; in place of n."""
     return n.gt_(0).mul_(1 - slope).add_(slope)
-
-
-def _layout(u: Tensor) -> torch.memory_format:
-    return torch.contiguous_format if u.is_contiguous() else torch.channels_last
-
-
-class _Flat:
-    """A map as a matrix, and the rows of it that go through all operations together.
-
-    Contiguous maps have a row for each channel of each image, or several if a channel is large;
-    maps in channels_last have a row for each pixel, and a column for each channel.
-    """
-
-    def __init__(self, u: Tensor) -> None:
-        self.images, self.channels, height, width = u.shape
-        self.by_row = u.is_contiguous() or not u.is_contiguous(memory_format=torch.channels_last)
-        limit = BLOCK * torch.get_num_threads() if u.device.type == "cpu" else BLOCK_ELSEWHERE
-        self.parts = 1  # rows of one channel of one image
-        if self.by_row:
-            while height * width // self.parts > limit and height * width % (2 * self.parts) == 0:
-                self.parts *= 2
-            self.data = u.view(self.images * self.channels * self.parts, -1)
-        else:
-            self.data = u.permute(0, 2, 3, 1).view(-1, self.channels)
-        self.step = max(1, limit // max(1, self.data.shape[1]))
-        self.dim = 1 if self.by_row else 0  # what a sum by channel adds up
-        self.dtype = torch.promote_types(u.dtype, torch.float32)
-        self.direct = self.dtype == u.dtype
-
-    def blocks(self) -> Sequence[Tensor]:
-        return torch.split(self.data, self.step)
-
-    def scratch(self) -> Iterator[Tensor]:
-        """Memory for one block, cut to the size of each; every block gets the same."""
-        rows, columns = self.data.shape
-        memory = torch.empty((min(self.step, rows), columns), dtype=self.dtype, device=self.data.device)
-        whole, rest = divmod(rows, self.step)
-        yield from repeat(memory, whole)
-        if rest:
-            yield memory[:rest]
-
-    def one_block(self, count: int) -> None:
-        """Memory as every block takes it, for tensors without values: taken once, where its peak is counted."""
-        assert [next(self.scratch()) for _ in range(count)]
-
-    def spread(self, vector: Tensor) -> Sequence[Tensor]:
-        """A value for each channel [C], for each block: as a column, or as one row."""
-        vector = vector.to(self.dtype)
-        if not self.by_row:
-            return [vector[None]] * len(self.blocks())
-        column = vector.repeat(self.images).repeat_interleave(self.parts)[:, None]
-        return torch.split(column, self.step)
-
-    def added(self, sums: list[Tensor]) -> Tensor:
-        """Sums [K, rows or C] of every block as sums [K, C]."""
-        if not self.by_row:
-            return torch.stack(sums).sum(0)
-        return torch.cat(sums, 1).view(-1, self.images, self.channels, self.parts).sum((1, 3))
-
-    def merged(self, means: list[Tensor], squares: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Mean and variance [C] from those of every row, or of every block."""
-        if self.by_row:
-            shape = (self.images, self.channels, self.parts)
-            each, square = (torch.cat(v).view(shape).transpose(0, 1).flatten(1) for v in (means, squares))
-            counts = torch.full_like(each, self.data.shape[1])  # [C, rows]
-        else:
-            each, square = torch.stack(means, 1), torch.stack(squares, 1)  # [C, blocks]
-            counts = torch.full_like(each, self.step)
-            counts[:, -1] = len(self.data) - self.step * (len(means) - 1)
-        total = counts.sum(1)
-        mean = (each * counts).sum(1) / total
-        var = (square + (each - mean[:, None]).square() * counts).sum(1) / total
-        return mean, var

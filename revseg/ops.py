@@ -3,7 +3,14 @@
 `REVSEG_KERNELS=0` in the environment turns them off: layers then run as ordinary PyTorch modules.
 """
 
-from revseg.kernels.bn_act import Norm, batch_statistics, bn_act, bn_act_backward
+from revseg.kernels.bn_act import (
+    Norm,
+    batch_statistics,
+    bn_act,
+    bn_act_add,
+    bn_act_backward,
+    bn_act_sums,
+)
 from revseg.kernels.launch import has_kernel, kernels_are_on
 from revseg.kernels.sum_of_pools import sum_of_pools, sum_of_pools_backward
 from revseg.kernels.upsample_argmax import upsample_argmax
@@ -13,7 +20,9 @@ __all__ = [
     "Norm",
     "batch_statistics",
     "bn_act",
+    "bn_act_add",
     "bn_act_backward",
+    "bn_act_sums",
     "has_kernel",
     "kernels_are_on",
     "sum_of_pools",

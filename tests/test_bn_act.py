@@ -8,8 +8,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from revseg.kernels import bn_act as kernel
-from revseg.kernels.bn_act import Norm, batch_statistics, bn_act, bn_act_backward, reference
+from revseg.kernels import flat
+from revseg.kernels.bn_act import (
+    Norm,
+    batch_statistics,
+    bn_act,
+    bn_act_backward,
+    bn_act_sums,
+    reference,
+)
 from tests.helpers import small_input
 
 SIZES = [(2, 3, 5, 7), (1, 3, 5, 7), (2, 1, 4, 6), (3, 4, 1, 1), (2, 5, 1, 9), (1, 1, 3, 2)]
@@ -227,7 +234,7 @@ def test_results_may_go_where_arguments_are(dtype, layout, gradient, train):
 def test_blocks_of_any_size_give_the_same(monkeypatch, layout, block, size):
     given = case(size, layout=layout, slope="prelu")
     expected = ours(given) | dict(zip(("mean", "var"), batch_statistics(given.u), strict=True))
-    monkeypatch.setattr(kernel, "BLOCK", block)
+    monkeypatch.setattr(flat, "BLOCK", block)
     found = ours(given) | dict(zip(("mean", "var"), batch_statistics(given.u), strict=True))
     assert_near(found, expected, 1e-13)
 
@@ -235,16 +242,16 @@ def test_blocks_of_any_size_give_the_same(monkeypatch, layout, block, size):
 @pytest.mark.parametrize(("block", "parts", "rows"), [(24, 4, [1] * 24), (96, 1, [1] * 6), (400, 1, [4, 2])])
 def test_large_rows_are_split_and_the_last_block_is_shorter(monkeypatch, block, parts, rows):
     """What the test before relies on: one thread, maps of 8 x 12, six of them."""
-    monkeypatch.setattr(kernel, "BLOCK", block)
-    flat = kernel._Flat(torch.zeros(3, 2, 8, 12))
-    assert flat.parts == parts
-    assert [len(each) for each in flat.blocks()] == [len(each) for each in flat.scratch()] == rows
+    monkeypatch.setattr(flat, "BLOCK", block)
+    matrix = flat.Flat(torch.zeros(3, 2, 8, 12))
+    assert matrix.parts == parts
+    assert [len(each) for each in matrix.blocks()] == [len(each) for each in matrix.scratch()] == rows
 
 
 @layouts
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_same_bits_twice(monkeypatch, layout, dtype):
-    monkeypatch.setattr(kernel, "BLOCK", 16)
+    monkeypatch.setattr(flat, "BLOCK", 16)
     given = case((3, 4, 8, 12), dtype, layout, "prelu")
     first, second = ours(given), ours(given)
     assert all(torch.equal(first[name], second[name]) for name in first)
@@ -273,3 +280,17 @@ def test_nan_in_the_gradient_reaches_all_of_its_channel():
     assert found["du"][:, 2].isnan().all()
     assert found["du"][:, :2].isfinite().all()
     assert [found[name].isnan().tolist() for name in ("dweight", "dbias")] == [[False, False, True]] * 2
+
+
+@layouts
+@slopes
+@pytest.mark.parametrize("train", [True, False])
+def test_sums_are_those_of_the_gradients(layout, slope, train):
+    given = case(layout=layout, slope=slope, train=train)
+    norm = given.norm()
+    _, dweight, dbias, dslope = bn_act_backward(given.u, given.dz, norm, train)
+    found = bn_act_sums(given.u, given.dz, norm)
+    expected = torch.stack((dbias, dweight / norm.inverse_deviation(), dslope))
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    turned = given.dz.transpose(2, 3).contiguous().transpose(2, 3)
+    assert torch.equal(bn_act_sums(given.u, turned, norm), found)

@@ -1,0 +1,108 @@
+"""A map as a matrix, and the rows of it that go through several operations together.
+
+A block, at most `BLOCK` values for each thread of a CPU, goes through all operations before the
+next one, so that what lies between stays in the cache and never becomes a map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import repeat
+
+import torch
+from torch import Tensor
+
+BLOCK = 1 << 16  # values for each thread of a CPU, 256 KiB in float32
+BLOCK_ELSEWHERE = 1 << 25  # few launches count more than the cache
+
+
+class Flat:
+    """A map [N, C, H, W] as a matrix.
+
+    Contiguous maps have a row for each channel of each image, or several if a channel is large;
+    maps in channels_last have a row for each pixel, and a column for each channel.
+    """
+
+    def __init__(self, u: Tensor) -> None:
+        self.images, self.channels, height, width = u.shape
+        self.by_row = u.is_contiguous() or not u.is_contiguous(memory_format=torch.channels_last)
+        limit = BLOCK * torch.get_num_threads() if u.device.type == "cpu" else BLOCK_ELSEWHERE
+        self.parts = 1  # rows of one channel of one image
+        if self.by_row:
+            while height * width // self.parts > limit and height * width % (2 * self.parts) == 0:
+                self.parts *= 2
+            self.data = u.view(self.images * self.channels * self.parts, -1)
+        else:
+            self.data = u.permute(0, 2, 3, 1).view(-1, self.channels)
+        self.step = max(1, limit // max(1, self.data.shape[1]))
+        self.dim = 1 if self.by_row else 0  # what a sum by channel adds up
+        self.dtype = torch.promote_types(u.dtype, torch.float32)
+        self.direct = self.dtype == u.dtype
+
+    def blocks(self) -> Sequence[Tensor]:
+        return torch.split(self.data, self.step)
+
+    def scratch(self) -> Iterator[Tensor]:
+        """Memory for one block, cut to the size of each; every block gets the same."""
+        rows, columns = self.data.shape
+        memory = torch.empty((min(self.step, rows), columns), dtype=self.dtype, device=self.data.device)
+        whole, rest = divmod(rows, self.step)
+        yield from repeat(memory, whole)
+        if rest:
+            yield memory[:rest]
+
+    def one_block(self, count: int) -> None:
+        """Memory as every block takes it, for tensors without values: taken once, where its peak is counted."""
+        assert [next(self.scratch()) for _ in range(count)]
+
+    def spread(self, vector: Tensor) -> Sequence[Tensor]:
+        """A value for each channel [C], for each block: as a column, or as one row."""
+        vector = vector.to(self.dtype)
+        if not self.by_row:
+            return [vector[None]] * len(self.blocks())
+        column = vector.repeat(self.images).repeat_interleave(self.parts)[:, None]
+        return torch.split(column, self.step)
+
+    def added(self, sums: list[Tensor]) -> Tensor:
+        """Sums [K, rows or C] of every block as sums [K, C]."""
+        if not self.by_row:
+            return torch.stack(sums).sum(0)
+        return torch.cat(sums, 1).view(-1, self.images, self.channels, self.parts).sum((1, 3))
+
+    def merged(self, means: list[Tensor], squares: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Mean and variance [C] from those of every row, or of every block."""
+        if self.by_row:
+            shape = (self.images, self.channels, self.parts)
+            each, square = (torch.cat(v).view(shape).transpose(0, 1).flatten(1) for v in (means, squares))
+            counts = torch.full_like(each, self.data.shape[1])  # [C, rows]
+        else:
+            each, square = torch.stack(means, 1), torch.stack(squares, 1)  # [C, blocks]
+            counts = torch.full_like(each, self.step)
+            counts[:, -1] = len(self.data) - self.step * (len(means) - 1)
+        total = counts.sum(1)
+        mean = (each * counts).sum(1) / total
+        var = (square + (each - mean[:, None]).square() * counts).sum(1) / total
+        return mean, var
+
+
+def memory_like(u: Tensor, dtype: torch.dtype, out: Tensor | None) -> Tensor:
+    """`out`, or new memory of the strides of u.
+
+    Raises:
+        ValueError: If `out` is of another shape, dtype or strides.
+    """
+    if out is None:
+        return torch.empty_like(u, dtype=dtype)
+    found, expected = ((t.shape, t.stride()) for t in (out, u))
+    if found != expected or out.dtype != dtype:
+        raise ValueError(
+            f"expected memory of shape {(*u.shape,)}, strides {u.stride()} and dtype {dtype}, "
+            f"got {(*out.shape,)}, {out.stride()} and {out.dtype}"
+        )
+    return out
+
+
+def as_dense(x: Tensor, u: Tensor) -> Tensor:
+    """The values of x in the memory layout of u."""
+    layout = torch.contiguous_format if u.is_contiguous() else torch.channels_last
+    return x.contiguous(memory_format=layout)
