@@ -2,7 +2,7 @@
 
 Inside of `compiled_for` a launch compiles its kernel for a target and runs nothing. Types, alignment and
 constants are those of the real arguments, so what is looked at is what a user's GPU would be given.
-Results are empty memory. A process that interprets kernels (`TRITON_INTERPRET=1`) cannot compile any.
+All results are zeros. A process that interprets kernels (`TRITON_INTERPRET=1`) cannot compile any.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ import re
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import triton
@@ -79,7 +80,7 @@ def compile_launches(name: str, call: Callable[[], object]) -> list[Resources]:
 
     Args:
         name: A key of `TARGETS`.
-        call: Launches kernels on CPU tensors; must not look at their results.
+        call: Launches kernels on CPU tensors.
     """
     target = TARGETS[name]
     with compiled_for(name) as kernels:
@@ -102,11 +103,24 @@ def compiled_for(name: str) -> Iterator[list[Any]]:
     KernelInterface.__getitem__ = compile_instead
     driver.set_active(_NoGPU(name))
     try:
-        with forced():
+        with forced(), _zeros_for_empty_memory():
             yield kernels
     finally:
         KernelInterface.__getitem__ = launch
         driver._active = None  # to be asked for again; without a GPU `reset_active` finds none
+
+
+@contextmanager
+def _zeros_for_empty_memory() -> Iterator[None]:
+    """What no kernel has written to holds zeros: host code may look at a result, such as the range of labels."""
+    with ExitStack() as stack:
+        for owner, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")):
+            stack.enter_context(patch.object(owner, name, _zeroed(getattr(owner, name))))
+        yield
+
+
+def _zeroed(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    return lambda *args, **options: function(*args, **options).zero_()
 
 
 class _NoGPU:
@@ -143,7 +157,9 @@ def _of_cuda(kernel: Any) -> Resources:
     registers = re.search(r"REG:(\d+)", usage)
     assert registers is not None, usage
     spills = len(re.findall(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?(?:LDL|STL)\b", code, re.MULTILINE))
-    return Resources(kernel.name, kernel.metadata.num_warps, int(registers[1]), spills, kernel.metadata.shared)
+    return Resources(
+        kernel.name, kernel.metadata.num_warps, int(registers[1]), spills, kernel.metadata.shared
+    )
 
 
 def _of_amd(kernel: Any) -> Resources:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from revseg.kernels.launch import has_kernel
+from revseg.kernels.launch import has_kernel, plain
 
 Device = str | torch.device
 
@@ -36,6 +36,12 @@ class Kernel:
     reference: Callable[..., Any]
     example_inputs: Callable[[Device, torch.dtype], tuple[Any, ...]]
     differentiable: tuple[int, ...] = ()
+
+    def example(self, device: Device, dtype: torch.dtype) -> tuple[Any, ...]:
+        """The arguments of the example, the same at each call; random state stays as it was."""
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return self.example_inputs(device, dtype)
 
     def is_live(self, inputs: tuple[Any, ...]) -> bool:
         """Whether a call with these arguments runs in Triton, not in plain PyTorch."""
@@ -69,16 +75,17 @@ def compare(kernel: Kernel, device: Device, dtype: torch.dtype) -> list[Comparis
     Raises:
         ValueError: If operation and reference give results of different number or shape.
     """
-    inputs = kernel.example_inputs(device, dtype)
+    inputs = kernel.example(device, dtype)
     ours = _results(kernel, kernel.function, inputs)
-    plain = _results(kernel, kernel.reference, inputs)
-    exact = _results(kernel, kernel.reference, converted(inputs, torch.float64))
-    shapes = [{name: list(x.shape) for name, x in results.items()} for results in (ours, plain)]
+    with plain():
+        rounded = _results(kernel, kernel.reference, inputs)
+        exact = _results(kernel, kernel.reference, converted(inputs, torch.float64))
+    shapes = [{name: list(x.shape) for name, x in results.items()} for results in (ours, rounded)]
     if shapes[0] != shapes[1]:
         raise ValueError(f"expected results of shapes {shapes[1]} as the reference has, got {shapes[0]}")
     comparisons = []
     for name, x in exact.items():
-        bound = 2 * max(_distance(plain[name], x), _rounding(plain[name].dtype))
+        bound = max(2 * _distance(rounded[name], x), _rounding(rounded[name].dtype))
         comparisons.append(Comparison(name, _distance(ours[name], x), bound))
     return comparisons
 
@@ -115,10 +122,10 @@ def _results(kernel: Kernel, function: Callable[..., Any], inputs: tuple[Any, ..
 
 
 def _rounding(dtype: torch.dtype) -> float:
-    """The error of any result, which has to be rounded; float64 results come of float32 numbers here."""
+    """The error that any result may have: half precision is rounded once, sums in float32 more than once."""
     if not dtype.is_floating_point:
         return 0.0
-    return max(torch.finfo(dtype).eps, torch.finfo(torch.float32).eps) / 2
+    return torch.finfo(dtype).eps / 2 if dtype.itemsize == 2 else 2 * torch.finfo(torch.float32).eps
 
 
 def _distance(x: Tensor, exact: Tensor) -> float:

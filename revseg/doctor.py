@@ -61,6 +61,9 @@ def doctor(settings: DoctorSettings) -> None:
     console.print(installation_table(installation(device)))
     findings = examine(KERNELS, device)
     console.print(findings_table(findings))
+    for f in findings:
+        if f.failure:
+            console.print(f"{f.kernel} in {f.dtype}: {f.failure}", markup=False, soft_wrap=True)
     wrong = [f"{f.kernel} in {f.dtype}" for f in findings if not f.is_right]
     if wrong:
         raise WrongKernelError(
@@ -120,7 +123,7 @@ def examine(kernels: Mapping[str, Kernel], device: torch.device) -> list[Finding
 
 def runs_as(kernel: Kernel, device: torch.device, dtype: torch.dtype) -> str:
     """What the kernel's example runs as: "Triton", "interpreter" or "PyTorch"."""
-    if not kernel.is_live(kernel.example_inputs(device, dtype)):
+    if not kernel.is_live(kernel.example(device, dtype)):
         return "PyTorch"
     return "interpreter" if is_interpreting() else "Triton"
 
@@ -136,12 +139,12 @@ def installation_table(found: Mapping[str, str]) -> Table:
 def findings_table(findings: list[Finding]) -> Table:
     """A line for each finding: its result nearest to the bound, its error and the bound."""
     title = "Errors against float64; right is at most twice the error of plain PyTorch"
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0))
     for name in ("kernel", "dtype", "runs as", "result", "error", "bound", ""):
-        table.add_column(name, justify="right" if name in ("error", "bound") else "left", overflow="fold")
+        table.add_column(name, justify="right" if name in ("error", "bound") else "left", no_wrap=True)
     for f in findings:
         if f.failure:
-            cells = (f.failure, "", "", "[red]failed[/red]")
+            cells = ("", "", "", "[red]failed[/red]")
         else:
             mark = "right" if f.is_right else "[red]wrong[/red]"
             cells = (f.worst.result, f"{f.worst.error:.1e}", f"{f.worst.bound:.1e}", mark)

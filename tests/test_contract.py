@@ -8,7 +8,7 @@ from torch import Tensor
 
 from revseg.kernels import bn_act
 from revseg.kernels.contract import Kernel, compare, converted
-from revseg.kernels.launch import DTYPES
+from revseg.kernels.launch import DTYPES, has_kernel
 from revseg.kernels.registry import KERNELS
 from tests.scaling import SCALE, example_inputs, reference
 
@@ -23,11 +23,12 @@ def test_every_operation_is_right(name, dtype):
 
 @pytest.mark.parametrize("name", KERNELS)
 def test_examples_have_odd_sizes_and_come_out_the_same_twice(name):
-    a, b = (
-        [x for x in KERNELS[name].example_inputs("cpu", torch.float32) if isinstance(x, Tensor)] for _ in "ab"
-    )
+    state = torch.get_rng_state()
+    calls = [KERNELS[name].example("cpu", torch.float32) for _ in range(2)]
+    a, b = ([x for x in call if isinstance(x, Tensor)] for call in calls)
     assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
     assert any(size % 2 for x in a for size in x.shape[-2:])
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 @dtypes
@@ -78,6 +79,19 @@ def test_arguments_are_converted_inside_of_their_containers():
     assert found[0][0].dtype == found[1].weight.dtype == found[3].weight.dtype == torch.float64
     assert found[2].dtype == torch.int64
     assert (found[1].rate, found[4]) == (0.5, (3, 5))
+
+
+def test_the_reference_runs_without_kernels(monkeypatch):
+    monkeypatch.setattr("revseg.kernels.launch.is_interpreting", lambda: True)  # a CPU then has kernels
+    seen = []
+
+    def seeing(x, factor):
+        seen.append(has_kernel(x))
+        return reference(x, factor)
+
+    compare(Kernel(seeing, reference, example_inputs), "cpu", torch.float32)
+    compare(Kernel(reference, seeing, example_inputs), "cpu", torch.float32)
+    assert seen == [True, False, False]
 
 
 def test_integers_count_by_how_many_differ():

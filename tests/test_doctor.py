@@ -14,6 +14,9 @@ from revseg.kernels.registry import KERNELS
 from tests.scaling import SCALE, reference
 
 
+DTYPE_NAMES = ("float32", "float16", "bfloat16")
+
+
 @pytest.fixture
 def run(monkeypatch, capsys):
     """The exit code of `revseg doctor --device cpu` on some kernels, and what it prints."""
@@ -92,8 +95,10 @@ def test_a_kernel_that_fails_is_named_and_the_next_one_is_checked(run):
     code, out, err = run(bad=replace(SCALE, function=fails), good=SCALE)
     assert code == 1
     assert "bad in float32, bad in float16, bad in bfloat16" in err
-    failed = " ".join(lines(out.split("\ngood")[0], ""))
-    assert "RuntimeError: ptxas" in failed
+    assert lines(out, "bad in ") == [
+        f"bad in {each}: RuntimeError: ptxas fatal: C7602" for each in DTYPE_NAMES
+    ]
+    assert [line.split()[-1] for line in lines(out, "bad  ")] == ["failed"] * 3
     assert [line.split()[-1] for line in lines(out, "good")] == ["right"] * 3
 
 

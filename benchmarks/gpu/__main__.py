@@ -12,6 +12,7 @@ On a machine without a GPU, `--toy` runs all of it at toy sizes; with `TRITON_IN
 from __future__ import annotations
 
 import argparse
+import os
 import tempfile
 import time
 from pathlib import Path
@@ -41,6 +42,7 @@ def main(arguments: list[str] | None = None) -> None:
                         help=", ".join(PARTS))  # fmt: skip
     parser.add_argument("--out", type=Path, default=record.RESULTS)
     args = parser.parse_args(arguments)
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler, which counts memory, talks to stderr
     if not args.toy and not torch.cuda.is_available():
         parser.error("no GPU here: --toy runs everything at toy size on the CPU")
     device, end = "cpu" if args.toy else "cuda", time.time() + 60 * args.minutes
@@ -50,7 +52,9 @@ def main(arguments: list[str] | None = None) -> None:
     def add(found: list[Row]) -> None:
         rows.extend(found)
         for row in found:
-            print("   ", *(f"{key} {_short(value)}" for key, value in row.items() if key != "part"), flush=True)
+            print(
+                "   ", *(f"{key} {_short(value)}" for key, value in row.items() if key != "part"), flush=True
+            )
         record.write("gpu", QUESTION, [*rows, *goals(rows)], settings, args.out)
 
     with tempfile.TemporaryDirectory() as name:

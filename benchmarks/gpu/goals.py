@@ -20,7 +20,10 @@ def goals(rows: Sequence[Row]) -> list[Row]:
     for dtype in DTYPES:
         here = [row for row in rows if row.get("dtype") == dtype]
         for case in ("F forward", "block forward", "block step"):
-            best = max((v for way in ("revseg", "revseg, CUDA graph") if (v := _of_floor(here, case, way))), default=None)
+            best = max(
+                (v for way in ("revseg", "revseg, CUDA graph") if (v := _of_floor(here, case, way))),
+                default=None,
+            )
             found.append(_goal(f"{case}: share of the bandwidth of a copy", dtype, OF_FLOOR, best))
         for name, least, rivals in (
             ("plain eager, activations stored", 1.7, EAGER),

@@ -58,8 +58,12 @@ class Running:
 
 
 def _run(name: str, setup: Setup, path: str) -> None:
+    import torch
+
     from benchmarks.gpu.parts import PARTS
 
+    if setup.toy:
+        torch.set_num_threads(1)  # with toys other threads only wait
     with Path(path).open("a") as file:
         try:
             for row in PARTS[name](setup):

@@ -95,7 +95,9 @@ def frame_ways(setup: Setup, dtype: torch.dtype, size: tuple[int, int, int]) -> 
     images, labels = batch(size, values=True, device=setup.device)
 
     def of(
-        kernels: bool, channels_last: bool = False, wrap: Callable[[nn.Module], nn.Module] = lambda model: model
+        kernels: bool,
+        channels_last: bool = False,
+        wrap: Callable[[nn.Module], nn.Module] = lambda model: model,
     ) -> Step:
         model = wrap(_model(setup, "balanced", channels_last).eval())
 

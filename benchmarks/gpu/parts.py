@@ -30,9 +30,12 @@ def checks(setup: Setup, dtype: torch.dtype) -> Iterator[Row]:
     for name, kernel in KERNELS.items():
         row: Row = {"case": "check", "kernel": name, "dtype": str(dtype).removeprefix("torch.")}
         try:
-            row["live"] = kernel.is_live(kernel.example_inputs(setup.device, dtype))
+            row["live"] = kernel.is_live(kernel.example(setup.device, dtype))
             found = compare(kernel, setup.device, dtype)
-            row |= {"right": all(each.is_right for each in found), "results": [each._asdict() for each in found]}
+            row |= {
+                "right": all(each.is_right for each in found),
+                "results": [each._asdict() for each in found],
+            }
         except Exception as error:  # noqa: BLE001, a compiler or a driver may raise anything
             row |= {"right": False, "error": f"{type(error).__name__}: {str(error).strip()[:500]}"}
         yield row
@@ -51,7 +54,12 @@ def tests(setup: Setup) -> Iterator[Row]:
         )
         lines = done.stdout.strip().splitlines()
         failed = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
-        yield {"case": "tests", "summary": lines[-1:], "failed": failed, "tail": lines[-60:] if failed else []}
+        yield {
+            "case": "tests",
+            "summary": lines[-1:],
+            "failed": failed,
+            "tail": lines[-60:] if failed else [],
+        }
     except subprocess.TimeoutExpired as error:
         lines = bytes(error.stdout or b"").decode(errors="replace").splitlines()
         yield {"case": "tests", "error": "no time left", "tail": lines[-20:]}
