@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from revseg.kernels.flat import Flat, as_dense, memory_like
+from revseg.kernels.merged import is_merged, run
 from revseg.kernels.shapes import has_values
 
 
@@ -80,6 +81,10 @@ def batch_statistics(u: Tensor) -> tuple[Tensor, Tensor]:
         flat.one_block(2)
         mean = u.new_empty(u.shape[1], dtype=torch.float64)
         return mean, torch.empty_like(mean)
+    if is_merged(flat):
+        mean, rest, square = (v.double() for v in run("statistics", flat.data))
+        count = flat.data.shape[1]
+        return flat.merged([mean + rest / count], [square - rest.square() / count])
     means, squares = [], []
     for x, t in zip(flat.blocks(), flat.scratch(), strict=True):
         x = x.to(flat.dtype)
@@ -103,6 +108,10 @@ def bn_act(u: Tensor, norm: Norm, out: Tensor | None = None) -> Tensor:
     flat, written = Flat(u), Flat(z)
     if not has_values(u):
         flat.one_block(2)
+        return z
+    if is_merged(flat):
+        columns = map(flat.column, norm.vectors())
+        run("act_in_place", flat.data, *columns) if z is u else run("act", flat.data, *columns, written.data)
         return z
     results = written.blocks() if flat.direct else flat.scratch()
     for n, y in zip(_activated(flat, norm, results), written.blocks(), strict=True):
@@ -139,6 +148,11 @@ def bn_act_add(
     flat, added, written = Flat(u), Flat(x), Flat(y)
     if not has_values(u):
         flat.one_block(3)
+        return y
+    own = y.data_ptr() not in (u.data_ptr(), x.data_ptr())
+    if step is None and abs(sign) == 1 and own and is_merged(flat):
+        args = flat.data, *map(flat.column, norm.vectors()), added.data, written.data
+        run("act_added" if sign > 0 else "act_subtracted", *args)
         return y
     for n, before, after in zip(
         _activated(flat, norm, flat.scratch()), added.blocks(), written.blocks(), strict=True
@@ -189,9 +203,8 @@ def bn_act_backward(
         maps[0].one_block(4)
         vector = norm.mean.new_empty(u.shape[1])
         return du, vector, vector, vector
-    once = (
-        du is not u and maps[0].direct
-    )  # the first pass writes dn, so that the second need not make it again
+    # where possible, the first pass writes dn, so that the second need not make it again
+    once = du is not u and maps[0].direct and not is_merged(maps[0])
     dbias, dot, dslope = _sums(*maps, norm, once)
     dweight = dot * norm.inverse_deviation()
     m = u.numel() // u.shape[1]
@@ -219,6 +232,8 @@ def bn_act_sums(u: Tensor, dz: Tensor, norm: Norm) -> Tensor:
 
 def _sums(u: Flat, dz: Flat, du: Flat, norm: Norm, write: bool) -> Tensor:
     """The sums of dn, of dn * (u - mean) and of dz * n below 0, by channel [3, C]; dn itself into du."""
+    if is_merged(u):
+        return u.added([torch.stack(run("sums", u.data, dz.data, *map(u.column, norm.vectors()))).double()])
     sums = []
     for x, g, y, mean, scale, bias, slope, c, n, t in zip(
         *(each.blocks() for each in (u, dz, du)),
@@ -241,6 +256,12 @@ def _apply(
     mean, scale, bias, slope = norm.vectors()
     dweight, dbias = (torch.zeros_like(mean),) * 2 if of_batch is None else of_batch
     by_u, constant = -scale * norm.inverse_deviation() * dweight, scale * dbias
+    if is_merged(u):
+        args = u.data, dz.data, *map(u.column, (mean, scale, bias, slope, by_u, constant))
+        in_place = {u.data.data_ptr(): "apply_to_map", dz.data.data_ptr(): "apply_to_gradient"}
+        name = in_place.get(du.data.data_ptr())
+        run(name, *args) if name else run("apply", *args, du.data)
+        return
     for x, g, y, m, k, b, s, p, q, c, n in zip(
         *(each.blocks() for each in (u, dz, du)),
         *map(u.spread, (mean, scale, bias, slope, by_u, constant)),

@@ -57,11 +57,13 @@ class Flat:
 
     def spread(self, vector: Tensor) -> Sequence[Tensor]:
         """A value for each channel [C], for each block: as a column, or as one row."""
-        vector = vector.to(self.dtype)
         if not self.by_row:
-            return [vector[None]] * len(self.blocks())
-        column = vector.repeat(self.images).repeat_interleave(self.parts)[:, None]
-        return torch.split(column, self.step)
+            return [vector.to(self.dtype)[None]] * len(self.blocks())
+        return torch.split(self.column(vector), self.step)
+
+    def column(self, vector: Tensor) -> Tensor:
+        """A value for each channel [C], for each row [R, 1]."""
+        return vector.to(self.dtype).repeat(self.images).repeat_interleave(self.parts)[:, None]
 
     def added(self, sums: list[Tensor]) -> Tensor:
         """Sums [K, rows or C] of every block as sums [K, C]."""

@@ -32,6 +32,9 @@ from revseg.steps import Map, Step, Streams, Update, dense, laid_out, versions
 
 Exact = bool | Literal["lossless"]
 
+# The source, the parameters and the value of a run with a graph; whether the value is the stream before the update.
+_Run = tuple[Tensor, list[Tensor], Tensor, bool]
+
 
 @_disable_dynamo
 def run_reversible(
@@ -170,24 +173,32 @@ class _Link:
         self.residue: Tensor | None = None
         self.layout: Layout | None = None
         self.call = Call(step.fn)
+        # a function that adds its value itself, in its last pass
+        additive = exact is False and getattr(step.rule, "additive", False)
+        self.coupled = getattr(step.fn, "coupled", None) if additive else None
         self.keep = False
         self.indices: list[int] = []
         self.place = 0
         self.source_wanted = wanted[step.source]
         wanted[step.target] |= self.source_wanted or any(p.requires_grad for p in self.call.parameters)
-        self._kept: tuple[Tensor, list[Tensor], Tensor] | None = None
+        self._kept: _Run | None = None
 
     def forward(self, streams: Streams) -> Streams:
         source, x = streams[self.step.source], streams[self.step.target]
         before = versions(source, x)
+        self.strides = source.stride()
         if self.keep:
-            h = self._run_and_keep(source)
+            h, added = self._run_and_keep(source), None
+        elif self.coupled is None:
+            (h, self.replay), added = self.call.run(source), None
         else:
-            h, self.replay = self.call.run(source)
+            (h, added), self.replay = self.call.run(source, x, 1, fn=self.coupled)
         value = h.detach() if isinstance(h, Tensor) else h
+        if added is not None:
+            self.half = added.itemsize < value.element_size() == 4
+            return self.step.replace(streams, self.step.accepted(streams, value, before))
         y = self.step.checked(streams, value, before)
         self.half = value.element_size() < y.element_size() == 4
-        self.strides = source.stride()
         if self.lossless:
             with autocast_as(self.replay.autocast):
                 self.residue, self.layout = pack(x, self.step.rule.uncouple(y, value))
@@ -203,7 +214,7 @@ class _Link:
             if "a leaf Variable that requires grad" in str(error):
                 raise self.step.overwritten() from error
             raise
-        self._kept = leaf, leaves, h
+        self._kept = leaf, leaves, h, False
         return h
 
     def backward(
@@ -214,14 +225,17 @@ class _Link:
         dy = grads[t]
         own = [kept[i] for i in self.indices]
         wanted = dy is not None and (self.source_wanted or any(p.requires_grad for p in own))
-        source, leaves, h = self._kept or self._again(streams[s], own, wanted)
+        source, leaves, h, undone = self._kept or self._again(streams[s], streams[t], own, wanted)
         self._kept = None  # a second backward pass runs the function again
         value = h.detach()
-        with autocast_as(self.replay.autocast):
-            streams[t] = self._uncoupled(streams[t], value, kept)
-            if dy is None:
-                return
-            grads[t], dh = self.step.rule.gradients(streams[t], value, dy)
+        dh = dy
+        if undone:
+            streams[t] = value
+        else:
+            with autocast_as(self.replay.autocast):
+                streams[t] = self._uncoupled(streams[t], value, kept)
+                if dy is not None:
+                    grads[t], dh = self.step.rule.gradients(streams[t], value, dy)
         if dh is None or not h.requires_grad:
             return
         edge = get_gradient_edge(h)
@@ -232,11 +246,14 @@ class _Link:
         for i, gradient in zip(self.indices, dleaves, strict=True):
             dparameters[i] = gradient
 
-    def _again(self, stream: Tensor, own: list[Tensor], wanted: bool) -> tuple[Tensor, list[Tensor], Tensor]:
+    def _again(self, stream: Tensor, y: Tensor, own: list[Tensor], wanted: bool) -> _Run:
         source, leaves = laid_out(stream.detach(), self.strides), self.call.leaves(own)
         source.requires_grad_(wanted and self.source_wanted)
         with torch.set_grad_enabled(wanted):
-            return source, leaves, self.call.rerun(self.replay, source, parameters=leaves)
+            if self.coupled is None:
+                return source, leaves, self.call.rerun(self.replay, source, parameters=leaves), False
+            h, added = self.call.rerun(self.replay, source, y, -1, parameters=leaves, fn=self.coupled)
+            return source, leaves, h, added is not None
 
     def _uncoupled(self, y: Tensor, h: Tensor, kept: Sequence[Tensor]) -> Tensor:
         back = self.step.rule.uncouple(y, h)

@@ -1,8 +1,8 @@
 """Blocks that the networks share.
 
 The small networks of this library are made of one brick: convolution, batch norm, activation.
-"Conv" in their papers' tables means all three. The convolution has no bias, because the batch
-norm that follows would subtract it again. Padding is always "same": only the stride changes
+"Conv" in their papers' tables means all three. The convolution has a bias only if the paper's has:
+the batch norm that follows subtracts it again. Padding is always "same": only the stride changes
 the size of a map, to ceil(size / stride), so odd sizes need no special care anywhere.
 
 Images reach a model as bytes and are normalised where they are used: four times less to move
@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from revseg.makers import Convolution
@@ -77,8 +78,22 @@ class BNAct(nn.Sequential):
         )
 
 
+class PooledBatchNorm2d(nn.BatchNorm2d):
+    """Batch norm that also takes a single value per channel: one image, pooled to one cell.
+
+    Such a batch has no deviation, and its mean would leave nothing of it. In training it is
+    normalised by the running statistics, as in evaluation, and does not move them, so a network
+    trains at batch 1 and its pooled branches learn. Larger batches are those of `nn.BatchNorm2d`.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:  # [N, C, h, w] -> [N, C, h, w]
+        if x.numel() != x.shape[1]:
+            return super().forward(x)
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+
+
 class ConvBNAct(nn.Sequential):
-    """Convolution without bias, batch norm, activation: [N, in, H, W] to [N, out, h, w].
+    """Convolution, batch norm, activation: [N, in, H, W] to [N, out, h, w].
 
     Names and numbers are those of `nn.Sequential(nn.Conv2d(...), nn.BatchNorm2d(...), nn.PReLU(...))`.
     Run as a layer of a stack (`revseg.stack`), which keeps its input and its raw map for the
@@ -91,6 +106,7 @@ class ConvBNAct(nn.Sequential):
         kernel: Size of the kernel, odd; one number or (height, width).
         stride: Step of the convolution; the map comes out at ceil(size / stride).
         dilation: Distance between the taps of the kernel.
+        bias: Whether the convolution has a bias, which batch norm takes out again.
         activation: See `BNAct`.
         eps: See `BNAct`.
         momentum: See `BNAct`.
@@ -107,6 +123,7 @@ class ConvBNAct(nn.Sequential):
         *,
         stride: int = 1,
         dilation: int = 1,
+        bias: bool = False,
         activation: str = "prelu",
         eps: float = 1e-3,
         momentum: float = 0.1,
@@ -116,7 +133,7 @@ class ConvBNAct(nn.Sequential):
             raise ValueError(f"expected odd kernel sizes, got {height} x {width}")
         padding = (dilation * (height // 2), dilation * (width // 2))
         super().__init__(
-            nn.Conv2d(in_channels, out_channels, (height, width), stride, padding, dilation, bias=False),
+            nn.Conv2d(in_channels, out_channels, (height, width), stride, padding, dilation, bias=bias),
             nn.BatchNorm2d(out_channels, eps=eps, momentum=momentum),
             _activation(activation, out_channels),
         )

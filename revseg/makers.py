@@ -29,7 +29,7 @@ class Maker(Protocol):
     def forward(self, x: Tensor, *parameters: Tensor) -> Tensor:
         """The raw map; differentiable, and the definition of the other two."""
 
-    def make(self, x: Source, like: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+    def make(self, x: Source, like: Tensor, parameters: Sequence[Tensor], computed: bool) -> Tensor:
         """The raw map, without a graph.
 
         Args:
@@ -37,6 +37,7 @@ class Maker(Protocol):
                 computed: ask for no more than is needed, once, and let it go.
             like: A map of the input's shape, dtype and strides, whatever its values.
             parameters: As given to `forward`.
+            computed: Whether the input is made for this, so that a part at a time takes less memory.
         """
 
     def backward(
@@ -86,10 +87,10 @@ class Convolution:
             x = images if images is x else images.to(weight.dtype)
         return torch.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
 
-    def make(self, x: Source, like: Tensor, parameters: Sequence[Tensor]) -> Tensor:
-        # With few channels, or in half precision, a CPU takes copies of input and output in another layout.
+    def make(self, x: Source, like: Tensor, parameters: Sequence[Tensor], computed: bool) -> Tensor:
+        # A CPU copies the input into another layout; with few channels, or in half precision, the output too.
         copies = like.shape[1] < 16 or like.element_size() < 4
-        if copies and like[0].numel() >= _LARGE:
+        if (computed or copies) and like[0].numel() >= _LARGE:
             return gather((self.forward(image, *parameters) for image in images_of(x, len(like))), len(like))
         return self.forward(x(lambda whole: whole), *parameters)
 

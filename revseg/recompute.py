@@ -100,8 +100,10 @@ class Call:
         order = {key: index for index, key in enumerate(unique)}
         self._slots = [(owner, name, order[key]) for owner, name, key in self._slots]
 
-    def run(self, *inputs: Tensor, parameters: Sequence[Tensor] | None = None) -> tuple[Any, Replay]:
-        """The value of the function, and what a second run needs.
+    def run(
+        self, *inputs: Any, parameters: Sequence[Tensor] | None = None, fn: Callable[..., Any] | None = None
+    ) -> tuple[Any, Replay]:
+        """The value of the function, or of `fn`, another one of the same module; and what a second run needs.
 
         Autocast's cache of cast weights is off: filled here without gradients, it would cut
         every later use of the same weights off from them.
@@ -111,7 +113,7 @@ class Call:
                 "torch.nn.utils.parametrize.cached() keeps weights made here without gradients; "
                 "leave it, or set save_activations=True"
             )
-        devices = devices_of((*inputs, *self.parameters))
+        devices = devices_of((*(x for x in inputs if isinstance(x, Tensor)), *self.parameters))
         autocast = autocast_state(devices)
         awake = gpu_is_awake()
         with _turn():
@@ -121,7 +123,7 @@ class Call:
             buffers = [{name: _copy(buffer) for name, buffer in each.items()} for each in present]
             given = self.parameters if parameters is None else parameters
             with autocast_as(autocast), self._swapped(given), noting() as remembered:
-                value = self.fn(*inputs)
+                value = (fn or self.fn)(*inputs)
             for copies, originals in zip(buffers, present, strict=True):
                 _share_unchanged(copies, originals)
             after = random_state(devices)
@@ -134,7 +136,13 @@ class Call:
             drawn = not all(torch.equal(a, b) for (_, a), (_, b) in zip(before, after, strict=True))
         return value, Replay(training, buffers, autocast, before if drawn else [], remembered)
 
-    def rerun(self, replay: Replay, *inputs: Tensor, parameters: Sequence[Tensor]) -> Any:
+    def rerun(
+        self,
+        replay: Replay,
+        *inputs: Any,
+        parameters: Sequence[Tensor],
+        fn: Callable[..., Any] | None = None,
+    ) -> Any:
         """The value of the function once more, with the given parameters in place of its own."""
         _thread.depth = getattr(_thread, "depth", 0) + 1
         try:
@@ -147,7 +155,7 @@ class Call:
                 random_as(replay.random),
                 reminding(replay.remembered),
             ):
-                return self.fn(*inputs)
+                return (fn or self.fn)(*inputs)
         finally:
             _thread.depth -= 1
 

@@ -31,6 +31,8 @@ from revseg.observers import has_hooks, is_traced
 from revseg.remember import remember
 from revseg.stack_layer import Layer, layer_of
 
+Coupled = tuple[Tensor, torch.dtype | None]  # a sum, and the dtype of what was added; or a value, not added
+
 
 class Stack(nn.Sequential):
     """`nn.Sequential`, of which neighbouring layers keep one raw map each.
@@ -44,7 +46,17 @@ class Stack(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         if not stacks_are_right(x):
             return super().forward(x)  # type: ignore[no-any-return, no-untyped-call]
-        return _run_stack(self.flat(), x)
+        return _run_stack(self.flat(), x)[0]
+
+    def coupled(self, x: Tensor, stream: Tensor, sign: int) -> Coupled:
+        """`stream + sign * self(x)` in one pass, without the second summand as a map; or `self(x)`, where that cannot be.
+
+        The gradient of the sum is taken for that of `self(x)`, without the sign: this is for the engine of reversible
+        sequences, which knows what becomes of the stream's.
+        """
+        if not stacks_are_right(x) or has_hooks(self):
+            return self(x), None
+        return _run_stack(self.flat(), x, (stream, sign))
 
     def flat(self) -> Iterator[nn.Module]:
         """The modules of this stack and of those in it."""
@@ -55,7 +67,7 @@ class Stack(nn.Sequential):
                 yield module
 
 
-def _run_stack(modules: Iterable[nn.Module], x: Tensor) -> Tensor:
+def _run_stack(modules: Iterable[nn.Module], x: Tensor, onto: tuple[Tensor, int] | None = None) -> Coupled:
     layers: list[Layer] = []
     row = list(modules)
     while row:
@@ -66,7 +78,9 @@ def _run_stack(modules: Iterable[nn.Module], x: Tensor) -> Tensor:
         else:
             layers.append(layer)
         del row[:length]
-    return run_layers(layers, x) if layers else x
+    if layers and onto is not None:
+        return _run_layers(layers, x, onto)
+    return run_layers(layers, x) if layers else x, None
 
 
 def _first_layer(row: Sequence[nn.Module]) -> tuple[Layer | None, int]:
@@ -100,21 +114,29 @@ def stacks_are_right(x: Tensor) -> bool:
     )
 
 
-@_disable_dynamo
 def run_layers(layers: Sequence[Layer], x: Tensor) -> Tensor:
     """The output of one stack."""
-    plan = _Plan(layers, x)
+    return _run_layers(layers, x, None)[0]
+
+
+@_disable_dynamo
+def _run_layers(layers: Sequence[Layer], x: Tensor, onto: tuple[Tensor, int] | None) -> Coupled:
+    plan = _Plan(layers, x, onto)
     if torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in plan.parameters)):
-        return _Stack.apply(plan, x, *plan.parameters)  # type: ignore[no-any-return, no-untyped-call]
-    with torch.no_grad():
-        return plan.forward(x, plan.parameters, None)
+        output = _Stack.apply(plan, x, *plan.parameters)  # type: ignore[no-untyped-call]
+    else:
+        with torch.no_grad():
+            output = plan.forward(x, plan.parameters, None)
+    return output, plan.coupled
 
 
 class _Plan:
     """What is fixed about one run of a stack: makers, settings, which parameter is whose."""
 
-    def __init__(self, layers: Sequence[Layer], x: Tensor) -> None:
+    def __init__(self, layers: Sequence[Layer], x: Tensor, onto: tuple[Tensor, int] | None) -> None:
         self.layers = layers
+        self.onto = onto
+        self.coupled: torch.dtype | None = None  # that of the output before it was added, if it was
         self.parameters: list[Tensor] = []
         self.slots: list[list[int | None]] = []  # for each layer: where its parameters stand
         for layer in layers:
@@ -136,13 +158,22 @@ class _Plan:
             for i, layer in enumerate(self.layers):
                 own = [self.lowered(p) for p in self.of_maker(i, parameters)]
                 like = kept[-1] if kept else x
-                made = layer.maker.make(self.source(i, x, parameters, kept), like, own)
+                made = layer.maker.make(self.source(i, x, parameters, kept), like, own, bool(kept))
                 self.statistics.append(remember(partial(layer.statistics, made)))
-                if kept is None:
-                    x = ops.bn_act(made, self.norm(i, parameters), out=made)
-                else:
+                if kept is not None:
                     kept.append(made)
-        return x if kept is None else ops.bn_act(made, self.norm(i, parameters))
+                elif i < len(self.layers) - 1:
+                    x = ops.bn_act(made, self.norm(i, parameters), out=made)
+            return self.finish(made, self.norm(i, parameters), made if kept is None else None)
+
+    def finish(self, u: Tensor, norm: ops.Norm, out: Tensor | None) -> Tensor:
+        """The output of the last layer, added to the stream if there is one that fits."""
+        (stream, sign), self.onto = self.onto or (None, 0), None
+        fits = stream is not None and stream.shape == u.shape
+        if stream is None or not fits or torch.promote_types(u.dtype, stream.dtype) != stream.dtype:
+            return ops.bn_act(u, norm, out=out)
+        self.coupled = u.dtype
+        return ops.bn_act_add(u, norm, stream, sign)
 
     def source(
         self, i: int, x: Tensor, parameters: Sequence[Tensor], kept: Sequence[Tensor] | None

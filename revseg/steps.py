@@ -52,7 +52,7 @@ class Update:
 
     def checked(self, streams: Streams, h: Any, before: list[int]) -> Tensor:
         """The updated stream: a tensor of its own, of the same shape, dtype and device."""
-        source, x = streams[self.source], streams[self.target]
+        x = streams[self.target]
         if not isinstance(h, Tensor):
             raise TypeError(f"{self.name}: the function must return one tensor, got {type(h).__name__}")
         try:
@@ -63,12 +63,17 @@ class Update:
             raise ValueError(
                 f"{self.name}: cannot update a stream {describe(x)} by a function value {describe(h)}: {error}"
             ) from error
+        return self.accepted(streams, y, before, h)
+
+    def accepted(self, streams: Streams, y: Tensor, before: list[int], h: Tensor | None = None) -> Tensor:
+        """The same for a stream that is updated already."""
+        source, x = streams[self.source], streams[self.target]
         if versions(source, x) != before:
             raise self.overwritten()
         if (y.shape, y.dtype, y.device) != (x.shape, x.dtype, x.device):
             raise ValueError(
                 f"{self.name}: the update must keep the stream's shape, dtype and device, {describe(x)}, "
-                f"got {describe(y)} from a function value {describe(h)}"
+                f"got {describe(y)}" + ("" if h is None else f" from a function value {describe(h)}")
             )
         return y.clone() if y is x or y is h or y._base is not None else y
 

@@ -1,6 +1,7 @@
 """Batch norm and activation in one pass, against its reference and against the modules of PyTorch."""
 
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import pytest
@@ -17,7 +18,7 @@ from revseg.kernels.bn_act import (
     bn_act_sums,
     reference,
 )
-from tests.helpers import small_input
+from tests.helpers import merged_anywhere, small_input
 
 SIZES = [(2, 3, 5, 7), (1, 3, 5, 7), (2, 1, 4, 6), (3, 4, 1, 1), (2, 5, 1, 9), (1, 1, 3, 2)]
 HALF = (torch.float16, torch.bfloat16)
@@ -25,6 +26,16 @@ HALF = (torch.float16, torch.bfloat16)
 sizes = pytest.mark.parametrize("size", SIZES, ids=str)
 layouts = pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
 slopes = pytest.mark.parametrize("slope", ["prelu", "shared", "negative", 0.0, 0.01, 1.0], ids=str)
+
+
+@pytest.fixture(autouse=True)
+def passes(request, monkeypatch):
+    """How maps are gone through, for tests that ask for both ways."""
+    with merged_anywhere(monkeypatch) if getattr(request, "param", None) == "merged" else nullcontext():
+        yield
+
+
+both_ways = pytest.mark.parametrize("passes", ["block by block", "merged"], indirect=True)
 
 
 @dataclass
@@ -118,6 +129,7 @@ def assert_near(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance
 @sizes
 @layouts
 @slopes
+@both_ways
 def test_equals_the_modules_of_pytorch(size, layout, slope):
     given = case(size, layout=layout, slope=slope)
     assert_near(ours(given), plain(given))
@@ -167,6 +179,7 @@ def ratios(*args, **kwargs) -> dict[str, float]:
 @pytest.mark.parametrize("dtype", [torch.float32, *HALF], ids=str)
 @pytest.mark.parametrize("train", [True, False])
 @pytest.mark.parametrize("slope", ["prelu", 0.01])
+@both_ways
 def test_makes_at_most_twice_the_error_of_plain(size, layout, dtype, train, slope):
     found = ratios(size, dtype, layout, slope, train=train)
     assert max(found.values()) <= 2, found
@@ -174,6 +187,7 @@ def test_makes_at_most_twice_the_error_of_plain(size, layout, dtype, train, slop
 
 @layouts
 @pytest.mark.parametrize(("mean", "std"), [(100.0, 0.1), (-1000.0, 1.0)])
+@both_ways
 def test_a_mean_far_from_zero_costs_no_digits(layout, mean, std):
     found = ratios((2, 3, 9, 7), torch.float32, layout, "prelu", mean=mean, std=std)
     assert max(found.values()) <= 2, found
@@ -199,6 +213,7 @@ def test_statistics_are_float64_and_nearer_than_those_of_plain(size, layout, dty
 @layouts
 @pytest.mark.parametrize("gradient", ["dense", "expanded", "transposed"])
 @pytest.mark.parametrize("train", [True, False])
+@both_ways
 def test_results_may_go_where_arguments_are(dtype, layout, gradient, train):
     given = case(dtype=dtype, layout=layout, slope="prelu", train=train)
     if gradient == "expanded":
@@ -261,6 +276,7 @@ def test_same_bits_twice(monkeypatch, layout, dtype):
 @pytest.mark.parametrize("train", [True, False])
 @pytest.mark.parametrize("slope", ["prelu", 0.0, 0.01, 1.0], ids=str)
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@both_ways
 def test_nan_and_infinity_flow_as_in_plain(layout, train, slope, value):
     given = case(layout=layout, train=train, slope=slope, affine=False)
     given.u[0, 1, 2, 3] = value
@@ -273,6 +289,7 @@ def test_nan_and_infinity_flow_as_in_plain(layout, train, slope, value):
     torch.testing.assert_close(du, expected, equal_nan=True)
 
 
+@both_ways
 def test_nan_in_the_gradient_reaches_all_of_its_channel():
     given = case(slope="prelu")
     given.dz[1, 2, 0, 0] = float("nan")

@@ -8,7 +8,7 @@ from revseg.exact import STEP, GridRule
 from revseg.kernels import flat
 from revseg.kernels.bn_act import bn_act, bn_act_add
 from tests.helpers import small_input
-from tests.test_bn_act import SIZES, case, layouts, sizes, slopes
+from tests.test_bn_act import SIZES, both_ways, case, layouts, passes, sizes, slopes  # noqa: F401, passes is used by pytest
 
 F16, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
 DTYPES = [(F32, F32), (F32, BF16), (F32, F16), (BF16, BF16), (F16, F16), (F64, F64), (F64, F32)]
@@ -31,6 +31,7 @@ def in_two(x, z, sign):
 @layouts
 @dtypes
 @signs
+@both_ways
 def test_equals_the_sum_of_stream_and_map_to_the_bit(size, layout, wide, dtype, sign):
     given = case(size, dtype, layout, "prelu")
     x, norm = stream(given, wide), given.norm()

@@ -7,6 +7,7 @@ from revseg.layers import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     ConvBNAct,
+    PooledBatchNorm2d,
     asymmetric_pairs,
     normalize_images,
 )
@@ -94,3 +95,20 @@ def test_refusals():
         ConvBNAct(2, 2, activation="gelu")
     with pytest.raises(ValueError, match="expected odd kernel sizes, got 4 x 1"):
         asymmetric_pairs(4, (1,), kernel=4)
+
+
+def test_pooled_batch_norm_takes_a_single_value():
+    """As in evaluation, which for a batch of one is all that is left to normalise by."""
+    ours = PooledBatchNorm2d(4)
+    for values in (ours.weight.data, ours.bias.data, ours.running_mean):
+        values.normal_()
+    plain = nn.BatchNorm2d(4)
+    plain.load_state_dict(ours.state_dict())
+    one, several = torch.randn(1, 4, 1, 1), torch.randn(2, 4, 1, 1)
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        nn.BatchNorm2d(4)(one)
+    assert torch.equal(ours(one), plain.eval()(one))
+    assert all(torch.equal(a, b) for a, b in zip(ours.buffers(), plain.buffers(), strict=True))
+    assert torch.equal(ours(several), plain.train()(several))
+    assert all(torch.equal(a, b) for a, b in zip(ours.buffers(), plain.buffers(), strict=True))
+    assert torch.equal(ours.eval()(several), plain.eval()(several))

@@ -6,14 +6,24 @@ training a model with auxiliary heads returns a tuple, the main logits first.
 """
 
 import inspect
+from collections.abc import Mapping
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
 from revseg.checkpoint import CheckpointError, load_weights
+from revseg.models.bisenet import BiSeNetResNet18, BiSeNetXception39
+from revseg.models.icnet import ICNet
+from revseg.models.pspnet import PSPNet
+from revseg.models.segnet import SegNet
 from revseg.models.vnet import VNet
 
 MODELS: dict[str, type[nn.Module]] = {
+    "bisenet_resnet18": BiSeNetResNet18,
+    "bisenet_xception39": BiSeNetXception39,
+    "icnet": ICNet,
+    "pspnet": PSPNet,
+    "segnet": SegNet,
     "vnet": VNet,
 }
 
@@ -51,7 +61,7 @@ def load_model(path: str | Path, **hyperparameters: object) -> nn.Module:
 
     Args:
         path: A safetensors file whose header describes the network.
-        **hyperparameters: Replace those in the file, as in `save_activations=True`.
+        **hyperparameters: Replace those in the file, as in `memory="lowest"`.
 
     Returns:
         The model with its weights, on the CPU.
@@ -68,3 +78,20 @@ def load_model(path: str | Path, **hyperparameters: object) -> nn.Module:
     except (KeyError, RuntimeError) as error:
         raise CheckpointError(f"{path} does not fit the model it names: {error}") from error
     return model.eval()
+
+
+def load_official(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Load weights that are named as in the official code of the network's paper.
+
+    Args:
+        model: A network whose class has a `from_official`.
+        state: Tensors by their official names, with or without a leading "module.".
+
+    Raises:
+        ValueError: If the network has no official PyTorch weights, or a name is unknown.
+        RuntimeError: If a tensor is missing, too many, or of another shape.
+    """
+    from_official = getattr(type(model), "from_official", None)
+    if from_official is None:
+        raise ValueError(f"expected a network with official PyTorch weights, got {type(model).__name__}")
+    model.load_state_dict(from_official(state))

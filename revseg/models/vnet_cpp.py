@@ -117,7 +117,7 @@ class _CPPMaker:
     def forward(self, x: Tensor, *parameters: Tensor) -> Tensor:
         return torch.cat((torch.conv2d(x, parameters[0], stride=2), self.pooled(x)), 1)
 
-    def make(self, x: Source, like: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+    def make(self, x: Source, like: Tensor, parameters: Sequence[Tensor], computed: bool) -> Tensor:
         maps = (
             torch.cat((torch.conv2d(_every_second(image), parameters[0]), self.pool(image)), 1)
             for image in images_of(x, len(like))

@@ -1,0 +1,163 @@
+"""SegNet: an encoder whose pools tell its decoder where the maxima were.
+
+The encoder is VGG-16's 13 convolutions, in five stages that each end with a 2 x 2 max pool. The
+decoder mirrors it: a stage puts every value back where its maximum was, zeros elsewhere, and
+convolves the sparse map into a dense one. The last convolution gives the classes at full size.
+Every other convolution has batch norm and a ReLU behind it.
+
+Source: Badrinarayanan, Kendall and Cipolla, SegNet: A Deep Convolutional Encoder-Decoder
+Architecture for Image Segmentation, arXiv:1511.00561, figure 2.
+
+The layers, biases in front of batch norm included, are those of the authors' Caffe files
+(SegNet-Tutorial, segnet_train.prototxt), where pools also reach over the border: a side of n
+pixels becomes ceil(n / 2), so any size goes in and comes out.
+
+Only the place of a maximum in its window is kept, a byte where PyTorch's indices take eight (the
+paper: two bits would do). Putting it back is deterministic, as PyTorch's own unpooling is not.
+"""
+
+from collections.abc import Iterable, Sequence
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from revseg.layers import ConvBNAct, ImageConvBNAct
+from revseg.levels import check_level, run_again, run_block_again
+from revseg.stack import Stack
+
+CONVOLUTIONS = (2, 2, 3, 3, 3)  # of the encoder's stages, VGG-16's
+
+_layer = partial(ConvBNAct, bias=True, activation="relu", eps=1e-5)
+_image_layer = partial(ImageConvBNAct, bias=True, activation="relu", eps=1e-5)
+
+Size = tuple[int, ...]  # height and width of a map
+Pooled = tuple[Tensor, Size]  # the places of the maxima, and the size of the map that they are from
+
+
+class SegNet(nn.Module):
+    """SegNet for `num_classes` classes: images [N, 3, H, W] to logits [N, num_classes, H, W].
+
+    Args:
+        num_classes: C, the number of classes.
+        widths: Channels of the five stages.
+        memory: "lowest", "balanced" or "fastest", see `revseg.levels`. Predicted peak of a training
+            step, one image of 1024 x 2048 in float32: 2,716, 2,881 and 7,692 MiB (10,324 with PyTorch's own
+            modules and loss).
+
+    Raises:
+        ValueError: If an argument is unknown or out of its range.
+    """
+
+    stride = 1
+
+    def __init__(
+        self,
+        num_classes: int = 19,
+        *,
+        widths: Sequence[int] = (64, 128, 256, 512, 512),
+        memory: str = "balanced",
+    ) -> None:
+        super().__init__()
+        if num_classes < 1:
+            raise ValueError(f"expected num_classes of at least 1, got {num_classes}")
+        if len(widths) != len(CONVOLUTIONS) or min(widths) < 1:
+            raise ValueError(f"expected five positive widths, got {widths}")
+        check_level(memory)
+        again = partial(run_block_again, memory=memory)
+        down, up = [], []
+        for i, (width, count) in enumerate(zip(widths, CONVOLUTIONS, strict=True)):
+            before = widths[i - 1] if i else 3
+            first = _image_layer(before, width) if i == 0 else _layer(before, width)
+            encode = Stack(first, *(_layer(width, width) for _ in range(count - 1)))
+            last = _layer(width, before) if i else nn.Conv2d(width, num_classes, 3, padding=1)
+            decode = Stack(*(_layer(width, width) for _ in range(count - 1)), last)
+            down.append(again(_Down(encode)))
+            up.append(again(_Up(decode)))
+        self.encoder = run_again(_Encoder(down), memory, save_activations=False)
+        self.decoder = run_again(_Decoder(reversed(up)), memory, save_activations=False)
+
+    def forward(self, images: Tensor) -> Tensor:  # [N, 3, H, W] -> [N, C, H, W]
+        return self.decoder(*self.encoder(images))  # type: ignore[no-any-return]
+
+
+class _Down(nn.Module):
+    """A stage of the encoder: convolutions, then the maxima of 2 x 2 windows and their places."""
+
+    def __init__(self, convolutions: nn.Module) -> None:
+        super().__init__()
+        self.convolutions = convolutions
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Pooled]:  # [N, in, H, W] -> 2 of [N, out, h, w]
+        x = self.convolutions(x)
+        maxima, places = pool(x)
+        return maxima, (places, tuple(x.shape[-2:]))
+
+
+class _Up(nn.Module):
+    """A stage of the decoder: maxima back to their places, then convolutions."""
+
+    def __init__(self, convolutions: nn.Module) -> None:
+        super().__init__()
+        self.convolutions = convolutions
+
+    def forward(self, x: Tensor, places: Tensor, size: Size) -> Tensor:  # [N, in, h, w] -> [N, out, H, W]
+        return self.convolutions(unpool(x, places, size))  # type: ignore[no-any-return]
+
+
+class _Encoder(nn.Module):
+    def __init__(self, stages: Iterable[nn.Module]) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList(stages)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, list[Pooled]]:
+        pools = []
+        for stage in self.stages:
+            x, pooled = stage(x)
+            pools.append(pooled)
+        return x, pools
+
+
+class _Decoder(nn.Module):
+    def __init__(self, stages: Iterable[nn.Module]) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList(stages)
+
+    def forward(self, x: Tensor, pools: Sequence[Pooled]) -> Tensor:
+        for stage, (places, size) in zip(self.stages, reversed(pools), strict=True):
+            x = stage(x, places, size)
+        return x
+
+
+def pool(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The maxima of 2 x 2 windows, at the border of what is left of them, and their places.
+
+    Args:
+        x: A map [N, C, H, W].
+
+    Returns:
+        Maxima [N, C, h, w], h = ceil(H / 2), w = ceil(W / 2); and for each 2 * row + column in its
+        window, uint8.
+    """
+    maxima, index = F.max_pool2d(x, 2, ceil_mode=True, return_indices=True)
+    width = x.shape[-1]
+    rows, columns = (index // width % 2).byte(), (index % width % 2).byte()
+    return maxima, 2 * rows + columns
+
+
+def unpool(x: Tensor, places: Tensor, size: Size) -> Tensor:
+    """A map with these values in their places of 2 x 2 windows, zeros elsewhere.
+
+    Args:
+        x: Values [N, C, h, w].
+        places: As from `pool`, of the same shape.
+        size: H and W, each 2 h or 2 h - 1.
+
+    Returns:
+        The map [N, C, H, W].
+    """
+    here = places.unsqueeze(2) == torch.arange(4, device=x.device).view(4, 1, 1)  # [N, C, 4, h, w]
+    windows = torch.where(here, x.unsqueeze(2), 0)
+    height, width = size
+    return F.pixel_shuffle(windows.flatten(1, 2), 2)[..., :height, :width]
