@@ -193,17 +193,15 @@ def functions_table(result: Result) -> str:
     rows = [row for row in result["rows"] if row["function"] != "conv pair"]
     if not rows:
         return ""
+    heaps = _unique(row["heap"] for row in rows)
+    by_case = {(row["function"], row["way"], row["heap"]): row for row in rows}
+    cases = _unique((row["function"], row["way"], " x ".join(map(str, row["shape"]))) for row in rows)
     table = [
-        [
-            row["function"],
-            row["way"],
-            f"{row['plain_s']:.3f}",
-            _time_cell(row),
-            " x ".join(map(str, row["shape"])),
-        ]
-        for row in rows
+        [function, way, shape, *(_time_cell(by_case.get((function, way, heap))) for heap in heaps)]
+        for function, way, shape in cases
     ]
-    return _table(["f and g", "way", "plain step, s", "ratio", f"input (depth {rows[0]['depth']})"], table)
+    head = ["f and g", "way", f"input (depth {rows[0]['depth']})", *(f"heap {heap}" for heap in heaps)]
+    return _table(head, table)
 
 
 def _memory_cell(row: dict[str, Any] | None, saved: bool) -> str:

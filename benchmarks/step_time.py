@@ -168,14 +168,18 @@ def main() -> None:
 
     main_case = {"ways": args.ways, "rounds": args.rounds, "shape": args.shape, "device": args.device}
     deep_case = main_case | {"rounds": args.deep_rounds}
-    any_case = main_case | {"ways": ["revseg"], "shape": list(SMALL) if args.shape == SHAPE else args.shape}
+    any_case = main_case | {
+        "ways": ["revseg", "revseg Stack"],
+        "shape": list(SMALL) if args.shape == SHAPE else args.shape,
+    }
     cases: list[tuple[str, int, dict[str, Any]]] = []
     for depth in args.depths:
         cases += [(h, t, main_case | {"depth": depth}) for h in args.heaps for t in args.threads]
     cases += [(args.heaps[-1], args.threads[0], deep_case | {"depth": depth}) for depth in args.deep]
     cases += [
-        (args.heaps[-1], args.threads[0], any_case | {"depth": 4, "function": function})
+        (heap, args.threads[0], any_case | {"depth": 4, "function": function})
         for function in args.functions
+        for heap in args.heaps
     ]
     rows = []
     for heap, threads, case in cases:

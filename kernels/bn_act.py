@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from revseg.kernels.flat import Flat, as_dense, memory_like
+from revseg.kernels.launch import has_kernel
 from revseg.kernels.merged import is_merged, run
 from revseg.kernels.shapes import has_values
 
@@ -76,6 +77,10 @@ def batch_statistics(u: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         Two vectors [C], float64.
     """
+    if has_kernel(u):
+        from revseg.kernels import batch_statistics_triton
+
+        return batch_statistics_triton.batch_statistics(u)  # type: ignore[no-any-return]
     flat = Flat(u)
     if not has_values(u):
         flat.one_block(2)
@@ -105,6 +110,10 @@ def bn_act(u: Tensor, norm: Norm, out: Tensor | None = None) -> Tensor:
         out: Written to instead of new memory; may be u itself.
     """
     z = memory_like(u, u.dtype, out)
+    if has_kernel(u):
+        from revseg.kernels import bn_act_triton
+
+        return bn_act_triton.bn_act(u, norm, z)
     flat, written = Flat(u), Flat(z)
     if not has_values(u):
         flat.one_block(2)
@@ -145,6 +154,10 @@ def bn_act_add(
         raise TypeError(f"expected a stream of the dtype of the map or a wider one, {u.dtype}, got {x.dtype}")
     y = memory_like(u, x.dtype, out)
     x = as_dense(x, u)
+    if has_kernel(u, x):
+        from revseg.kernels import bn_act_triton
+
+        return bn_act_triton.bn_act_add(u, norm, x, sign, step, y)
     flat, added, written = Flat(u), Flat(x), Flat(y)
     if not has_values(u):
         flat.one_block(3)
@@ -198,6 +211,10 @@ def bn_act_backward(
     du = memory_like(u, u.dtype, out)
     if dz.stride() != u.stride():
         dz = as_dense(dz, u) if du is u else du.copy_(dz)
+    if has_kernel(u, dz):
+        from revseg.kernels import bn_act_triton
+
+        return bn_act_triton.bn_act_backward(u, dz, norm, batch, du)
     maps = Flat(u), Flat(dz), Flat(du)
     if not has_values(u):
         maps[0].one_block(4)
@@ -223,7 +240,12 @@ def bn_act_sums(u: Tensor, dz: Tensor, norm: Norm) -> Tensor:
         dz: The gradient of the activated map, of any strides.
         norm: Statistics and parameters.
     """
-    flat, gradient = Flat(u), Flat(as_dense(dz, u))
+    dz = as_dense(dz, u)
+    if has_kernel(u, dz):
+        from revseg.kernels import bn_act_triton
+
+        return bn_act_triton.bn_act_sums(u, dz, norm)
+    flat, gradient = Flat(u), Flat(dz)
     if not has_values(u):
         flat.one_block(3)
         return norm.mean.new_empty(3, u.shape[1])
@@ -281,3 +303,10 @@ def _apply(
 def _factor_(n: Tensor, slope: Tensor) -> Tensor:
     """The derivative of the activation: 1 above 0, else the slope; in place of n."""
     return n.gt_(0).mul_(1 - slope).add_(slope)
+
+
+def example_inputs(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Norm]:
+    """Arguments of a small call of `bn_act`."""
+    u = torch.randn(2, 5, 7, 9, device=device).to(dtype)
+    weight, bias, slope = torch.randn(3, 5, device=device)
+    return u, Norm(*batch_statistics(u), weight, bias, slope, 1e-5)

@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from revseg.kernels.launch import has_kernel
+
 Strip = tuple[tuple[slice, slice], tuple[slice, slice], tuple[slice, slice]]
 
 
@@ -27,6 +29,10 @@ def sum_of_pools(x: Tensor, sizes: Sequence[int]) -> Tensor:
         x: A map [N, C, H, W].
         sizes: Odd sizes of the pools; each is padded by half its size, and padding is not counted.
     """
+    if has_kernel(x):
+        from revseg.kernels import sum_of_pools_triton
+
+        return sum_of_pools_triton.sum_of_pools(x, sizes)
     if not _uses_strips(x, sizes):
         return reference(x, sizes)
     r, channels = max(sizes) // 2, x.shape[1]
@@ -50,6 +56,10 @@ def sum_of_pools_backward(dy: Tensor, x: Tensor, sizes: Sequence[int]) -> Tensor
         x: A map of the shape of x, whatever its values.
         sizes: As in `sum_of_pools`.
     """
+    if has_kernel(x, dy):
+        from revseg.kernels import sum_of_pools_triton
+
+        return sum_of_pools_triton.sum_of_pools_backward(dy, x, sizes)
     if not _uses_strips(x, sizes):
         return _reference_backward(dy, x, sizes)
     r, channels = max(sizes) // 2, x.shape[1]
@@ -122,3 +132,8 @@ def _strips(x: Tensor, r: int) -> Iterator[Strip]:
                 yield (read, whole), (written, whole), (strip, whole)
             else:
                 yield (whole, read), (rows, written), (rows, strip)
+
+
+def example_inputs(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Sequence[int]]:
+    """Arguments of a small call of `sum_of_pools`."""
+    return torch.randn(2, 3, 11, 13, device=device).to(dtype), (3, 5, 7)

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from revseg.convert import ResidualChain as ResidualChain
+    from revseg.convert import reversible as reversible
     from revseg.couplings import AdditiveCoupling as AdditiveCoupling
     from revseg.couplings import AffineCoupling as AffineCoupling
     from revseg.couplings import Coupling as Coupling
@@ -35,12 +37,14 @@ _HOME = {
     "InversionError": "revseg.drift",
     "OneSidedCoupling": "revseg.couplings",
     "Recompute": "revseg.ordinary",
+    "ResidualChain": "revseg.convert",
     "ReversibleSequence": "revseg.sequence",
     "Squeeze": "revseg.downsample",
     "Stack": "revseg.stack",
     "create_model": "revseg.models",
     "is_recomputing": "revseg.recompute",
     "list_models": "revseg.models",
+    "reversible": "revseg.convert",
 }
 
 __all__ = list(_HOME)

@@ -119,7 +119,14 @@ def tolerance_of(dtype: torch.dtype, half: bool) -> float:
 
 def all_finite(streams: Iterable[Tensor]) -> Tensor:
     """Whether no value is infinite or NaN, bool [], on the device of the streams."""
-    return torch.stack([x.sum(dtype=torch.float64) for x in streams]).isfinite().all()
+    return torch.stack([_extremes(x).isfinite().all() for x in streams]).all()
+
+
+def _extremes(x: Tensor) -> Tensor:
+    """A few values, NaN or infinite if any of x is; a minimum takes a fifth of the time of an exact sum."""
+    if x.is_complex() or not x.numel():
+        return x.sum()
+    return torch.stack(torch.aminmax(x))
 
 
 def report(values: Tensor, judge: Callable[[list[float]], None]) -> None:

@@ -28,6 +28,7 @@ ACTIVATIONS: dict[str, Callable[[int], nn.Module]] = {
     "prelu": lambda channels: nn.PReLU(channels),
     "prelu_shared": lambda channels: nn.PReLU(1),
     "relu": lambda channels: nn.ReLU(),
+    "none": lambda channels: nn.Identity(),
 }
 
 
@@ -56,13 +57,44 @@ def normalize_images(images: Tensor) -> Tensor:
     return images.float().sub_(mean).div_(std)
 
 
+def of_each_image(fn: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    """`fn` of the normalised images; bytes are normalised one image at a time.
+
+    Args:
+        fn: Takes floats [n, 3, H, W] to a tensor [n, ...], each image for itself.
+        images: Bytes or floats [N, 3, H, W], as for `normalize_images`.
+    """
+    if images.is_floating_point():
+        return fn(normalize_images(images))
+    return torch.cat([fn(normalize_images(image)) for image in torch.split(images, 1)])
+
+
+def image_pyramid(images: Tensor, depth: int) -> list[Tensor]:
+    """The images at 1/2, 1/4, ... of their size, which small networks feed in again further on.
+
+    Average pools of 3 x 3 with stride 2, one after another, that count their padding as zeros.
+
+    Args:
+        images: Bytes or floats [N, 3, H, W], as for `normalize_images`.
+        depth: How many sizes.
+
+    Returns:
+        Images [N, 3, h, w], float, h = ceil(H / 2) and so on.
+    """
+    halve = partial(F.avg_pool2d, kernel_size=3, stride=2, padding=1)
+    pyramid = [of_each_image(halve, images)]
+    while len(pyramid) < depth:
+        pyramid.append(halve(pyramid[-1]))
+    return pyramid
+
+
 class BNAct(nn.Sequential):
     """Batch norm, then activation.
 
     Args:
         channels: C.
         activation: One of `ACTIVATIONS`: a PReLU with a slope per channel, with one shared
-            slope, or a ReLU.
+            slope, a ReLU, or none.
         eps: What batch norm adds to the variance.
         momentum: Weight of the newest batch in the running statistics.
 
@@ -92,6 +124,33 @@ class PooledBatchNorm2d(nn.BatchNorm2d):
         return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
 
 
+class Joined(BNAct):
+    """Maps of one size joined by their channels, in the dtype of the first; then batch norm and activation."""
+
+    def forward(self, *maps: Tensor) -> Tensor:
+        joined = torch.cat([each.to(maps[0].dtype) for each in maps], dim=1)
+        return super().forward(joined)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class JoinedClassifier(nn.Module):
+    """Maps of one size joined, normed, and read as classes by a 1 x 1 convolution without bias.
+
+    Args:
+        channels: Of all maps together.
+        num_classes: C.
+        dropout: Probability of dropping a channel before the convolution.
+    """
+
+    def __init__(self, channels: int, num_classes: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.join = Joined(channels)
+        self.dropout = nn.Dropout2d(dropout)
+        self.classifier = nn.Conv2d(channels, num_classes, 1, bias=False)
+
+    def forward(self, *maps: Tensor) -> Tensor:
+        return self.classifier(self.dropout(self.join(*maps)))  # type: ignore[no-any-return]
+
+
 class ConvBNAct(nn.Sequential):
     """Convolution, batch norm, activation: [N, in, H, W] to [N, out, h, w].
 
@@ -106,6 +165,7 @@ class ConvBNAct(nn.Sequential):
         kernel: Size of the kernel, odd; one number or (height, width).
         stride: Step of the convolution; the map comes out at ceil(size / stride).
         dilation: Distance between the taps of the kernel.
+        groups: Of channels, each convolved for itself.
         bias: Whether the convolution has a bias, which batch norm takes out again.
         activation: See `BNAct`.
         eps: See `BNAct`.
@@ -123,6 +183,7 @@ class ConvBNAct(nn.Sequential):
         *,
         stride: int = 1,
         dilation: int = 1,
+        groups: int = 1,
         bias: bool = False,
         activation: str = "prelu",
         eps: float = 1e-3,
@@ -133,7 +194,9 @@ class ConvBNAct(nn.Sequential):
             raise ValueError(f"expected odd kernel sizes, got {height} x {width}")
         padding = (dilation * (height // 2), dilation * (width // 2))
         super().__init__(
-            nn.Conv2d(in_channels, out_channels, (height, width), stride, padding, dilation, bias=bias),
+            nn.Conv2d(
+                in_channels, out_channels, (height, width), stride, padding, dilation, groups, bias=bias
+            ),
             nn.BatchNorm2d(out_channels, eps=eps, momentum=momentum),
             _activation(activation, out_channels),
         )

@@ -148,6 +148,38 @@ class Convolution:
         )
 
 
+class SideBySide:
+    """The maker of several convolutions of one input, without biases, their maps joined by channels.
+
+    Args:
+        makers: One for each convolution.
+    """
+
+    def __init__(self, makers: Sequence[Convolution]) -> None:
+        self.makers = makers
+
+    def forward(self, x: Tensor, *parameters: Tensor) -> Tensor:
+        return torch.cat([m.forward(x, weight) for m, weight in zip(self.makers, parameters, strict=True)], 1)
+
+    def make(self, x: Source, like: Tensor, parameters: Sequence[Tensor], computed: bool) -> Tensor:
+        if like[0].numel() >= _LARGE:  # the maps and the joint one exist together for one image alone
+            return gather((self.forward(image, *parameters) for image in images_of(x, len(like))), len(like))
+        return self.forward(x(lambda whole: whole), *parameters)
+
+    def backward(
+        self, du: Tensor, x: Source, like: Tensor, parameters: Sequence[Tensor], wanted: list[bool]
+    ) -> Grads:
+        whole = x(lambda whole: whole) if any(wanted[1:]) else like
+        parts = torch.split(du, [len(weight) for weight in parameters], dim=1)
+        found: Grads = []
+        dx: Tensor | None = None
+        for maker, part, weight, asked in zip(self.makers, parts, parameters, wanted[1:], strict=True):
+            more, dweight = maker.backward(part, lambda pick: pick(whole), like, [weight], [wanted[0], asked])
+            found.append(dweight)
+            dx = more if dx is None or more is None else dx.add_(more)
+        return [dx, *found]
+
+
 def _memory_for(du: Tensor, like: Tensor) -> Tensor:
     """Where the gradient of the input goes, image by image: the place of the one it comes from, if that fits."""
     if du.shape == like.shape and du.stride() == like.stride():

@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader, default_collate
 from revseg.data import RandomHorizontalFlip, SegmentationDataset, create_dataset
 from revseg.models import create_model
 from revseg.seeds import seed_worker
+from revseg.sequence import set_save_activations
 from revseg.settings import TrainSettings
 
 Batch = tuple[Tensor, Tensor]  # images [N, 3, H, W], labels [N, H, W], both uint8
@@ -69,13 +70,15 @@ def build_model(settings: TrainSettings, num_classes: int, *, save_activations: 
     Raises:
         ValueError: If the network refuses its hyperparameters.
     """
-    mode = {"save_activations": True} if save_activations else {}
     try:
-        return create_model(settings.model, num_classes, **settings.hyperparameters(), **mode)
+        model = create_model(settings.model, num_classes, **settings.hyperparameters())
     except TypeError as error:
         raise ValueError(
             f"wrong kind of value in --model-args {' '.join(settings.model_args)}: {error}"
         ) from error
+    if save_activations:
+        set_save_activations(model, True)
+    return model
 
 
 def enet_class_weights(dataset: SegmentationDataset) -> Tensor:

@@ -4,6 +4,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, Phase, settings
 
+from revseg.kernels import merged
+
 settings.register_profile(
     "revseg",
     deadline=None,
@@ -20,3 +22,20 @@ torch.utils.deterministic.fill_uninitialized_memory = True
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def passes(request, monkeypatch):
+    """How maps are gone through: block by block; or "merged", small ones too, and of every dtype."""
+    if request.param != "merged":
+        yield
+        return
+    if not merged._has_compiler():
+        pytest.skip("no C++ compiler")
+    import torch._dynamo  # takes seconds, and most tests need it not
+
+    monkeypatch.setattr(merged, "LEAST", 1)
+    monkeypatch.setattr(merged, "KINDS", 100)
+    with torch._dynamo.config.patch(recompile_limit=100):
+        yield
+    assert all(merged._kinds.values())

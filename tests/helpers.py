@@ -7,8 +7,7 @@ A step is right when all that it leaves behind is that of plain autograd: output
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,7 +23,6 @@ from revseg import (
     Recompute,
     ReversibleSequence,
 )
-from revseg.kernels import merged
 from revseg.testing import plain_twin
 
 # For tensors this small a second thread only waits, longest when tests run side by side.
@@ -35,23 +33,9 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 modes = pytest.mark.parametrize(
     "options", [{}, {"per_block": True}, {"keep": 2}], ids=["whole", "per_block", "keep"]
 )
-needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+needs_cuda = pytest.mark.needs_cuda  # skipped without; `pytest -m needs_cuda` runs these alone
 
 Loss = Callable[..., Tensor]
-
-
-@contextmanager
-def merged_anywhere(monkeypatch) -> Iterator[None]:
-    """Elementwise passes run merged on small maps too, and of every dtype."""
-    if not merged._has_compiler():
-        pytest.skip("no C++ compiler")
-    import torch._dynamo  # takes seconds, and most tests need it not
-
-    monkeypatch.setattr(merged, "LEAST", 1)
-    monkeypatch.setattr(merged, "KINDS", 100)
-    with torch._dynamo.config.patch(recompile_limit=100):
-        yield
-    assert all(merged._kinds.values())
 
 
 def small_f(channels: int = 4, out_channels: int | None = None) -> nn.Sequential:

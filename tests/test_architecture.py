@@ -19,7 +19,7 @@ LAYERS = [  # the lowest first; a module imports from lines below its own
     {"engine"},
     {"couplings", "downsample"},
     {"sequence"},
-    {"models", "testing", "memory"},
+    {"models", "testing", "memory", "convert"},
     {"report"},
     {"prepare"},
     {"train", "doctor"},

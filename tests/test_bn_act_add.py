@@ -7,24 +7,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from revseg.exact import STEP, GridRule
 from revseg.kernels import flat
 from revseg.kernels.bn_act import bn_act, bn_act_add
-from tests.helpers import small_input
-from tests.test_bn_act import SIZES, both_ways, case, layouts, passes, sizes, slopes  # noqa: F401, passes is used by pytest
+from tests.bn_act_cases import SIZES, added, both_ways, case, layouts, sizes, slopes, stream
 
 F16, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
 DTYPES = [(F32, F32), (F32, BF16), (F32, F16), (BF16, BF16), (F16, F16), (F64, F64), (F64, F32)]
 
 dtypes = pytest.mark.parametrize(("wide", "dtype"), DTYPES, ids=str)
 signs = pytest.mark.parametrize("sign", [1.0, -1.0])
-
-
-def stream(given, dtype):
-    """One of the shape and layout of the map, with values of other sizes than the map's."""
-    x = 10 * small_input(*given.u.shape, seed=7, requires_grad=False)
-    return torch.empty_like(given.u, dtype=dtype).copy_(x)
-
-
-def in_two(x, z, sign):
-    return x + z if sign > 0 else x - z
 
 
 @sizes
@@ -38,7 +27,7 @@ def test_equals_the_sum_of_stream_and_map_to_the_bit(size, layout, wide, dtype, 
     found = bn_act_add(given.u, norm, x, sign)
     assert found.dtype == wide
     assert found.stride() == given.u.stride()
-    assert torch.equal(found, in_two(x, bn_act(given.u, norm), sign))
+    assert torch.equal(found, added(x, bn_act(given.u, norm), sign))
 
 
 @layouts
@@ -48,7 +37,7 @@ def test_equals_the_sum_of_stream_and_map_to_the_bit(size, layout, wide, dtype, 
 def test_equals_it_for_any_activation(layout, slope, sign, train):
     given = case(dtype=F32, layout=layout, slope=slope, train=train)
     x, norm = stream(given, F32), given.norm()
-    assert torch.equal(bn_act_add(given.u, norm, x, sign), in_two(x, bn_act(given.u, norm), sign))
+    assert torch.equal(bn_act_add(given.u, norm, x, sign), added(x, bn_act(given.u, norm), sign))
 
 
 @layouts

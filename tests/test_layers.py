@@ -7,8 +7,10 @@ from revseg.layers import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     ConvBNAct,
+    Joined,
     PooledBatchNorm2d,
     asymmetric_pairs,
+    image_pyramid,
     normalize_images,
 )
 
@@ -112,3 +114,27 @@ def test_pooled_batch_norm_takes_a_single_value():
     assert torch.equal(ours(several), plain.train()(several))
     assert all(torch.equal(a, b) for a, b in zip(ours.buffers(), plain.buffers(), strict=True))
     assert torch.equal(ours.eval()(several), plain.eval()(several))
+
+
+@pytest.mark.parametrize("size", [(33, 49), (64, 32), (1, 1)], ids=str)
+def test_image_pyramid_halves_again_and_again(size):
+    images = torch.randint(0, 256, (2, 3, *size), dtype=torch.uint8)
+    pool = nn.AvgPool2d(3, 2, 1)
+    half = pool(normalize_images(images))
+    expected = [half, pool(half), pool(pool(half))]
+    torch.testing.assert_close(image_pyramid(images, 3), expected)
+    torch.testing.assert_close(image_pyramid(normalize_images(images), 3), expected, rtol=0, atol=0)
+
+
+def test_joined_maps_are_normed_together_in_the_dtype_of_the_first():
+    join = Joined(5, activation="relu").double()
+    a, b = torch.randn(2, 2, 3, 3, dtype=torch.float64), torch.randn(2, 3, 3, 3)
+    y = join(a, b)
+    assert y.dtype == torch.float64
+    torch.testing.assert_close(y, join[1](join[0](torch.cat((a, b.double()), 1))))
+
+
+def test_groups_of_a_convolution():
+    layer = ConvBNAct(8, 8, (3, 1), dilation=2, groups=8)
+    assert count(layer) == 8 * 3 + 2 * 8 + 8
+    assert layer(torch.randn(2, 8, 7, 5)).shape == (2, 8, 7, 5)

@@ -130,7 +130,7 @@ def test_official_names_of_the_full_network_are_known():
 
 def test_unknown_official_names_are_refused():
     state = {"module.layer0.0.weight": torch.zeros(1), "module.layer5.0.conv1.weight": torch.zeros(1)}
-    with pytest.raises(ValueError, match=r"unknown name 'module\.layer5\.0\.conv1\.weight'"):
+    with pytest.raises(ValueError, match=r"got 'module\.layer5\.0\.conv1\.weight'"):
         load_official(PSPNet(**SMALL), state)
 
 

@@ -12,6 +12,7 @@ from revseg.data import create_dataset
 from revseg.memory import peak_bytes
 from revseg.models import create_model, load_model
 from revseg.ops import upsample_cross_entropy
+from revseg.ordinary import Recompute
 from revseg.prepare import build_model, choose_device, create_loader, create_split, enet_class_weights
 from revseg.seeds import seed_epoch
 from revseg.settings import OUTPUTS, TrainSettings
@@ -233,6 +234,14 @@ def test_hyperparameters_reach_the_model():
     model = build_model(settings, 3, save_activations=False)
     assert model.classifier.weight.shape == (3, 16, 1, 1)
     assert model.classifier.bias is not None
+
+
+@pytest.mark.parametrize("save_activations", [False, True])
+def test_every_network_can_be_trained_in_both_modes(save_activations, tmp_path):
+    settings = replace(TINY, model="cgnet", model_args=("widths=4,16,32", "blocks=2,2"), out=tmp_path / "run")
+    model = build_model(settings, 3, save_activations=save_activations)
+    assert {m.save_activations for m in model.modules() if isinstance(m, Recompute)} == {save_activations}
+    train(replace(settings, save_activations=save_activations))
 
 
 def test_devices():

@@ -13,6 +13,11 @@ from torch import Tensor, nn
 
 from revseg.checkpoint import CheckpointError, load_weights
 from revseg.models.bisenet import BiSeNetResNet18, BiSeNetXception39
+from revseg.models.cfpnet import CFPNet
+from revseg.models.cgnet import CGNet
+from revseg.models.dabnet import DABNet
+from revseg.models.fpenet import FPENet
+from revseg.models.fssnet import FSSNet
 from revseg.models.icnet import ICNet
 from revseg.models.pspnet import PSPNet
 from revseg.models.segnet import SegNet
@@ -21,6 +26,11 @@ from revseg.models.vnet import VNet
 MODELS: dict[str, type[nn.Module]] = {
     "bisenet_resnet18": BiSeNetResNet18,
     "bisenet_xception39": BiSeNetXception39,
+    "cfpnet": CFPNet,
+    "cgnet": CGNet,
+    "dabnet": DABNet,
+    "fpenet": FPENet,
+    "fssnet": FSSNet,
     "icnet": ICNet,
     "pspnet": PSPNet,
     "segnet": SegNet,
@@ -84,14 +94,14 @@ def load_official(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Load weights that are named as in the official code of the network's paper.
 
     Args:
-        model: A network whose class has a `from_official`.
-        state: Tensors by their official names, with or without a leading "module.".
+        model: The network, with the hyperparameters of the weights.
+        state: The state dict of the official network; names may begin with "module.".
 
     Raises:
-        ValueError: If the network has no official PyTorch weights, or a name is unknown.
-        RuntimeError: If a tensor is missing, too many, or of another shape.
+        ValueError: If no official names are known for this network, or one of these is not known.
+        RuntimeError: If the weights do not fit the network.
     """
-    from_official = getattr(type(model), "from_official", None)
-    if from_official is None:
-        raise ValueError(f"expected a network with official PyTorch weights, got {type(model).__name__}")
-    model.load_state_dict(from_official(state))
+    convert = getattr(model, "from_official", None)
+    if convert is None:
+        raise ValueError(f"expected a model with official PyTorch weights, got {type(model).__name__}")
+    model.load_state_dict(convert(state))

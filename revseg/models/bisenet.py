@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from revseg.layers import PooledBatchNorm2d
 from revseg.levels import check_level, run_block_again
 from revseg.models.bisenet_official import OFFICIAL_RESNET18, OFFICIAL_XCEPTION39
-from revseg.models.official import renamed
+from revseg.models.official import renamed_by
 from revseg.models.resnet import (
     basic,
     conv_bn_relu,
@@ -132,7 +132,7 @@ class BiSeNetResNet18(BiSeNet):
         Raises:
             ValueError: If a name is unknown.
         """
-        return renamed(state, OFFICIAL_RESNET18)
+        return renamed_by(state, OFFICIAL_RESNET18)
 
 
 class BiSeNetXception39(BiSeNet):
@@ -170,7 +170,7 @@ class BiSeNetXception39(BiSeNet):
         Raises:
             ValueError: If a name is unknown.
         """
-        return renamed(state, OFFICIAL_XCEPTION39)
+        return renamed_by(state, OFFICIAL_XCEPTION39)
 
 
 class Refinement(nn.Module):

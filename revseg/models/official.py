@@ -1,7 +1,8 @@
 """Weights under the names of a paper's official code, given our names.
 
-A network's `from_official` is a table of rules: a pattern that matches a whole official name, and
-the name that we have for it.
+A network's `from_official` knows which of its modules is which of theirs, by a table of all modules
+or by a table of patterns. What a module calls its tensors (weight, bias, running_mean, ...) is
+PyTorch's, and the same everywhere.
 """
 
 import re
@@ -10,15 +11,30 @@ from collections.abc import Mapping
 from torch import Tensor
 
 
-def renamed(state: Mapping[str, Tensor], rules: Mapping[str, str]) -> dict[str, Tensor]:
-    r"""The same tensors under our names.
+def renamed(state: Mapping[str, Tensor], modules: Mapping[str, str]) -> dict[str, Tensor]:
+    """The state dict of an official network under our names.
 
     Args:
-        state: Tensors by official name, with or without a leading "module.".
-        rules: Regular expressions for whole official names, to ours with groups as in `\1`.
+        state: Weights by official name, which may begin with "module." (`nn.DataParallel`'s prefix).
+        modules: Our name of each module that has tensors, by its official name.
 
     Returns:
-        Tensors by our names, in the order of `state`.
+        The same tensors, for `load_state_dict`.
+
+    Raises:
+        ValueError: If a name is not one of the official network's; says the first one.
+    """
+    return renamed_by(
+        state, {rf"{re.escape(theirs)}\.(\w+)": rf"{ours}.\1" for theirs, ours in modules.items()}
+    )
+
+
+def renamed_by(state: Mapping[str, Tensor], rules: Mapping[str, str]) -> dict[str, Tensor]:
+    r"""The same by patterns.
+
+    Args:
+        state: Weights by official name, which may begin with "module.".
+        rules: Regular expressions for whole official names, to ours with groups as in `\1`.
 
     Raises:
         ValueError: If no rule matches a name.
@@ -31,4 +47,4 @@ def _our_name(name: str, rules: Mapping[str, str]) -> str:
         match = re.fullmatch(rf"(?:module\.)?{pattern}", name)
         if match is not None:
             return match.expand(ours)
-    raise ValueError(f"unknown name {name!r} among the official weights")
+    raise ValueError(f"expected names of the official network, got {name!r}")

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from revseg.layers import PooledBatchNorm2d
 from revseg.levels import check_level, run_block_again
-from revseg.models.official import renamed
+from revseg.models.official import renamed_by
 from revseg.models.resnet import (
     DEPTHS,
     bottleneck,
@@ -120,7 +120,7 @@ class PSPNet(nn.Module):
             r"aux\.4\.(\w+)": r"aux.2.\1",
         }
         blocks = official_block_names(r"layer([1-4])\.(\d+)", r"stage\1.\2")
-        return renamed(state, stem | blocks | heads)
+        return renamed_by(state, stem | blocks | heads)
 
 
 class PyramidPooling(nn.Module):

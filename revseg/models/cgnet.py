@@ -1,0 +1,217 @@
+"""CGNet: every block weighs what is near against what lies around it, 0.496 M parameters.
+
+Three convolutions make 32 channels at 1/2 of the size. Two stages follow, at 1/4 and 1/8. A
+context-guided block narrows its input, convolves each channel twice, close by (f_loc) and dilated
+(f_sur), joins the two maps (f_joi), and scales the channels of that by a gate that sees the whole map
+(f_glo); its input is added. The images, pooled, come in again before each stage; what enters a stage
+is joined to what leaves it.
+
+Source: Wu, Tang, Zhang and Zhang, CGNet: A Light-weight Context Guided Network for Semantic
+Segmentation, arXiv:1811.08201, figure 3 and table I; CGNet_M3N21 by default.
+
+The layers are those of the official code (github.com/wutianyiRosun/CGNet). There the block that
+halves the size starts with a 3 x 3 convolution that is called conv1x1, and has a 1 x 1 convolution
+before its gate; the paper's figure shows neither.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from revseg.layers import BNAct, ConvBNAct, ImageConvBNAct, Joined, JoinedClassifier, image_pyramid
+from revseg.levels import check_level, run_again, run_block_again
+from revseg.makers import Convolution, SideBySide
+from revseg.models.official import renamed
+from revseg.observers import has_hooks
+from revseg.stack import Stack, run_layers, stacks_are_right
+from revseg.stack_layer import Layer, layer_of
+
+
+class CGNet(nn.Module):
+    """CGNet for `num_classes` classes: images [N, 3, H, W] to logits [N, num_classes, h, w].
+
+    h = ceil(H / 8), w = ceil(W / 8).
+
+    Args:
+        num_classes: C, the number of classes.
+        widths: Channels of the three stages; even.
+        blocks: M and N, the blocks of stages 2 and 3, the one that halves the size among them.
+        dilations: Of f_sur in stages 2 and 3.
+        reductions: How much narrower the middle of the gate is in stages 2 and 3.
+        dropout: Probability of dropping a channel before the classifier.
+        memory: "lowest", "balanced" or "fastest", see `revseg.levels`.
+
+    Raises:
+        ValueError: If an argument is unknown or out of its range.
+    """
+
+    stride = 8
+
+    def __init__(
+        self,
+        num_classes: int = 19,
+        *,
+        widths: Sequence[int] = (32, 64, 128),
+        blocks: Sequence[int] = (3, 21),
+        dilations: Sequence[int] = (2, 4),
+        reductions: Sequence[int] = (8, 16),
+        dropout: float = 0.0,
+        memory: str = "balanced",
+    ) -> None:
+        super().__init__()
+        check_level(memory)
+        _check(num_classes, widths, blocks, dilations, reductions, dropout)
+        w1, w2, w3 = widths
+
+        def stage(i: int, channels: int) -> nn.Module:
+            dilation, reduction = dilations[i], reductions[i]
+            row = (ContextGuidedBlock(channels, dilation, reduction) for _ in range(blocks[i] - 1))
+            return run_again(Stack(*(run_block_again(block, memory) for block in row)), memory, False)
+
+        def down(i: int, channels: int, out_channels: int) -> nn.Module:
+            return run_block_again(Down(channels, out_channels, dilations[i], reductions[i]), memory)
+
+        self.stem = run_block_again(
+            Stack(ImageConvBNAct(3, w1, stride=2), ConvBNAct(w1, w1), ConvBNAct(w1, w1)), memory
+        )  # 1/2
+        self.down2 = down(0, w1 + 3, w2)  # 1/4
+        self.stage2 = stage(0, w2)
+        self.down3 = down(1, 2 * w2 + 3, w3)  # 1/8
+        self.stage3 = stage(1, w3)
+        self.head = run_block_again(JoinedClassifier(2 * w3, num_classes, dropout), memory)
+        for conv in (module for module in self.modules() if isinstance(module, nn.Conv2d)):
+            nn.init.kaiming_normal_(conv.weight)
+
+    def forward(self, images: Tensor) -> Tensor:  # [N, 3, H, W] -> [N, C, h, w]
+        half, quarter = image_pyramid(images, 2)
+        x = self.down2(self.stem(images), half)
+        x = self.down3(self.stage2(x), x, quarter)
+        return self.head(x, self.stage3(x))  # type: ignore[no-any-return]
+
+    @staticmethod
+    def from_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The weights of a state dict of the official code by our names.
+
+        Raises:
+            ValueError: If the official code has no such name.
+        """
+        return renamed(state, _official(state))
+
+
+class Surroundings(nn.Module):
+    """f_loc and f_sur of a map, joined (f_joi): [N, C, h, w] to [N, 2 C, h, w]."""
+
+    def __init__(self, channels: int, dilation: int) -> None:
+        super().__init__()
+        self.local = nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False)
+        self.surround = nn.Conv2d(
+            channels, channels, 3, padding=dilation, dilation=dilation, groups=channels, bias=False
+        )
+        self.norm = BNAct(2 * channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        layer = self.as_layer() if stacks_are_right(x) else None
+        if layer is not None:
+            return run_layers([layer], x)
+        return self.norm(torch.cat((self.local(x), self.surround(x)), dim=1))  # type: ignore[no-any-return]
+
+    def as_layer(self) -> Layer | None:
+        """Both convolutions as one layer of a stack; None if something waits for the call of a part."""
+        makers = [Convolution.of(conv) for conv in (self.local, self.surround)]
+        if has_hooks(self.norm) or not all(makers):
+            return None
+        bn, act = self.norm
+        maker = SideBySide([maker for maker in makers if maker])
+        return layer_of(maker, (self.local.weight, self.surround.weight), bn, act)
+
+
+class GlobalGate(nn.Sequential):
+    """f_glo: every channel scaled by a number in (0, 1) that the means of all channels give."""
+
+    def __init__(self, channels: int, reduction: int) -> None:
+        narrow = channels // reduction
+        super().__init__(nn.Linear(channels, narrow), nn.ReLU(), nn.Linear(narrow, channels), nn.Sigmoid())
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = super().forward(x.mean((2, 3)))  # type: ignore[no-untyped-call]
+        return x * scale[:, :, None, None]  # type: ignore[no-any-return]
+
+
+class ContextGuidedBlock(nn.Module):
+    """The residual block: [N, C, h, w] to the same shape."""
+
+    def __init__(self, channels: int, dilation: int, reduction: int) -> None:
+        super().__init__()
+        half = channels // 2
+        self.context = Stack(ConvBNAct(channels, half, 1), Surroundings(half, dilation))
+        self.gate = GlobalGate(channels, reduction)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.gate(self.context(x))  # type: ignore[no-any-return]
+
+
+class Down(nn.Module):
+    """Joins maps, halves their size, and looks around like a block: to [N, out_channels, h, w]."""
+
+    def __init__(self, channels: int, out_channels: int, dilation: int, reduction: int) -> None:
+        super().__init__()
+        self.join = Joined(channels)
+        self.context = Stack(
+            ConvBNAct(channels, out_channels, stride=2), Surroundings(out_channels, dilation)
+        )
+        self.reduce = nn.Conv2d(2 * out_channels, out_channels, 1, bias=False)
+        self.gate = GlobalGate(out_channels, reduction)
+
+    def forward(self, *maps: Tensor) -> Tensor:
+        return self.gate(self.reduce(self.context(self.join(*maps))))  # type: ignore[no-any-return]
+
+
+def _official(state: Mapping[str, Tensor]) -> dict[str, str]:
+    """Our name of each module, by its official name; the state tells how many blocks there are."""
+    modules = {"classifier.0.conv": "head.classifier", "classifier.1.conv": "head.classifier"}
+    for there, ours in (("b1", "down2"), ("bn_prelu_2", "down3"), ("bn_prelu_3", "head")):
+        modules |= {f"{there}.bn": f"{ours}.join.0", f"{there}.act": f"{ours}.join.1"}
+    for i in range(3):
+        modules |= {f"level1_{i}.{part}": f"stem.{i}.{k}" for k, part in enumerate(CONV_BN_ACT)}
+    rows = {(f"level{i}_0", f"down{i}") for i in (2, 3)}
+    for level, i in re.findall(r"^(?:module\.)?level([23])\.(\d+)\.", "\n".join(state), re.MULTILINE):
+        rows.add((f"level{level}.{i}", f"stage{level}.{i}"))
+    for there, ours in rows:
+        norm = f"{there}.bn_prelu" if "." in there else there
+        modules |= {f"{there}.conv1x1.{part}": f"{ours}.context.0.{k}" for k, part in enumerate(CONV_BN_ACT)}
+        modules |= {
+            f"{there}.F_loc.conv": f"{ours}.context.1.local",
+            f"{there}.F_sur.conv": f"{ours}.context.1.surround",
+            f"{norm}.bn": f"{ours}.context.1.norm.0",
+            f"{norm}.act": f"{ours}.context.1.norm.1",
+            f"{there}.reduce.conv": f"{ours}.reduce",
+            f"{there}.F_glo.fc.0": f"{ours}.gate.0",
+            f"{there}.F_glo.fc.2": f"{ours}.gate.2",
+        }
+    return modules
+
+
+CONV_BN_ACT = ("conv", "bn", "act")
+
+
+def _check(
+    num_classes: int,
+    widths: Sequence[int],
+    blocks: Sequence[int],
+    dilations: Sequence[int],
+    reductions: Sequence[int],
+    dropout: float,
+) -> None:
+    if num_classes < 1:
+        raise ValueError(f"expected num_classes of at least 1, got {num_classes}")
+    if len(widths) != 3 or min(widths) < 1 or any(w % 2 for w in widths[1:]):
+        raise ValueError(f"expected three positive widths, the last two even, got {widths}")
+    for name, values in (("blocks", blocks), ("dilations", dilations), ("reductions", reductions)):
+        if len(values) != 2 or min(values) < 1:
+            raise ValueError(f"expected two positive {name}, for stages 2 and 3, got {values}")
+    if any(width < reduction for width, reduction in zip(widths[1:], reductions, strict=True)):
+        raise ValueError(f"expected reductions of at most the widths {widths[1:]}, got {reductions}")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"expected dropout in [0, 1), got {dropout}")
