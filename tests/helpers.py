@@ -33,7 +33,7 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 modes = pytest.mark.parametrize(
     "options", [{}, {"per_block": True}, {"keep": 2}], ids=["whole", "per_block", "keep"]
 )
-needs_cuda = pytest.mark.needs_cuda  # skipped without; `pytest -m needs_cuda` runs these alone
+needs_cuda = pytest.mark.needs_cuda
 
 Loss = Callable[..., Tensor]
 
