@@ -56,8 +56,8 @@ class Upsampling:
         self.source, self.width, self.align_corners = source, size[1], align_corners
         self.dtype = torch.promote_types(source.dtype, torch.float32)
         h, w = source.shape[-2:]
-        rows = _axis(h, size[0], align_corners, self.dtype)
-        columns = _axis(w, size[1], align_corners, self.dtype)
+        rows = axis(h, size[0], align_corners, self.dtype)
+        columns = axis(w, size[1], align_corners, self.dtype)
         outputs, shares = _transpose(columns, w)
         self._low, self._high = rows.low.tolist(), rows.high.tolist()
         self._row_weights = (self._tensor(rows.low_weight[:, None]), self._tensor(rows.high_weight[:, None]))
@@ -117,7 +117,7 @@ class Upsampling:
         return torch.tensor(values, device=self.source.device)
 
 
-class _Axis(NamedTuple):
+class Axis(NamedTuple):
     """For each output along one axis: its two sources and their weights."""
 
     low: np.ndarray
@@ -126,7 +126,7 @@ class _Axis(NamedTuple):
     high_weight: np.ndarray
 
 
-def _axis(size: int, outputs: int, align_corners: bool, dtype: torch.dtype) -> _Axis:
+def axis(size: int, outputs: int, align_corners: bool, dtype: torch.dtype) -> Axis:
     """Two sources and their weights for each output, as `F.interpolate` has them in this type."""
     number: Any = np.float64 if dtype == torch.float64 else np.float32
     i = np.arange(outputs)
@@ -139,10 +139,10 @@ def _axis(size: int, outputs: int, align_corners: bool, dtype: torch.dtype) -> _
         position = (np.float64(scale) * (i + 0.5) - 0.5).astype(number).clip(min=0)
     low = position.astype(np.int64).clip(max=size - 1)
     high_weight = (position - low.astype(number)).clip(0, 1)
-    return _Axis(low, (low + 1).clip(max=size - 1), 1 - high_weight, high_weight)
+    return Axis(low, (low + 1).clip(max=size - 1), 1 - high_weight, high_weight)
 
 
-def _transpose(axis: _Axis, size: int) -> tuple[np.ndarray, np.ndarray]:
+def _transpose(axis: Axis, size: int) -> tuple[np.ndarray, np.ndarray]:
     """The outputs [size, K] that each source has a share in, and the shares; 0 where there are fewer."""
     sources = np.concatenate((axis.low, axis.high))
     order = sources.argsort(kind="stable")

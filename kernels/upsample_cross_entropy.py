@@ -1,15 +1,17 @@
 """Bilinear upsampling and cross-entropy in one, without a map of scores at full size.
 
 Written out, the scores at full size exist four times in a training step: themselves, their logarithms of
-probabilities, and the gradients of both. Here a band of rows is upsampled, its losses and the gradient
-of its scores are computed at once, and this gradient is summed back to low resolution before the next
-band. What is kept for the backward pass is the gradient of the logits alone.
+probabilities, and the gradients of both. Here one pass computes the losses of some pixels together with
+the gradient of their scores, and sums it back to low resolution at once. What is kept for the backward
+pass is the gradient of the logits alone.
 
-Letters: N images, C classes, h w size of the logits, H W size of the labels; n images and R rows of a
-band; z scores of a band [n, C, R, W].
+The passes exist twice, with the same functions: as Triton kernels, and in bands of rows in plain PyTorch.
+
+Letters: N images, C classes, h w size of the logits, H W size of the labels.
 """
 
 import math
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -17,13 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._compile import _disable_dynamo  # torch.compiler.disable, without importing the compiler
 
-from revseg.kernels.bilinear import DTYPES, Upsampling
-from revseg.kernels.cross_entropy import Targets, cross_entropy, equal
-from revseg.kernels.shapes import has_values
-from revseg.kernels.upsample_argmax import MOST_CLASSES
-
-REDUCTIONS = ("mean", "sum", "none")
-_CHECKED = 2**20  # labels that are looked at in one piece
+from revseg.kernels import upsample_cross_entropy_bands
+from revseg.kernels.cross_entropy import Targets
+from revseg.kernels.launch import has_kernel
+from revseg.kernels.upsample_cross_entropy_inputs import check
 
 
 @_disable_dynamo
@@ -63,8 +62,7 @@ def upsample_cross_entropy(
         Under function transforms (torch.func) it is the `reference`, which stores all scores.
 
     Numerics:
-        Scores and losses are float32 at least, their sum over the bands float64. The same input gives
-        the same bits.
+        Scores and losses are float32 at least, their sums float64. The same input gives the same bits.
 
     Raises:
         TypeError: If the logits, the weights, the labels or the counts are of another type.
@@ -72,7 +70,7 @@ def upsample_cross_entropy(
             for the device.
         RuntimeError: In a backward pass with `create_graph=True`; `reference` has second derivatives.
     """
-    _check(logits, labels, weight, counts, label_smoothing, reduction)
+    check(logits, labels, weight, counts, label_smoothing, reduction)
     if torch._C._are_functorch_transforms_active():  # they follow plain operations only
         return reference(
             logits,
@@ -84,7 +82,6 @@ def upsample_cross_entropy(
             align_corners=align_corners,
             counts=counts,
         )
-    _check_range(labels, ignore_index, logits.shape[1])
     dtype = torch.promote_types(logits.dtype, torch.float32)
     weight = None if weight is None else weight.detach().to(dtype)
     targets = Targets(labels, ignore_index, weight, label_smoothing, counts)
@@ -126,58 +123,21 @@ def reference(
     return (losses.sum() / total.where(total > 0, 1)).where(total > 0, 0)
 
 
-def _check(
-    logits: Tensor,
-    labels: Tensor,
-    weight: Tensor | None,
-    counts: Tensor | None,
-    smoothing: float,
-    reduction: str,
-) -> None:
-    if logits.dtype not in DTYPES:
-        raise TypeError(f"expected floating logits of at least 16 bits, got {logits.dtype}")
-    if labels.dtype not in (torch.uint8, torch.int64):
-        raise TypeError(f"expected labels of dtype uint8 or int64, got {labels.dtype}")
-    if logits.ndim != 4 or 0 in logits.shape[1:]:
-        raise ValueError(f"expected logits [N, C, h, w] with C, h, w at least 1, got {list(logits.shape)}")
-    n, classes = logits.shape[:2]
-    if labels.ndim != 3 or len(labels) != n or 0 in labels.shape[1:]:
-        raise ValueError(
-            f"expected labels [N, H, W] with N = {n} and H, W at least 1, got {list(labels.shape)}"
-        )
-    if weight is not None and not weight.is_floating_point():
-        raise TypeError(f"expected floating class weights, got {weight.dtype}")
-    if weight is not None and weight.shape != (classes,):
-        raise ValueError(f"expected class weights [C] with C = {classes}, got {list(weight.shape)}")
-    if counts is not None and counts.dtype != torch.int64:
-        raise TypeError(f"expected counts of dtype int64, got {counts.dtype}")
-    if counts is not None and (counts.shape != (classes, classes) or not counts.is_contiguous()):
-        raise ValueError(f"expected contiguous counts [C, C] with C = {classes}, got {list(counts.shape)}")
-    if counts is not None and classes > MOST_CLASSES:
-        raise ValueError(f"expected at most {MOST_CLASSES} classes to count, got {classes}")
-    for name, tensor in (("labels", labels), ("class weights", weight), ("counts", counts)):
-        if tensor is not None and tensor.device != logits.device:
-            raise ValueError(f"expected {name} on {logits.device}, where the logits are, got {tensor.device}")
-    if not 0 <= smoothing <= 1:
-        raise ValueError(f"expected label_smoothing in [0, 1], got {smoothing}")
-    if reduction not in REDUCTIONS:
-        raise ValueError(f"unknown reduction {reduction!r}; choose one of {', '.join(REDUCTIONS)}")
+def example_inputs(device: torch.device | str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Logits and labels of a small call, a factor of 3.25 by 3.6, some pixels ignored."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 5, 4, 5, generator=generator).to(device, dtype).requires_grad_()
+    labels = torch.randint(0, 6, (2, 13, 18), generator=generator, dtype=torch.uint8)
+    return logits, labels.masked_fill(labels == 5, 255).to(device)
 
 
-def _check_range(labels: Tensor, ignore_index: int, classes: int) -> None:
-    if labels.numel() == 0 or not has_values(labels):
-        return
-    ends = [
-        piece.masked_fill(equal(piece, ignore_index), 0).aminmax()
-        for piece in torch.split(labels.flatten(), _CHECKED)
-    ]
-    lowest, highest = (torch.stack(values) for values in zip(*ends, strict=True))
-    low, high = torch.stack((lowest.amin(), highest.amax())).tolist()  # one wait for the device
-    if low < 0 or high >= classes:
-        raise ValueError(
-            f"expected labels below {classes} (the number of classes) or {ignore_index} (ignored), "
-            f"got {low if low < 0 else high}"
-        )
+def _passes(logits: Tensor) -> ModuleType:
+    """Whatever goes over all pixels of these logits: the functions `sums`, `losses` and `gradient`."""
+    if len(logits) and has_kernel(logits):
+        from revseg.kernels import upsample_cross_entropy_triton
+
+        return upsample_cross_entropy_triton
+    return upsample_cross_entropy_bands
 
 
 class _Loss(torch.autograd.Function):
@@ -187,27 +147,18 @@ class _Loss(torch.autograd.Function):
     def forward(
         ctx: Any, logits: Tensor, targets: Targets, align_corners: bool, mean: bool, needs_gradient: bool
     ) -> Tensor:
-        size = targets.labels.shape[-2:]
-        upsampling = Upsampling(logits, size, align_corners)
-        dlogits = torch.zeros_like(logits, dtype=upsampling.dtype) if needs_gradient else None
         # Averaged over its pixels, a gradient fits into float16. A power of two, so that nothing is rounded.
-        pixels = 2.0 ** round(math.log2(math.prod(size) / math.prod(logits.shape[-2:])))
-        dlosses = torch.full((), 1 / pixels, dtype=upsampling.dtype, device=logits.device)
-        sums = [torch.zeros(2, dtype=torch.float64, device=logits.device)]
-        for band in upsampling.bands():
-            z = upsampling.forward(band)
-            targets_here = targets.at(band.images, band.rows)
-            losses, weights = cross_entropy(z, targets_here, dlosses if needs_gradient else None)
-            sums.append(torch.stack([x.sum(dtype=torch.float64) for x in (losses, weights)]))
-            if dlogits is not None:
-                upsampling.add_gradient(band, z, dlogits)
-        loss, total = torch.stack(sums).sum(dim=0).unbind()
+        pixels = 2.0 ** round(math.log2(math.prod(targets.labels.shape[-2:]) / math.prod(logits.shape[-2:])))
+        dloss = 1 / pixels if needs_gradient else None
+        sums, dlogits = _passes(logits).sums(logits, targets, align_corners, dloss)
+        loss, total = sums.unbind()
         factor = torch.full_like(total, pixels)
         if mean:
             loss, factor = (loss / total).where(total > 0, 0), (factor / total).where(total > 0, 0)
+        dtype = torch.promote_types(logits.dtype, torch.float32)
         if dlogits is not None:
-            ctx.save_for_backward(dlogits.to(logits.dtype), factor.to(upsampling.dtype))
-        return loss.to(upsampling.dtype)
+            ctx.save_for_backward(dlogits.to(logits.dtype), factor.to(dtype))
+        return loss.to(dtype)  # type: ignore[no-any-return]
 
     @staticmethod
     def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:
@@ -228,15 +179,9 @@ class _Losses(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Targets, align_corners: bool) -> Tensor:
-        upsampling = Upsampling(logits, targets.labels.shape[-2:], align_corners)
-        result = torch.empty(targets.labels.shape, dtype=upsampling.dtype, device=logits.device)
-        for band in upsampling.bands():
-            z = upsampling.forward(band)
-            losses, _ = cross_entropy(z, targets.at(band.images, band.rows), None)
-            result[band.images, band.rows] = losses
         ctx.save_for_backward(logits, targets.labels, targets.weight)
         ctx.options = targets.ignore_index, targets.smoothing, align_corners
-        return result
+        return _passes(logits).losses(logits, targets, align_corners)  # type: ignore[no-any-return]
 
     @staticmethod
     def backward(ctx: Any, dlosses: Tensor) -> tuple[Tensor | None, ...]:
@@ -244,12 +189,7 @@ class _Losses(torch.autograd.Function):
         logits, labels, weight = ctx.saved_tensors
         ignore_index, smoothing, align_corners = ctx.options
         targets = Targets(labels, ignore_index, weight, smoothing, counts=None)
-        upsampling = Upsampling(logits, labels.shape[-2:], align_corners)
-        dlogits = torch.zeros_like(logits, dtype=upsampling.dtype)
-        for band in upsampling.bands():
-            z = upsampling.forward(band)
-            cross_entropy(z, targets.at(band.images, band.rows), dlosses[band.images, band.rows])
-            upsampling.add_gradient(band, z, dlogits)
+        dlogits = _passes(logits).gradient(logits, targets, align_corners, dlosses)
         return dlogits.to(logits.dtype), None, None
 
 

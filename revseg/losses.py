@@ -1,7 +1,7 @@
 """From logits at a model's stride to a loss, and to labels, at the size of the labels.
 
 The maps at full size would be the largest tensors of a training step: 19 classes at 1024 x 2048 are
-159 MB an image. None of the losses here has one: `revseg.ops` computes them in bands.
+159 MB an image. None of the losses here has one: `revseg.ops` computes them piece by piece.
 """
 
 import math

@@ -9,7 +9,8 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from revseg.kernels import bilinear
-from revseg.kernels.upsample_cross_entropy import REDUCTIONS, reference
+from revseg.kernels.upsample_cross_entropy import reference
+from revseg.kernels.upsample_cross_entropy_inputs import REDUCTIONS
 from revseg.memory import peak_bytes, saved_bytes
 from revseg.metrics import confusion_matrix
 from revseg.ops import upsample_argmax, upsample_cross_entropy

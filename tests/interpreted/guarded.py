@@ -14,7 +14,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _kept: list[mmap.mmap] = []
 
 
-def guarded(x: Tensor, end: bool) -> Tensor:
+def guarded(x: Tensor, end: bool = True) -> Tensor:
     """A copy of x, of its strides, that begins where a forbidden page ends, or ends where one begins."""
     size = x.numel() * x.element_size()
     body = -(-size // PAGE) * PAGE
