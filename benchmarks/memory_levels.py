@@ -53,13 +53,16 @@ TIMED = ("fastest", "balanced", "lowest", "balanced, exact")
 Step = Callable[[], None]
 
 
-def training_step(case: str, size: tuple[int, int, int], values: bool = True) -> Step:
+def training_step(
+    case: str, size: tuple[int, int, int], values: bool = True, device: str | None = None
+) -> Step:
     """One training step: makes images and labels, then runs forward and backward.
 
     Args:
         case: A name in `CASES`.
         size: N, H, W of the images.
         values: Whether the images hold random numbers; without, the step can run on fake tensors.
+        device: Where it runs; by default where PyTorch makes tensors.
     """
     plain, dtype, hyperparameters, _ = CASES[case]
     torch.set_default_dtype(getattr(torch, dtype))
@@ -67,12 +70,13 @@ def training_step(case: str, size: tuple[int, int, int], values: bool = True) ->
         model = create_model("vnet", CLASSES, **hyperparameters)
     finally:
         torch.set_default_dtype(torch.float32)
+    model.to(device)
     for p in model.parameters():
         p.grad = torch.zeros_like(p)
     loss = plain_loss if plain else UpsampleCrossEntropy()
 
     def step() -> None:
-        images, labels = batch(size, values)
+        images, labels = batch(size, values, device)
         with using_kernels(not plain):
             loss(model(normalize_images(images).to(p.dtype) if plain else images), labels).backward()
 
@@ -95,11 +99,11 @@ def validation_step(case: str, size: tuple[int, int, int]) -> Step:
     return step
 
 
-def batch(size: tuple[int, int, int], values: bool) -> tuple[Tensor, Tensor]:
+def batch(size: tuple[int, int, int], values: bool, device: str | None = None) -> tuple[Tensor, Tensor]:
     """Images [N, 3, H, W] and labels [N, H, W], both uint8."""
     n, height, width = size
-    images = torch.zeros((n, 3, height, width), dtype=torch.uint8)
-    labels = torch.zeros((n, height, width), dtype=torch.uint8)
+    images = torch.zeros((n, 3, height, width), dtype=torch.uint8, device=device)
+    labels = torch.zeros((n, height, width), dtype=torch.uint8, device=device)
     if values:
         images.random_(0, 256)
         labels.random_(0, CLASSES)

@@ -68,7 +68,9 @@ TASKS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], bool]] = {
 }
 
 
-def example(shape: tuple[int, ...], dtype: torch.dtype, trained: bool) -> tuple[Tensor, Tensor]:
+def example(
+    shape: tuple[int, ...], dtype: torch.dtype, trained: bool, device: str = "cpu"
+) -> tuple[Tensor, Tensor]:
     """Logits [N, C, h, w] with a gradient, if they are trained, and labels [N, H, W], a tenth ignored."""
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(shape, generator=generator).to(dtype)
@@ -76,6 +78,7 @@ def example(shape: tuple[int, ...], dtype: torch.dtype, trained: bool) -> tuple[
     size = (n, FACTOR * h, FACTOR * w)
     labels = torch.randint(0, classes, size, dtype=torch.uint8, generator=generator)
     labels[torch.rand(size, generator=generator) < 0.1] = 255
+    logits, labels = logits.to(device), labels.to(device)
     if trained:
         logits.requires_grad_()
         logits.grad = torch.zeros_like(logits)

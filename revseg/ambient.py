@@ -6,10 +6,12 @@ Both are captured before a first run and restored for the length of a second one
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 Autocast = dict[str, tuple[bool, torch.dtype]]  # by type of device
 RandomState = list[tuple[torch.device, Tensor]]  # of each generator; all of them on the CPU
@@ -18,6 +20,11 @@ RandomState = list[tuple[torch.device, Tensor]]  # of each generator; all of the
 def gpu_is_awake() -> bool:
     """Whether anything has used a GPU yet; before, its generators have no state."""
     return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
+
+
+def is_capturing() -> bool:
+    """Whether a CUDA graph is being captured: nothing may wait, and random state of the GPU cannot be read."""
+    return gpu_is_awake() and bool(torch.cuda.is_current_stream_capturing())
 
 
 def devices_of(tensors: Iterable[Tensor]) -> list[torch.device]:
@@ -48,7 +55,9 @@ def autocast_as(state: Autocast) -> Iterator[None]:
 
 
 def random_state(devices: Iterable[torch.device]) -> RandomState:
-    """The state of the default generator of each device."""
+    """The state of the default generator of each device; of the CPU's alone while a CUDA graph is captured."""
+    if is_capturing():
+        devices = [device for device in devices if device.type == "cpu"]
     return [
         (
             device,
@@ -72,6 +81,21 @@ def random_as(states: RandomState) -> Iterator[None]:
         yield
     finally:
         _set_random_state(present)
+
+
+def drawing_refused_in_capture() -> AbstractContextManager[Any]:
+    """While a CUDA graph is captured, an error for whatever draws; a second run could not draw the same."""
+    return _NoDraws() if is_capturing() else nullcontext()
+
+
+class _NoDraws(TorchDispatchMode):
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            raise RuntimeError(
+                f"{func} draws random numbers inside of a reversible block while a CUDA graph is captured, "
+                "and they could not be drawn again: capture without dropout, or set save_activations=True"
+            )
+        return func(*args, **(kwargs or {}))
 
 
 def _set_random_state(states: RandomState) -> None:

@@ -11,10 +11,11 @@ import os
 import sys
 from collections.abc import Sequence
 
-from revseg.settings import TrainSettings
+from revseg.settings import DoctorSettings, TrainSettings
 
 COMMANDS: dict[str, tuple[type, str]] = {  # settings, and the function module:name that takes them
     "train": (TrainSettings, "revseg.train:train"),
+    "doctor": (DoctorSettings, "revseg.doctor:doctor"),
 }
 
 
@@ -39,7 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler, which counts memory, talks to stderr
     try:
-        settings.check_folders()
+        if isinstance(settings, TrainSettings):
+            settings.check_folders()
         module, function = next(run for kind, run in COMMANDS.values() if kind is type(settings)).split(":")
         getattr(importlib.import_module(module), function)(settings)
     except KeyboardInterrupt:

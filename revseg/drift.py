@@ -21,6 +21,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from revseg.ambient import is_capturing
 from revseg.kernels.shapes import has_values
 from revseg.steps import bits
 
@@ -130,8 +131,11 @@ def _extremes(x: Tensor) -> Tensor:
 
 
 def report(values: Tensor, judge: Callable[[list[float]], None]) -> None:
-    """Let `judge` see the values [K]: now on a CPU, at a later call of `raise_pending` on a GPU."""
-    if not has_values(values):
+    """Let `judge` see the values [K]: now on a CPU, at a later call of `raise_pending` on a GPU.
+
+    Never from inside a CUDA graph: what its replays compute nobody could copy and wait for.
+    """
+    if not has_values(values) or is_capturing():
         return
     if values.device.type == "cpu":
         judge(values.tolist())
@@ -144,6 +148,8 @@ def report(values: Tensor, judge: Callable[[list[float]], None]) -> None:
 
 def raise_pending() -> None:
     """Judge the values that have arrived from an accelerator by now; waits for nothing."""
+    if is_capturing():
+        return  # to ask whether they have arrived would end the capture
     while _pending and _pending[0][0].query():
         _, values, judge = _pending.popleft()
         judge(values.tolist())

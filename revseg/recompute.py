@@ -31,6 +31,7 @@ from revseg.ambient import (
     autocast_as,
     autocast_state,
     devices_of,
+    drawing_refused_in_capture,
     gpu_is_awake,
     random_as,
     random_state,
@@ -122,7 +123,12 @@ class Call:
             present = [dict(module._buffers) for module in self.modules]
             buffers = [{name: _copy(buffer) for name, buffer in each.items()} for each in present]
             given = self.parameters if parameters is None else parameters
-            with autocast_as(autocast), self._swapped(given), noting() as remembered:
+            with (
+                autocast_as(autocast),
+                self._swapped(given),
+                drawing_refused_in_capture(),
+                noting() as remembered,
+            ):
                 value = (fn or self.fn)(*inputs)
             for copies, originals in zip(buffers, present, strict=True):
                 _share_unchanged(copies, originals)

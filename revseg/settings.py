@@ -155,5 +155,13 @@ class TrainSettings:
         }
 
 
+@dataclass(frozen=True)
+class DoctorSettings:
+    """Say what is installed, which kernels run, and whether they are right on this device."""
+
+    device: str = "auto"
+    """Where to check: cpu, cuda, cuda:1, ...; auto takes a GPU if there is one."""
+
+
 def _flag(field: str) -> str:
     return "--" + field.replace("_", "-")

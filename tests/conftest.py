@@ -1,22 +1,34 @@
 """Empty memory is NaN during tests, so that reading before writing shows."""
 
+from importlib.util import find_spec
+
 import pytest
 import torch
-from hypothesis import HealthCheck, Phase, settings
 
 from revseg.kernels import merged
 
-settings.register_profile(
-    "revseg",
-    deadline=None,
-    derandomize=True,  # a red run stays red
-    phases=(Phase.explicit, Phase.generate),  # shrinking networks takes minutes and helps little
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
-settings.load_profile("revseg")
+if find_spec("hypothesis"):  # a machine with a GPU, where nothing can be installed, may lack it
+    from hypothesis import HealthCheck, Phase, settings
+
+    settings.register_profile(
+        "revseg",
+        deadline=None,
+        derandomize=True,  # a red run stays red
+        phases=(Phase.explicit, Phase.generate),  # shrinking networks takes minutes and helps little
+        suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    )
+    settings.load_profile("revseg")
 torch.set_num_threads(1)  # tests run in several processes; threads that wait for each other cost minutes
 torch.use_deterministic_algorithms(True, warn_only=True)
 torch.utils.deterministic.fill_uninitialized_memory = True
+
+
+def pytest_collection_modifyitems(items):
+    """Tests marked `needs_cuda` are skipped without a GPU; `pytest -m needs_cuda` lists and runs them alone."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("needs_cuda"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
 @pytest.fixture(autouse=True)

@@ -33,7 +33,7 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 modes = pytest.mark.parametrize(
     "options", [{}, {"per_block": True}, {"keep": 2}], ids=["whole", "per_block", "keep"]
 )
-needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+needs_cuda = pytest.mark.needs_cuda
 
 Loss = Callable[..., Tensor]
 

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 LAYERS = [  # the lowest first; a module imports from lines below its own
-    {"settings", "remember", "observers", "kernels", "ambient", "structure"},
+    {"__version__", "settings", "remember", "observers", "kernels", "ambient", "structure"},
     {"ops", "recompute", "data", "metrics", "checkpoint", "seeds", "makers"},
     {"steps", "stack_layer"},
     {"drift", "gradients", "residue", "stack"},
@@ -22,7 +22,7 @@ LAYERS = [  # the lowest first; a module imports from lines below its own
     {"models", "testing", "memory", "convert"},
     {"report"},
     {"prepare"},
-    {"train"},
+    {"train", "doctor"},
     {"cli"},
     {"__main__"},
 ]

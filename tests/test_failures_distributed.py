@@ -299,7 +299,7 @@ def test_distributed_training_is_that_of_the_plain_twin(results, name):
         assert error <= 1e-9
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch's SyncBatchNorm needs a GPU")
+@pytest.mark.needs_cuda  # as torch's SyncBatchNorm does
 def test_synced_batch_norm_is_that_of_the_plain_twin(tmp_path):
     """65: the second run repeats the collectives, on all ranks alike."""
     for error in spawn(tmp_path, ["synced batch norm on a gpu"])["synced batch norm on a gpu"]:

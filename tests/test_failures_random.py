@@ -112,7 +112,7 @@ def test_reseeding_between_forward_and_backward_changes_nothing():
         assert gradient_error(gradients_of(ours, **{"input 0": x}), expected) <= 1e-9
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="draws on a GPU")
+@pytest.mark.needs_cuda
 def test_dropout_on_the_gpu_keeps_its_masks_and_its_random_state():
     """69: each device has a random state of its own, and a function may draw from two of them."""
 
@@ -131,7 +131,7 @@ def test_dropout_on_the_gpu_keeps_its_masks_and_its_random_state():
     assert torch.equal(*states)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="draws on a GPU")
+@pytest.mark.needs_cuda
 def test_a_function_may_draw_on_the_gpu_for_a_stream_on_the_cpu():
     """69: the state of a device that no stream is on."""
     torch.cuda.init()

@@ -340,7 +340,7 @@ def test_other_devices_are_refused():
         peak_bytes(lambda: None, device="meta")
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.needs_cuda
 def test_peak_on_a_gpu():
     def fn():
         a = torch.empty(1 << 20, dtype=torch.uint8, device="cuda")

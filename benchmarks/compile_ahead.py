@@ -1,0 +1,99 @@
+"""What do the kernels take of a GPU, and do they compile for all of them?
+
+Every operation is compiled as it would be launched, forward and backward, for GPUs that need not be there:
+registers of a thread, instructions that spill them, shared memory of a program. The tests do this for a
+part of the cases; this is all of them, about an hour on two cores.
+
+    python -m benchmarks.compile_ahead --targets sm_90 --operations asymmetric_conv --jobs 2
+"""
+
+import argparse
+import os
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import record
+from benchmarks.ahead import TARGETS, compile_launches
+from benchmarks.ahead_cases import CHANNELS, OF_CLASSES, OPERATIONS, Case, all_cases
+
+QUESTION = "What do the kernels take of a GPU, and do they compile for all of them?"
+
+# Kernels that spill and are used all the same: by operation, target, numbers and channels, with the reason.
+SPILLS_KNOWN: dict[tuple[str, str, str, int], str] = {}
+
+
+def compile_case(target: str, case: Case) -> list[dict[str, Any]]:
+    """A row for each kernel of a case: what it takes, or why it does not compile.
+
+    Args:
+        target: A key of `TARGETS`.
+        case: What is launched.
+    """
+    started = time.perf_counter()
+    row: dict[str, Any] = {"target": target, **case._asdict()}
+    try:
+        found = [each.as_row() for each in compile_launches(target, case.launch)]
+    except Exception as error:  # noqa: BLE001, compilers raise what they like
+        found = [{"error": f"{type(error).__name__}: {str(error).strip()[:500]}"}]
+    seconds = round(time.perf_counter() - started, 1)
+    return [row | each | {"case_seconds": seconds} for each in found]
+
+
+def complaints(rows: list[dict[str, Any]]) -> list[str]:
+    """What is wrong with these rows, a sentence each: errors, spills that are not known, too much shared memory."""
+    found = []
+    for row in rows:
+        where = f"{row['operation']} for {row['target']}, {row['numbers']}, {row['channels']} channels"
+        key = (row["operation"], row["target"], row["numbers"], row["channels"])
+        if "error" in row:
+            found.append(f"{where}, {row['layout']}: {row['error']}")
+        elif row["spills"] and key not in SPILLS_KNOWN:
+            found.append(f"{where}, {row['layout']}: {row['kernel']} spills {row['spills']} times")
+        elif row["shared"] > TARGETS[row["target"]].shared:
+            limit = TARGETS[row["target"]].shared
+            found.append(f"{where}, {row['layout']}: {row['kernel']} takes {row['shared']} bytes of {limit}")
+    return found
+
+
+def _start(cache: str) -> None:
+    os.environ["TRITON_CACHE_DIR"] = cache
+    torch.set_num_threads(1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--targets", nargs="+", default=list(TARGETS), choices=list(TARGETS))
+    parser.add_argument("--operations", nargs="+", default=list(OPERATIONS), choices=list(OPERATIONS))
+    parser.add_argument("--channels", type=int, nargs="+", default=list(CHANNELS))
+    parser.add_argument("--jobs", type=int, default=os.cpu_count())
+    parser.add_argument("--out", type=Path, default=record.RESULTS)
+    args = parser.parse_args()
+    cases = [
+        (target, case)
+        for target in args.targets
+        for case in all_cases()
+        if case.operation in args.operations
+        and (case.channels in args.channels or case.operation in OF_CLASSES)
+        and case.runs_on(target)
+    ]
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as cache:
+        pool = ProcessPoolExecutor(args.jobs, get_context("spawn"), _start, (cache,))
+        with pool:
+            for done, found in enumerate(pool.map(compile_case, *zip(*cases, strict=True)), 1):
+                rows += found
+                print(f"{done}/{len(cases)}", *complaints(found), sep="  ", flush=True)
+    settings = {"spills_known": [f"{', '.join(map(str, key))}: {why}" for key, why in SPILLS_KNOWN.items()]}
+    print("wrote", record.write("compile_ahead", QUESTION, rows, settings, args.out))
+
+
+if __name__ == "__main__":
+    main()
