@@ -164,8 +164,10 @@ class Convolution:
         )
 
 
-def _asymmetric(conv: nn.Conv2d) -> int | None:
+def _asymmetric(conv: nn.Conv2d | nn.ConvTranspose2d) -> int | None:
     """The dilation of an n x 1 or 1 x n convolution that keeps the size of its map; None for all others."""
+    if conv.transposed:
+        return None
     (height, width), (down, across) = conv.kernel_size, conv.dilation
     keeps = conv.padding == (down * (height // 2), across * (width // 2)) and conv.stride == (1, 1)
     fits = keeps and min(height, width) == 1 and height * width % 2 == 1 and conv.groups == 1
