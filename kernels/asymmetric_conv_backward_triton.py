@@ -111,6 +111,7 @@ def _launch(
         block_in, block_out = columns(x, channels), summed(x, out)
     elif not input_wanted:
         block_out = _held(x, weight)
+    both = input_wanted and weight_wanted
     dz_x = by = partials = parts = None
     if input_wanted:
         dz_x, by = torch.empty_like(x), weight.flatten(2).permute(2, 0, 1).contiguous()
@@ -122,7 +123,7 @@ def _launch(
     _backward_kernel[grid](
         u, dz, of_u, x, of_x, by, dz_x, partials, parts, tiles.count, *tiles.sizes,
         C=channels, D=out, BC=block_in, BD=block_out, BATCH=len(of_u) == 6,
-        **tiles.constants, **arithmetic(x), num_warps=warps(channels, out), num_stages=1,
+        **tiles.constants, **arithmetic(x), num_warps=warps(channels, out, both=both), num_stages=1,
     )  # fmt: skip
     nothing = x.new_empty(0)
     if parts is None:

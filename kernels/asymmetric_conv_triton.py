@@ -126,9 +126,9 @@ def summed(x: Tensor, channels: int) -> int:
     return min(padded(channels), 32 if x.dtype == torch.float32 else 64)
 
 
-def warps(*channels: int) -> int:
-    """Of a program whose blocks have up to so many channels."""
-    return 4 if max(channels) <= 32 else 8
+def warps(*channels: int, both: bool = False) -> int:
+    """Of a program whose blocks have up to so many channels, and which may make both gradients."""
+    return 4 if max(channels) <= (16 if both else 32) else 8
 
 
 def arithmetic(x: Tensor) -> dict[str, Any]:
