@@ -24,8 +24,23 @@ from benchmarks.ahead_cases import CHANNELS, OF_CLASSES, OPERATIONS, Case, all_c
 
 QUESTION = "What do the kernels take of a GPU, and do they compile for all of them?"
 
-# Kernels that spill and are used all the same: by operation, target, numbers and channels, with the reason.
-SPILLS_KNOWN: dict[tuple[str, str, str, int], str] = {}
+FEW = "a few of thousands of instructions, of values used once a tile"
+
+# Kernels that spill and are used all the same: by operation, kernel and target how often at most, and why.
+SPILLS_KNOWN: dict[tuple[str, str, str], tuple[int, str]] = {
+    ("asymmetric_conv", "_backward_kernel", "sm_75"): (
+        2734,
+        "Turing multiplies no matrices of bfloat16, so that products are unrolled; float16 is for it",
+    ),
+    ("asymmetric_conv", "_backward_kernel", "sm_80"): (8, FEW),
+    ("asymmetric_conv", "_backward_kernel", "sm_86"): (8, FEW),
+    ("asymmetric_conv", "_backward_kernel", "sm_90"): (8, FEW),
+    ("asymmetric_conv", "_backward_kernel", "sm_100"): (8, FEW),
+    ("asymmetric_conv", "_backward_kernel", "gfx942"): (19, FEW),
+    ("bn_act_backward", "_add_kernel", "sm_86"): (4, FEW),
+    ("sum_of_pools", "_forward_kernel", "gfx942"): (8, FEW),
+    ("upsample_cross_entropy", "_pass_kernel", "sm_75"): (5, FEW),
+}
 
 
 def compile_case(target: str, case: Case) -> list[dict[str, Any]]:
@@ -46,17 +61,18 @@ def compile_case(target: str, case: Case) -> list[dict[str, Any]]:
 
 
 def complaints(rows: list[dict[str, Any]]) -> list[str]:
-    """What is wrong with these rows, a sentence each: errors, spills that are not known, too much shared memory."""
+    """What is wrong with these rows, a sentence each: errors, more spills than known, too much shared memory."""
     found = []
     for row in rows:
         where = f"{row['operation']} for {row['target']}, {row['numbers']}, {row['channels']} channels"
-        key = (row["operation"], row["target"], row["numbers"], row["channels"])
         if "error" in row:
             found.append(f"{where}, {row['layout']}: {row['error']}")
-        elif row["spills"] and key not in SPILLS_KNOWN:
+            continue
+        known, _ = SPILLS_KNOWN.get((row["operation"], row["kernel"], row["target"]), (0, ""))
+        if row["spills"] > known:
             found.append(f"{where}, {row['layout']}: {row['kernel']} spills {row['spills']} times")
-        elif row["shared"] > TARGETS[row["target"]].shared:
-            limit = TARGETS[row["target"]].shared
+        limit = TARGETS[row["target"]].shared
+        if row["shared"] > limit:
             found.append(f"{where}, {row['layout']}: {row['kernel']} takes {row['shared']} bytes of {limit}")
     return found
 
@@ -91,7 +107,8 @@ def main() -> None:
             for done, found in enumerate(pool.map(compile_case, *zip(*cases, strict=True)), 1):
                 rows += found
                 print(f"{done}/{len(cases)}", *complaints(found), sep="  ", flush=True)
-    settings = {"spills_known": [f"{', '.join(map(str, key))}: {why}" for key, why in SPILLS_KNOWN.items()]}
+    known = {", ".join(key): f"at most {most}: {why}" for key, (most, why) in SPILLS_KNOWN.items()}
+    settings = {"spills_known": known}
     print("wrote", record.write("compile_ahead", QUESTION, rows, settings, args.out))
 
 

@@ -34,14 +34,14 @@ class Kernel:
 
     function: Callable[..., Any]
     reference: Callable[..., Any]
-    example_inputs: Callable[[Device, torch.dtype], tuple[Any, ...]]
+    example_inputs: Callable[[torch.device, torch.dtype], tuple[Any, ...]]
     differentiable: tuple[int, ...] = ()
 
     def example(self, device: Device, dtype: torch.dtype) -> tuple[Any, ...]:
         """The arguments of the example, the same at each call; random state stays as it was."""
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            return self.example_inputs(device, dtype)
+            return self.example_inputs(torch.device(device), dtype)
 
     def is_live(self, inputs: tuple[Any, ...]) -> bool:
         """Whether a call with these arguments runs in Triton, not in plain PyTorch."""

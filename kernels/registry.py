@@ -15,7 +15,7 @@ from torch import Tensor
 
 from revseg.kernels import asymmetric_conv, bn_act, sum_of_pools, upsample_argmax, upsample_cross_entropy
 from revseg.kernels.bn_act import Norm
-from revseg.kernels.contract import Device, Kernel
+from revseg.kernels.contract import Kernel
 
 
 def _batch_statistics(u: Tensor) -> tuple[Tensor, Tensor]:
@@ -24,7 +24,7 @@ def _batch_statistics(u: Tensor) -> tuple[Tensor, Tensor]:
     return mean.double(), var.double()
 
 
-def _batch_statistics_inputs(device: Device, dtype: torch.dtype) -> tuple[Any, ...]:
+def _batch_statistics_inputs(device: torch.device, dtype: torch.dtype) -> tuple[Any, ...]:
     u = bn_act.example_inputs(device, dtype)[0]
     return (u + 2 * u.abs().amax(),)  # the relative error of a mean near 0 says nothing
 
@@ -43,7 +43,7 @@ def _bn_act_backward(u: Tensor, dz: Tensor, norm: Norm, batch: bool) -> tuple[Te
     return torch.autograd.grad(z, [u, *leaves.values()], dz)
 
 
-def _bn_act_backward_inputs(device: Device, dtype: torch.dtype) -> tuple[Any, ...]:
+def _bn_act_backward_inputs(device: torch.device, dtype: torch.dtype) -> tuple[Any, ...]:
     u, norm = bn_act.example_inputs(device, dtype)
     return u, _gradient_like(u), norm, True
 
@@ -52,7 +52,7 @@ def _bn_act_add(u: Tensor, norm: Norm, x: Tensor) -> Tensor:
     return x + bn_act.reference(u, norm)
 
 
-def _bn_act_add_inputs(device: Device, dtype: torch.dtype) -> tuple[Any, ...]:
+def _bn_act_add_inputs(device: torch.device, dtype: torch.dtype) -> tuple[Any, ...]:
     u, norm = bn_act.example_inputs(device, dtype)
     return u, norm, _gradient_like(u)
 
@@ -62,15 +62,15 @@ def _bn_act_sums(u: Tensor, dz: Tensor, norm: Norm) -> Tensor:
     return torch.stack((dbias, dweight / norm.inverse_deviation().to(dweight.dtype), dslope)).double()
 
 
-def _bn_act_sums_inputs(device: Device, dtype: torch.dtype) -> tuple[Any, ...]:
+def _bn_act_sums_inputs(device: torch.device, dtype: torch.dtype) -> tuple[Any, ...]:
     return _bn_act_backward_inputs(device, dtype)[:3]
 
 
-def _asymmetric_conv_backward_inputs(device: Device, dtype: torch.dtype) -> tuple[Any, ...]:
+def _asymmetric_conv_backward_inputs(device: torch.device, dtype: torch.dtype) -> tuple[Any, ...]:
     x, norm_x, weight, dilation, _ = asymmetric_conv.example_inputs(device, dtype)
     u = asymmetric_conv.reference(x, norm_x, weight, dilation, False)[0]
-    vectors = (torch.linspace(low, 1, u.shape[1], device=device) for low in (0.5, -1, 0.1))
-    norm, dz = Norm(*bn_act.batch_statistics(u), *vectors, 1e-5), _gradient_like(u)
+    scale, bias, slope = (torch.linspace(low, 1, u.shape[1], device=device) for low in (0.5, -1, 0.1))
+    norm, dz = Norm(*bn_act.batch_statistics(u), scale, bias, slope, 1e-5), _gradient_like(u)
     return u, dz, norm, bn_act.bn_act_sums(u, dz, norm), True, x, norm_x, weight, dilation
 
 
@@ -81,7 +81,7 @@ def _sum_of_pools_backward(dy: Tensor, x: Tensor, sizes: Sequence[int]) -> Tenso
     return torch.autograd.grad(y, x, dy)[0]
 
 
-def _sum_of_pools_backward_inputs(device: Device, dtype: torch.dtype) -> tuple[Any, ...]:
+def _sum_of_pools_backward_inputs(device: torch.device, dtype: torch.dtype) -> tuple[Any, ...]:
     x, sizes = sum_of_pools.example_inputs(device, dtype)
     return _gradient_like(sum_of_pools.reference(x, sizes)), x, sizes
 

@@ -85,10 +85,10 @@ def random_as(states: RandomState) -> Iterator[None]:
 
 def drawing_refused_in_capture() -> AbstractContextManager[Any]:
     """While a CUDA graph is captured, an error for whatever draws; a second run could not draw the same."""
-    return _NoDraws() if is_capturing() else nullcontext()
+    return _NoDraws() if is_capturing() else nullcontext()  # type: ignore[no-untyped-call]
 
 
-class _NoDraws(TorchDispatchMode):
+class _NoDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if torch.Tag.nondeterministic_seeded in func.tags:
             raise RuntimeError(

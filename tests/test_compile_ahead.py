@@ -114,9 +114,10 @@ def test_what_is_wrong_is_said_in_a_sentence(values, complaint):
 
 
 def test_known_spills_are_let_through(monkeypatch):
-    monkeypatch.setitem(SPILLS_KNOWN, ("bn_act", "sm_75", "float16", 32), "for the test")
+    monkeypatch.setitem(SPILLS_KNOWN, ("bn_act", "_bn_act_kernel", "sm_75"), (2, "for the test"))
     assert complaints([row(spills=2)]) == []
-    assert complaints([row(spills=2, channels=16)]) != []
+    assert complaints([row(spills=3)]) != []
+    assert complaints([row(spills=2, kernel="_other_kernel")]) != []
 
 
 def test_a_case_that_does_not_compile_is_a_row(monkeypatch):

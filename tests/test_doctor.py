@@ -13,7 +13,6 @@ from revseg.kernels import launch
 from revseg.kernels.registry import KERNELS
 from tests.scaling import SCALE, reference
 
-
 DTYPE_NAMES = ("float32", "float16", "bfloat16")
 
 

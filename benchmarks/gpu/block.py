@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from benchmarks.gpu.setup import Row, Setup, name_of, random
+from benchmarks.gpu.setup import Row, Setup, name_of, random, rounded
 from benchmarks.gpu.timing import Step, bandwidth, captured, race
 from benchmarks.memory_levels import using_kernels
 from revseg import OneSidedCoupling, ReversibleSequence
@@ -43,7 +43,8 @@ def measure(setup: Setup, dtype: torch.dtype) -> Iterator[Row]:
             row = {"case": case, "way": way, "dtype": name_of(dtype), "shape": list(setup.stream)}
             if "ms" in found and rate:
                 floor = UNITS[case] * unit / rate
-                row |= {"floor_ms": 1e3 * floor, "of_floor": round(1e3 * floor / found["ms"]["median"], 3)}
+                share = 1e3 * floor / found["ms"]["median"]
+                row |= {"floor_ms": rounded(1e3 * floor), "of_floor": rounded(share)}
             yield row | found
 
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.gpu.setup import Row, Setup, name_of, random
+from benchmarks.gpu.setup import Row, Setup, name_of, random, rounded
 from benchmarks.gpu.timing import Step, bandwidth, race
 from revseg import ops
 from revseg.kernels.asymmetric_conv import asymmetric_conv, asymmetric_conv_backward
@@ -80,7 +80,8 @@ def measure(setup: Setup, dtype: torch.dtype) -> Iterator[Row]:
         for way, found in race(ways, setup).items():
             row: Row = {"case": name, "way": way, "dtype": name_of(dtype), "shape": list(setup.stream)}
             if "ms" in found and floor:
-                row |= {"floor_ms": 1e3 * floor, "of_floor": round(1e3 * floor / found["ms"]["median"], 3)}
+                share = 1e3 * floor / found["ms"]["median"]
+                row |= {"floor_ms": rounded(1e3 * floor), "of_floor": rounded(share)}
             yield row | found
 
 

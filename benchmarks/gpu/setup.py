@@ -54,6 +54,11 @@ def random(shape: tuple[int, ...], setup: Setup, dtype: torch.dtype, seed: int =
     return x.contiguous(memory_format=torch.channels_last) if len(shape) == 4 else x
 
 
+def rounded(value: float) -> float:
+    """Three digits of it."""
+    return float(f"{value:.3g}")
+
+
 def name_of(dtype: torch.dtype) -> str:
     """The dtype in words; products of float32 are rounded to tf32 here, as PyTorch's convolutions do."""
     return "tf32" if dtype == torch.float32 else str(dtype).removeprefix("torch.")
