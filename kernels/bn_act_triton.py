@@ -24,19 +24,19 @@ from revseg.kernels.tiles_triton import Parts, Tiles, part_of, place_of, sum_of_
 
 def bn_act(u: Tensor, norm: Norm, out: Tensor) -> Tensor:
     """As `revseg.kernels.bn_act.bn_act`."""
-    _bn_act(u, *_parameters(norm), None, 1.0, None, out)
+    _bn_act(u, *parameters_of(norm), None, 1.0, None, out)
     return out
 
 
 def bn_act_add(u: Tensor, norm: Norm, x: Tensor, sign: float, step: float | None, out: Tensor) -> Tensor:
     """As `revseg.kernels.bn_act.bn_act_add`."""
-    _bn_act(u, *_parameters(norm), x, sign, step, out)
+    _bn_act(u, *parameters_of(norm), x, sign, step, out)
     return out
 
 
 def bn_act_sums(u: Tensor, dz: Tensor, norm: Norm) -> Tensor:
     """As `revseg.kernels.bn_act.bn_act_sums`."""
-    sums: Tensor = _bn_act_sums(u, dz, *_parameters(norm))
+    sums: Tensor = _bn_act_sums(u, dz, *parameters_of(norm))
     return sums[:3]
 
 
@@ -44,14 +44,14 @@ def bn_act_backward(
     u: Tensor, dz: Tensor, norm: Norm, batch: bool, out: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """As `revseg.kernels.bn_act.bn_act_backward`."""
-    parameters = _parameters(norm)
+    parameters = parameters_of(norm)
     sums: Tensor = _bn_act_sums(u, dz, *parameters)
     _bn_act_gradient(u, dz, *parameters, sums if batch else None, out)
     dbias, _, dslope, dweight = sums.unbind()
     return out, dweight, dbias, dslope
 
 
-def _parameters(norm: Norm) -> tuple[Any, ...]:
+def parameters_of(norm: Norm) -> tuple[Any, ...]:
     """What the operations take for a Norm; its slope is a tensor, or else a number."""
     slope, fixed = (norm.slope, 1.0) if isinstance(norm.slope, Tensor) else (None, norm.slope)
     return norm.mean, norm.var, norm.weight, norm.bias, slope, fixed, norm.eps

@@ -88,6 +88,15 @@ def image_pyramid(images: Tensor, depth: int) -> list[Tensor]:
     return pyramid
 
 
+def crop(x: Tensor, size: Sequence[int]) -> Tensor:
+    """The top left corner [N, C, H, W] of a map, for a size (H, W).
+
+    What was halved to ceil(size / 2) and doubled again is one row or column too large where the size
+    was odd.
+    """
+    return x[..., : size[0], : size[1]]
+
+
 class BNAct(nn.Sequential):
     """Batch norm, then activation.
 

@@ -60,7 +60,7 @@ class Maker(Protocol):
 
 
 class Convolution:
-    """The maker of a 2-d convolution.
+    """The maker of a 2-d convolution, transposed or not.
 
     Args:
         conv: Gives stride, padding, dilation and groups.
@@ -68,24 +68,40 @@ class Convolution:
             a whole then never exists as floats.
     """
 
-    def __init__(self, conv: nn.Conv2d, prepare: Callable[[Tensor], Tensor] | None = None) -> None:
+    def __init__(
+        self, conv: nn.Conv2d | nn.ConvTranspose2d, prepare: Callable[[Tensor], Tensor] | None = None
+    ) -> None:
         self.stride, self.dilation, self.groups = conv.stride, conv.dilation, conv.groups
         self.padding: Any = conv.padding
+        self.transposed, self.output_padding = conv.transposed, conv.output_padding
         self.prepare = prepare
+        self.asymmetric = None if prepare else _asymmetric(conv)
 
     @classmethod
     def of(cls, conv: nn.Module, prepare: Callable[[Tensor], Tensor] | None = None) -> Convolution | None:
         """The maker of this module; None if it is no ordinary convolution."""
-        if type(conv) is not nn.Conv2d or conv.padding_mode != "zeros" or isinstance(conv.padding, str):
+        if not isinstance(conv, (nn.Conv2d, nn.ConvTranspose2d)) or has_hooks(conv):
             return None
-        return None if has_hooks(conv) else cls(conv, prepare)
+        ordinary = type(conv) in (nn.Conv2d, nn.ConvTranspose2d)
+        zeros = conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
+        return cls(conv, prepare) if ordinary and zeros else None
 
     def forward(self, x: Tensor, *parameters: Tensor) -> Tensor:
         weight, bias = parameters[0], parameters[1] if len(parameters) > 1 else None
         if self.prepare is not None:
             images = self.prepare(x)
             x = images if images is x else images.to(weight.dtype)
-        return torch.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+        return torch.convolution(
+            x,
+            weight,
+            bias,
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.transposed,
+            self.output_padding,
+            self.groups,
+        )
 
     def make(self, x: Source, like: Tensor, parameters: Sequence[Tensor], computed: bool) -> Tensor:
         # A CPU copies the input into another layout; with few channels, or in half precision, the output too.
@@ -131,7 +147,7 @@ class Convolution:
         return part if part.is_floating_point() or self.prepare is None else self.prepare(part).to(dtype)
 
     def _call(self, du: Tensor, x: Tensor, parameters: Sequence[Tensor], wanted: list[bool]) -> Any:
-        bias = [parameters[1].shape[0]] if len(parameters) > 1 else None
+        bias = list(parameters[1].shape) if len(parameters) > 1 else None
         mask = (wanted[0], wanted[1], len(parameters) > 1 and wanted[2])
         return torch.ops.aten.convolution_backward(
             du,
@@ -141,11 +157,21 @@ class Convolution:
             self.stride,
             self.padding,
             self.dilation,
-            False,
-            [0, 0],
+            self.transposed,
+            self.output_padding,
             self.groups,
             mask,
         )
+
+
+def _asymmetric(conv: nn.Conv2d | nn.ConvTranspose2d) -> int | None:
+    """The dilation of an n x 1 or 1 x n convolution that keeps the size of its map; None for all others."""
+    if conv.transposed:
+        return None
+    (height, width), (down, across) = conv.kernel_size, conv.dilation
+    keeps = conv.padding == (down * (height // 2), across * (width // 2)) and conv.stride == (1, 1)
+    fits = keeps and min(height, width) == 1 and height * width % 2 == 1 and conv.groups == 1
+    return (down if height > 1 else across) if fits and conv.bias is None else None
 
 
 class SideBySide:
@@ -185,6 +211,11 @@ def _memory_for(du: Tensor, like: Tensor) -> Tensor:
     if du.shape == like.shape and du.stride() == like.stride():
         return du
     return torch.empty_like(like, dtype=du.dtype)
+
+
+def held(x: Tensor) -> Source:
+    """The source of a map that is there already."""
+    return lambda pick: pick(x)
 
 
 def images_of(x: Source, count: int) -> Iterator[Tensor]:

@@ -3,6 +3,11 @@
 `REVSEG_KERNELS=0` in the environment turns them off: layers then run as ordinary PyTorch modules.
 """
 
+from revseg.kernels.asymmetric_conv import (
+    asymmetric_conv,
+    asymmetric_conv_backward,
+    has_asymmetric_conv,
+)
 from revseg.kernels.bn_act import (
     Norm,
     batch_statistics,
@@ -18,11 +23,14 @@ from revseg.kernels.upsample_cross_entropy import upsample_cross_entropy
 
 __all__ = [
     "Norm",
+    "asymmetric_conv",
+    "asymmetric_conv_backward",
     "batch_statistics",
     "bn_act",
     "bn_act_add",
     "bn_act_backward",
     "bn_act_sums",
+    "has_asymmetric_conv",
     "has_kernel",
     "kernels_are_on",
     "sum_of_pools",

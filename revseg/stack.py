@@ -37,10 +37,10 @@ Coupled = tuple[Tensor, torch.dtype | None]  # a sum, and the dtype of what was 
 class Stack(nn.Sequential):
     """`nn.Sequential`, of which neighbouring layers keep one raw map each.
 
-    A layer is a convolution, the batch norm behind it and the activation behind that, as three
-    modules of the row; or one module with a method `as_layer`, which gives a `Layer` or None, like
-    `ConvBNAct`. Other modules are called. Stacks inside of stacks count as their modules. Names in
-    the state dict are those of `nn.Sequential`.
+    A layer is a convolution, transposed or not, the batch norm behind it and the activation behind
+    that, as three modules of the row; or one module with a method `as_layer`, which gives a `Layer`
+    or None, like `ConvBNAct`. Other modules are called. Stacks inside of stacks count as their
+    modules. Names in the state dict are those of `nn.Sequential`.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -89,7 +89,7 @@ def _first_layer(row: Sequence[nn.Module]) -> tuple[Layer | None, int]:
     as_layer = getattr(first, "as_layer", None)
     if callable(as_layer):
         return None if has_hooks(first) else as_layer(), 1
-    if len(row) < 2 or not isinstance(first, nn.Conv2d):
+    if len(row) < 2 or not isinstance(first, (nn.Conv2d, nn.ConvTranspose2d)):
         return None, 1
     parameters = first.weight, first.bias
     for length, act in ((3, row[2] if len(row) > 2 else None), (2, nn.Identity())):
@@ -158,12 +158,19 @@ class _Plan:
             for i, layer in enumerate(self.layers):
                 own = [self.lowered(p) for p in self.of_maker(i, parameters)]
                 like = kept[-1] if kept else x
-                made = layer.maker.make(self.source(i, x, parameters, kept), like, own, bool(kept))
-                self.statistics.append(remember(partial(layer.statistics, made)))
+                dilation = layer.dilation(like)
+                if dilation is None:
+                    made = layer.maker.make(self.source(i, x, parameters, kept), like, own, bool(kept))
+                    statistics = remember(partial(layer.statistics, made))
+                else:
+                    raw, norm = self.lowered(like), self.norm_before(i, parameters)
+                    made, statistics = layer.convolve(raw, norm, own[0], dilation)
+                self.statistics.append(statistics)
                 if kept is not None:
                     kept.append(made)
                 elif i < len(self.layers) - 1:
-                    x = ops.bn_act(made, self.norm(i, parameters), out=made)
+                    reads_raw = self.layers[i + 1].dilation(made) is not None
+                    x = made if reads_raw else ops.bn_act(made, self.norm(i, parameters), out=made)
             return self.finish(made, self.norm(i, parameters), made if kept is None else None)
 
     def finish(self, u: Tensor, norm: ops.Norm, out: Tensor | None) -> Tensor:
@@ -212,6 +219,10 @@ class _Plan:
             self.layers[i].fixed_slope() if slope is None else slope,
             self.layers[i].bn.eps,
         )
+
+    def norm_before(self, i: int, parameters: Sequence[Tensor]) -> ops.Norm | None:
+        """What follows the raw map that layer i reads; None for the input of the stack."""
+        return self.norm(i - 1, parameters) if i else None
 
     def no_autocast(self) -> AbstractContextManager[Any]:
         """Arguments are cast here: autocast would keep casts that were made without a graph."""
@@ -271,28 +282,41 @@ def _gradients(
     """Of the input and the parameters. `kept` is emptied on the way, and overwritten in the last pass."""
     found: Grads = [None] * len(parameters)
     dx: Tensor | None = dz
+    sums: Tensor | None = None  # over the map of the layer, if the one behind took them
     for i in reversed(range(len(plan.layers))):
         assert dx is not None
-        slots = plan.slots[i]
+        slots, norm, maker = plan.slots[i], plan.norm(i, parameters), plan.layers[i].maker
+        mine = [slot for slot in slots[:-3] if slot is not None]
+        before = [slot for each in plan.slots[:i] for slot in each if slot is not None]
+        asked = [wanted[0] or any(wanted[slot + 1] for slot in before), *(wanted[slot + 1] for slot in mine)]
+        own = [plan.lowered(parameters[slot]) for slot in mine]
+        of_maker: Grads
         u = kept.pop()
-        ours = i < len(plan.layers) - 1 and dx.dtype == u.dtype and dx.stride() == u.stride()
-        out = dx if ours else u if last else None
-        du, *of_norm = ops.bn_act_backward(u, dx, plan.norm(i, parameters), plan.batch[i], out)
-        del u, dx, out
+        like = kept[-1] if kept else x
+        dilation = plan.layers[i].dilation(like)
+        if dilation is None:
+            ours = i < len(plan.layers) - 1 and dx.dtype == u.dtype and dx.stride() == u.stride()
+            out = dx if ours else u if last else None
+            du, *of_norm = ops.bn_act_backward(u, dx, norm, plan.batch[i], out)
+            del u, dx, out
+            dx, *of_maker = maker.backward(du, plan.source(i, x, parameters, kept), like, own, asked)
+            del du
+            sums = None
+        else:
+            sums = ops.bn_act_sums(u, dx, norm) if sums is None else sums
+            of_norm = [sums[1] * norm.inverse_deviation(), sums[0], sums[2]]
+            of_x = plan.lowered(like), plan.norm_before(i, parameters)
+            dx, dweight, sums = ops.asymmetric_conv_backward(
+                u, dx, norm, sums, plan.batch[i], *of_x, own[0], dilation, (asked[0], asked[1])
+            )
+            of_maker = [dweight]
+            del u, of_x
         for slot, gradient in zip(slots[-3:], of_norm, strict=True):
             if slot is not None and wanted[slot + 1]:
                 p = parameters[slot]
                 if p.numel() != len(gradient):  # one slope for all channels
                     gradient = gradient.sum()
                 found[slot] = gradient.view(p.shape).to(p.dtype)
-        mine = [slot for slot in slots[:-3] if slot is not None]
-        before = [slot for each in plan.slots[:i] for slot in each if slot is not None]
-        asked = [wanted[0] or any(wanted[slot + 1] for slot in before), *(wanted[slot + 1] for slot in mine)]
-        own = [plan.lowered(parameters[slot]) for slot in mine]
-        like = kept[-1] if kept else x
-        source = plan.source(i, x, parameters, kept)
-        dx, *of_maker = plan.layers[i].maker.backward(du, source, like, own, asked)
-        del du
         for slot, dparameter in zip(mine, of_maker, strict=True):
             found[slot] = None if dparameter is None else dparameter.to(parameters[slot].dtype)
         if not asked[0]:

@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from revseg import ops
-from revseg.makers import Maker
+from revseg.makers import Convolution, Maker
 from revseg.observers import has_hooks
+from revseg.remember import remember
 
 
 @dataclass(frozen=True)
@@ -42,14 +43,35 @@ class Layer:
     def uses_batch(self) -> bool:
         return self.bn.training or (self.bn.running_mean is None and self.bn.running_var is None)
 
-    def statistics(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and variance to normalise by; running statistics are moved on."""
+    def dilation(self, x: Tensor) -> int | None:
+        """That of an asymmetric convolution which runs as a kernel on the raw map before it, x; None if it does not."""
+        maker, weight = self.maker, self.parameters[0]
+        if not isinstance(maker, Convolution) or maker.asymmetric is None or weight is None:
+            return None
+        return maker.asymmetric if ops.has_asymmetric_conv(x, weight) else None
+
+    def convolve(
+        self, x: Tensor, norm: ops.Norm | None, weight: Tensor, dilation: int
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """The raw map of such a layer, and its statistics, which are taken on the way if no run before has them."""
+        made: list[Tensor] = []
+
+        def statistics() -> tuple[Tensor, Tensor]:
+            u, mean, var = ops.asymmetric_conv(x, norm, weight, dilation, self.uses_batch())
+            made.append(u)
+            return self.statistics(u, None if mean is None or var is None else (mean, var))
+
+        found = remember(statistics)
+        return made[0] if made else ops.asymmetric_conv(x, norm, weight, dilation, False)[0], found
+
+    def statistics(self, u: Tensor, of_batch: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        """Mean and variance to normalise by, those of the batch if they are known; running statistics are moved on."""
         bn = self.bn
         if not self.uses_batch():
             running: tuple[Any, Any] = bn.running_mean, bn.running_var
             return running[0].double(), running[1].double()
         F._verify_batch_size(u.size())  # type: ignore[attr-defined]
-        mean, var = ops.batch_statistics(u)
+        mean, var = ops.batch_statistics(u) if of_batch is None else of_batch
         if bn.training and bn.running_mean is not None and bn.running_var is not None:
             momentum = bn.momentum
             if bn.num_batches_tracked is not None:

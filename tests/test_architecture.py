@@ -16,7 +16,7 @@ LAYERS = [  # the lowest first; a module imports from lines below its own
     {"drift", "gradients", "residue", "stack"},
     {"ordinary"},
     {"exact", "layers", "losses", "levels"},
-    {"engine"},
+    {"engine", "conv_pool"},
     {"couplings", "downsample"},
     {"sequence"},
     {"models", "testing", "memory", "convert"},

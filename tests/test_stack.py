@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from revseg.layers import ConvBNAct, ImageConvBNAct, asymmetric_pairs, normalize_images
+from revseg.makers import Convolution
 from revseg.stack import Stack, run_layers
 from tests.helpers import assert_same_result, relative_error, run_step, small_input
 from tests.stack_twins import Plain, by_name, layer, small_stack, stirred
@@ -45,6 +46,10 @@ LAYERS = {
     "linear": lambda: [layer(8, 6, act=nn.Identity()), layer(6, 5)],
     "conv bias": lambda: [layer(8, 6, conv=nn.Conv2d(8, 6, 3)), layer(6, 5, conv=nn.Conv2d(6, 5, 1))],
     "groups": lambda: [layer(8, 8, conv=nn.Conv2d(8, 8, 3, groups=8)), layer(8, 6, conv=nn.Conv2d(8, 6, 1, groups=2))],
+    "transposed": lambda: [
+        layer(8, 6, conv=nn.ConvTranspose2d(8, 6, 3, 2, 1, output_padding=1)),
+        layer(6, 4, conv=nn.ConvTranspose2d(6, 4, 2, 2, groups=2, bias=False)),
+    ],
     "stride": lambda: [layer(8, 6, stride=2), layer(6, 5, (3, 1), stride=2)],
     "dilation": lambda: [layer(8, 6, dilation=2), layer(6, 5, (1, 3), dilation=3)],
     "affine off": lambda: [layer(8, 6, bn=nn.BatchNorm2d(6, affine=False)), layer(6, 5)],
@@ -74,6 +79,27 @@ def test_equals_them_at_any_size(size, runs):
     assert runs == [2]
 
 
+@pytest.mark.parametrize(
+    ("options", "dilation"),
+    [
+        ({"kernel_size": (3, 1), "padding": (2, 0), "dilation": (2, 1)}, 2),
+        ({"kernel_size": (1, 5), "padding": (0, 6), "dilation": (1, 3)}, 3),
+        ({"kernel_size": 1}, 1),
+        ({"kernel_size": 3, "padding": 1}, None),
+        ({"kernel_size": (3, 1)}, None),
+        ({"kernel_size": (3, 1), "padding": (1, 0), "stride": 2}, None),
+        ({"kernel_size": (3, 1), "padding": (1, 0), "groups": 2}, None),
+        ({"kernel_size": (3, 1), "padding": (1, 0), "bias": True}, None),
+        ({"kernel_size": (2, 1), "padding": (1, 0)}, None),
+    ],
+    ids=str,
+)
+def test_a_maker_knows_whether_it_is_an_asymmetric_convolution(options, dilation):
+    maker = Convolution.of(nn.Conv2d(4, 4, **{"bias": False, **options}))
+    assert maker is not None
+    assert maker.asymmetric == dilation
+
+
 OTHERS = {
     "dropout between": lambda: [layer(8, 6), nn.Dropout(0.4), layer(6, 5)],
     "unknown activation": lambda: [layer(8, 6), layer(6, 6, act=nn.SiLU()), layer(6, 5)],
@@ -81,7 +107,6 @@ OTHERS = {
     "reflected": lambda: [layer(8, 6), layer(6, 6, conv=nn.Conv2d(6, 6, 3, padding=1, padding_mode="reflect")), layer(6, 5)],
     "same": lambda: [layer(8, 6), layer(6, 6, conv=nn.Conv2d(6, 6, 3, padding="same")), layer(6, 5)],
     "other modules": lambda: [layer(8, 6), nn.MaxPool2d(2), nn.Tanh(), layer(6, 5)],
-    "upsampling": lambda: [layer(8, 6), layer(6, 6, conv=nn.ConvTranspose2d(6, 6, 2)), layer(6, 5)],
 }  # fmt: skip
 
 

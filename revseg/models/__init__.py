@@ -16,6 +16,12 @@ from revseg.models.bisenet import BiSeNetResNet18, BiSeNetXception39
 from revseg.models.cfpnet import CFPNet
 from revseg.models.cgnet import CGNet
 from revseg.models.dabnet import DABNet
+from revseg.models.enet import ENet
+from revseg.models.enet_rev import ReversibleENet
+from revseg.models.erfnet import ERFNet
+from revseg.models.erfnet_rev import ReversibleERFNet
+from revseg.models.espnet import ESPNet
+from revseg.models.espnet_rev import ReversibleESPNet
 from revseg.models.fpenet import FPENet
 from revseg.models.fssnet import FSSNet
 from revseg.models.icnet import ICNet
@@ -29,6 +35,12 @@ MODELS: dict[str, type[nn.Module]] = {
     "cfpnet": CFPNet,
     "cgnet": CGNet,
     "dabnet": DABNet,
+    "enet": ENet,
+    "enet_rev": ReversibleENet,
+    "erfnet": ERFNet,
+    "erfnet_rev": ReversibleERFNet,
+    "espnet": ESPNet,
+    "espnet_rev": ReversibleESPNet,
     "fpenet": FPENet,
     "fssnet": FSSNet,
     "icnet": ICNet,

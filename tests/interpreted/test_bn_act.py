@@ -251,7 +251,7 @@ def test_that_would_show():
 def test_operations_are_registered_as_torch_wants_them(slope):
     given = case(ODD, F32, slope=slope)
     norm, out = given.norm(), torch.zeros_like(given.u)
-    parameters = bn_act_triton._parameters(norm)
+    parameters = bn_act_triton.parameters_of(norm)
     check = torch.library.opcheck
     check(batch_statistics_op, (given.u,))
     check(bn_act_triton._bn_act, (given.u, *parameters, None, 1.0, None, out))

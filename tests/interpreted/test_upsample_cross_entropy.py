@@ -260,7 +260,9 @@ def test_kernels_can_be_turned_off(monkeypatch):
     torch.testing.assert_close(upsample_cross_entropy(logits, labels), expected)
 
 
-@pytest.mark.parametrize("options", [{}, {"weight": torch.rand(5)}, {"reduction": "sum"}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"weight": torch.linspace(0.2, 1, 5)}, {"reduction": "sum"}], ids=str
+)
 def test_hard_examples(options):
     logits, labels = example(dtype=torch.float32)
     exact = ohem_reference(logits.double(), labels, 0.2, 20, **options)

@@ -1,0 +1,263 @@
+"""ENet: bottlenecks of a quarter of the channels, and a decoder that unpools.
+
+The initial block halves the size beside a max pool (`ConvPool`). Two stages of bottlenecks follow at
+1/4 and 1/8: a 1 x 1 convolution narrows, a 3 x 3, dilated or asymmetric (5) convolution works, a
+1 x 1 convolution widens again. The decoder puts values back where the max pools of the encoder
+found them, and ends with a transposed convolution at the size of the images.
+
+Source: Paszke, Chaurasia, Kim and Culurciello, ENet: A Deep Neural Network Architecture for Real-Time
+Semantic Segmentation, arXiv:1606.02147: table 1, and figure 2 for the blocks.
+
+As in the authors' Torch7 code, which gives 364,311 parameters: inner channels are a quarter of those
+that go out; the convolutions in the middle have a bias, of an asymmetric pair the second one; PReLU per
+channel in the encoder, ReLU in the decoder; batch norm eps 1e-3; no batch norm between an
+asymmetric pair; no dropout in the decoder. Odd sizes are rounded up on the way down and cropped on
+the way up.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from revseg.conv_pool import ImageConvPool
+from revseg.layers import ACTIVATIONS, crop
+from revseg.levels import check_level, run_again, run_block_again
+from revseg.stack import Stack
+
+Wrap = Callable[[nn.Module], nn.Module]
+Units = Callable[..., nn.Module]  # of channels, of these kinds, with dropout and activation
+
+EPS = 1e-3
+# What the convolution in the middle is: a dilation, or "asymmetric".
+STAGE2 = (1, 2, "asymmetric", 4, 1, 8, "asymmetric", 16)
+Kind = int | str
+
+
+class ENetLayers(nn.Module):
+    """What lies around the bottlenecks, the same for ENet and its reversible edition.
+
+    Args:
+        num_classes: C, the number of classes.
+        widths: Channels at 1/2, 1/4 and 1/8 of the size.
+        depth: Number of bottlenecks at 1/4.
+        repeats: How often the bottlenecks at 1/8 go through their eight kinds.
+        dropout: Probability of dropping a channel at 1/4 and at 1/8.
+        units: Makes the bottlenecks of one resolution.
+        block: Called with each up- or down-sampling, for what stands in its place.
+        stage: Called with each stage, for what stands in its place.
+    """
+
+    stride = 1
+
+    def __init__(
+        self,
+        num_classes: int,
+        widths: Sequence[int],
+        depth: int,
+        repeats: int,
+        dropout: Sequence[float],
+        units: Units,
+        block: Wrap,
+        stage: Wrap,
+    ) -> None:
+        super().__init__()
+        _check(num_classes, widths, depth, repeats, dropout)
+        w1, w2, w3 = widths
+        p1, p2 = dropout
+        self.stem = block(ImageConvPool(3, w1, activation="prelu", eps=EPS))  # 1/2
+        self.down1 = block(Halving(w1, w2, p1))
+        self.stage1 = stage(units(w2, [1] * depth, p1, "prelu"))  # 1/4
+        self.down2 = block(Halving(w2, w3, p2))
+        self.stage2 = stage(units(w3, STAGE2 * repeats, p2, "prelu"))  # 1/8
+        self.up1 = block(Doubling(w3, w2))
+        self.stage3 = stage(units(w2, (1, 1), 0.0, "relu"))  # 1/4
+        self.up2 = block(Doubling(w2, w1))
+        self.stage4 = stage(units(w1, (1,), 0.0, "relu"))  # 1/2
+        self.classifier = nn.ConvTranspose2d(w1, num_classes, 2, stride=2)  # 1
+
+    def forward(self, images: Tensor) -> Tensor:  # [N, 3, H, W] -> [N, C, H, W]
+        x = self.stem(images)
+        half = x.shape[-2:]
+        x, corners1 = self.down1(x)
+        quarter = x.shape[-2:]
+        x, corners2 = self.down2(self.stage1(x))
+        x = self.stage3(self.up1(self.stage2(x), corners2, quarter))
+        x = self.stage4(self.up2(x, corners1, half))
+        return crop(self.classifier(x), images.shape[-2:])
+
+
+class ENet(ENetLayers):
+    """ENet for `num_classes` classes: images [N, 3, H, W] to logits [N, num_classes, H, W].
+
+    Args:
+        num_classes: C, the number of classes.
+        widths: Channels at 1/2, 1/4 and 1/8 of the size, rising, multiples of 4.
+        depth: Number of bottlenecks at 1/4, beside the one that halves the size.
+        repeats: How often the bottlenecks at 1/8 go through their eight kinds.
+        dropout: Probability of dropping a channel at 1/4 and at 1/8.
+        memory: "lowest", "balanced" or "fastest", see `revseg.levels`.
+
+    Raises:
+        ValueError: If an argument is unknown or out of its range.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 19,
+        *,
+        widths: Sequence[int] = (16, 64, 128),
+        depth: int = 4,
+        repeats: int = 2,
+        dropout: Sequence[float] = (0.01, 0.1),
+        memory: str = "balanced",
+    ) -> None:
+        check_level(memory)
+        block: Wrap = partial(run_block_again, memory=memory)
+        stage: Wrap = partial(run_again, memory=memory, save_activations=False)
+
+        def units(channels: int, kinds: Sequence[Kind], dropout: float, activation: str) -> nn.Module:
+            return nn.Sequential(*(block(Bottleneck(channels, k, dropout, activation)) for k in kinds))
+
+        super().__init__(num_classes, widths, depth, repeats, dropout, units, block, stage)
+
+
+class Bottleneck(nn.Module):
+    """The residual unit: act(x + bottleneck(x)), [N, C, h, w] to the same.
+
+    Args:
+        channels: C.
+        kind: Dilation of the 3 x 3 convolution in the middle, or "asymmetric".
+        dropout: Probability of dropping a channel before the sum.
+        activation: One of `revseg.layers.ACTIVATIONS`.
+    """
+
+    def __init__(self, channels: int, kind: Kind, dropout: float, activation: str) -> None:
+        super().__init__()
+        self.bottleneck = bottleneck(channels, kind, dropout, activation)
+        self.act = ACTIVATIONS[activation](channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(x + self.bottleneck(x))  # type: ignore[no-any-return]
+
+
+def bottleneck(channels: int, kind: Kind, dropout: float, activation: str) -> Stack:
+    """Narrow to a quarter, work, widen; a linear end."""
+    inner = channels // 4
+    middle: list[nn.Module]
+    if kind == "asymmetric":
+        middle = [
+            nn.Conv2d(inner, inner, (1, 5), padding=(0, 2), bias=False),
+            nn.Conv2d(inner, inner, (5, 1), padding=(2, 0)),
+        ]
+    else:
+        dilation = int(kind)
+        middle = [nn.Conv2d(inner, inner, 3, padding=dilation, dilation=dilation)]
+    narrow = nn.Conv2d(channels, inner, 1, bias=False)
+    return _bottleneck(narrow, middle, channels, dropout, activation)
+
+
+class Halving(nn.Module):
+    """Half the size: a bottleneck that begins with 2 x 2 and stride 2, beside a max pool.
+
+    [N, in, H, W] to [N, out, ceil(H / 2), ceil(W / 2)], and the corners [N, in, h, w], uint8, where the
+    maxima were, for `Doubling`. The pool's missing channels are zero.
+
+    Args:
+        in_channels: Channels that come in.
+        out_channels: Channels that go out, more than come in.
+        dropout: Probability of dropping a channel before the sum.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, dropout: float) -> None:
+        super().__init__()
+        inner = out_channels // 4
+        narrow = nn.Conv2d(in_channels, inner, 2, stride=2, bias=False)
+        middle = [nn.Conv2d(inner, inner, 3, padding=1)]
+        self.bottleneck = _bottleneck(narrow, middle, out_channels, dropout, "prelu")
+        self.act = nn.PReLU(out_channels)
+        self.missing = out_channels - in_channels
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        pooled, corners = pool_with_corners(x)
+        even = F.pad(x, (0, x.shape[-1] % 2, 0, x.shape[-2] % 2))
+        y = self.bottleneck(even) + F.pad(pooled, (0, 0, 0, 0, 0, self.missing))
+        return self.act(y), corners
+
+
+class Doubling(nn.Module):
+    """Twice the size: a bottleneck around a transposed convolution, beside an unpooling.
+
+    Args:
+        in_channels: Channels that come in.
+        out_channels: Channels that go out.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        inner = out_channels // 4
+        narrow = nn.Conv2d(in_channels, inner, 1, bias=False)
+        middle = [nn.ConvTranspose2d(inner, inner, 3, stride=2, padding=1, output_padding=1)]
+        self.bottleneck = _bottleneck(narrow, middle, out_channels, 0.0, "relu")
+        self.narrow = Stack(
+            nn.Conv2d(in_channels, out_channels, 1, bias=False), nn.BatchNorm2d(out_channels, eps=EPS)
+        )
+
+    def forward(self, x: Tensor, corners: Tensor, size: Sequence[int]) -> Tensor:
+        """The map [N, out, *size] of x [N, in, h, w]; corners [N, out, h, w] are those of a `Halving`."""
+        return F.relu(unpool(self.narrow(x), corners, size) + crop(self.bottleneck(x), size), inplace=True)
+
+
+def pool_with_corners(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest of each 2 x 2 square, and in which corner it was.
+
+    Args:
+        x: A map [N, C, H, W]; a square at an odd border has what there is of it.
+
+    Returns:
+        The maxima [N, C, ceil(H / 2), ceil(W / 2)], and their corners 0 to 3, row by row, uint8: an
+        eighth of the memory of `F.max_pool2d`'s indices.
+    """
+    pooled, indices = F.max_pool2d(x, 2, ceil_mode=True, return_indices=True)
+    width = x.shape[-1]
+    return pooled, (indices // width % 2 * 2 + indices % width % 2).to(torch.uint8)
+
+
+def unpool(x: Tensor, corners: Tensor, size: Sequence[int]) -> Tensor:
+    """Each value of x [N, C, h, w] in its corner of a square, zeros elsewhere: [N, C, *size]."""
+    places = torch.arange(4, dtype=torch.uint8, device=x.device).view(4, 1, 1)
+    squares = torch.where(corners.unsqueeze(2) == places, x.unsqueeze(2), 0.0)  # [N, C, 4, h, w]
+    return crop(F.pixel_shuffle(squares.flatten(1, 2), 2), size)
+
+
+def _bottleneck(
+    narrow: nn.Module, middle: Sequence[nn.Module], out_channels: int, dropout: float, activation: str
+) -> Stack:
+    inner = out_channels // 4
+    return Stack(
+        narrow,
+        nn.BatchNorm2d(inner, eps=EPS),
+        ACTIVATIONS[activation](inner),
+        *middle,
+        nn.BatchNorm2d(inner, eps=EPS),
+        ACTIVATIONS[activation](inner),
+        nn.Conv2d(inner, out_channels, 1, bias=False),
+        nn.BatchNorm2d(out_channels, eps=EPS),
+        *([nn.Dropout2d(dropout)] if dropout > 0 else []),
+    )
+
+
+def _check(
+    num_classes: int, widths: Sequence[int], depth: int, repeats: int, dropout: Sequence[float]
+) -> None:
+    if num_classes < 1:
+        raise ValueError(f"expected num_classes of at least 1, got {num_classes}")
+    rising = len(widths) == 3 and 3 < widths[0] < widths[1] < widths[2]
+    if not rising or any(width % 4 for width in widths):
+        raise ValueError(f"expected three rising widths, multiples of 4, got {widths}")
+    if depth < 1 or repeats < 1:
+        raise ValueError(f"expected depth and repeats of at least 1, got {depth} and {repeats}")
+    if len(dropout) != 2 or not all(0 <= p < 1 for p in dropout):
+        raise ValueError(f"expected two probabilities of dropout in [0, 1), got {dropout}")

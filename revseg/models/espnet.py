@@ -1,0 +1,275 @@
+"""ESPNet: spatial pyramids of dilated convolutions, and a decoder of a few channels.
+
+The encoder halves the size three times. At 1/4 and 1/8 a strided ESP block is followed by p and q of
+the same size (`ESP`); what comes into and goes out of them is concatenated. The image, made small
+by average pools, is concatenated too at 1/2 and 1/4. The decoder works on C channels, one for each
+class: three times it doubles the size, twice it joins what the encoder has at that size.
+
+Source: Mehta, Rastegari, Caspi, Shapiro and Hajishirzi, ESPNet: Efficient Spatial Pyramid of Dilated
+Convolutions for Semantic Segmentation, arXiv:1803.06815, figure 4 (d).
+
+As in the authors' code: no bias anywhere, batch norm eps 1e-3, a PReLU per channel, pools that count
+their padding, dilated ESP blocks also where the paper says strided. The paper's tables have p = 2
+and q = 8, 363,462 parameters; the code's own default is q = 3. Odd sizes are rounded up on the
+way down and cropped on the way up.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from revseg.layers import BNAct, ConvBNAct, ImageConvBNAct, crop, normalize_images
+from revseg.levels import check_level, run_again, run_block_again
+from revseg.models.espnet_esp import DILATIONS, ESP
+from revseg.models.official import renamed
+from revseg.stack import Stack
+
+Wrap = Callable[[nn.Module], nn.Module]
+Units = Callable[[int, int], nn.Module]  # of channels, so many
+
+
+class ESPNetLayers(nn.Module):
+    """What lies around the ESP blocks of one size, the same for ESPNet and its reversible edition.
+
+    Args:
+        num_classes: C, the number of classes.
+        widths: Channels at 1/2, 1/4 and 1/8 of the size.
+        p: Number of ESP blocks at 1/4.
+        q: Number of ESP blocks at 1/8.
+        units: Makes the blocks of one size.
+        block: Called with a few layers that belong together, for what stands in their place.
+        stage: Called with each stage, for what stands in its place.
+    """
+
+    stride = 1
+
+    def __init__(
+        self,
+        num_classes: int,
+        widths: Sequence[int],
+        p: int,
+        q: int,
+        units: Units,
+        block: Wrap,
+        stage: Wrap,
+    ) -> None:
+        super().__init__()
+        _check(num_classes, widths, p, q)
+        w1, w2, w3 = widths
+        half, quarter, eighth = w1 + 3, 2 * w2 + 3, 2 * w3  # channels, with what is concatenated
+        self.level1 = block(Level1(w1))  # 1/2
+        self.level2 = stage(Level(block(ESP(half, w2, stride=2)), units(w2, p), block(Join(quarter))))  # 1/4
+        self.level3 = stage(
+            Level(block(ESP(quarter, w3, stride=2)), units(w3, q), block(Join(eighth)))
+        )  # 1/8
+        self.decoder = stage(Decoder((half, quarter, eighth), num_classes, block))  # 1
+
+    def forward(self, images: Tensor) -> Tensor:  # [N, 3, H, W] -> [N, C, H, W]
+        half, image = self.level1(images)
+        quarter = self.level2(half, image)
+        return crop(self.decoder(half, quarter, self.level3(quarter)), images.shape[-2:])
+
+
+class ESPNet(ESPNetLayers):
+    """ESPNet for `num_classes` classes: images [N, 3, H, W] to logits [N, num_classes, H, W].
+
+    Args:
+        num_classes: C, the number of classes. The decoder has as many channels, but at least 5.
+        widths: Channels at 1/2, 1/4 and 1/8 of the size, rising, the last two at least 5.
+        p: Number of ESP blocks at 1/4, beside the one that halves the size.
+        q: Number of ESP blocks at 1/8, beside the one that halves the size.
+        memory: "lowest", "balanced" or "fastest", see `revseg.levels`.
+
+    Raises:
+        ValueError: If an argument is unknown or out of its range.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 19,
+        *,
+        widths: Sequence[int] = (16, 64, 128),
+        p: int = 2,
+        q: int = 8,
+        memory: str = "balanced",
+    ) -> None:
+        check_level(memory)
+        block: Wrap = partial(run_block_again, memory=memory)
+        stage: Wrap = partial(run_again, memory=memory, save_activations=False)
+
+        def units(channels: int, count: int) -> nn.Module:
+            return Stack(*(block(ESP(channels, channels, residual=True)) for _ in range(count)))
+
+        super().__init__(num_classes, widths, p, q, units, block, stage)
+
+    @staticmethod
+    def from_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Weights of the authors' ESPNet, encoder and decoder, under our names.
+
+        Raises:
+            ValueError: If a name is not one of the official network's.
+        """
+        modules = {
+            "encoder.classifier.conv": "decoder.level3.0",
+            "br": "decoder.level3.1",
+            "up_l3.0": "decoder.level3.2",
+            "level3_C.conv": "decoder.level2.project",
+            "up_l2.0": "decoder.level2.merge.2",
+            "up_l2.1.bn": "decoder.level2.merge.3",
+            "up_l2.1.act": "decoder.level2.merge.4",
+            "classifier": "decoder.level1.classify.1",
+        }
+        for theirs, ours in (("encoder.level1", "level1.conv"), ("conv", "decoder.level1.classify.0")):
+            modules |= {f"{theirs}.{part}": f"{ours}.{i}" for i, part in enumerate(("conv", "bn", "act"))}
+        norms = {
+            "encoder.b1": "level1.norm",
+            "encoder.b2": "level2.join.norm",
+            "encoder.b3": "level3.join.norm",
+        }
+        norms["combine_l2_l3.0"] = "decoder.level2.merge.0"
+        pyramids = {"combine_l2_l3.1": "decoder.level2.merge.1"}
+        for level in ("level2", "level3"):  # no more blocks than names
+            pyramids[f"encoder.{level}_0"] = f"{level}.down"
+            pyramids |= {f"encoder.{level}.{i}": f"{level}.units.{i}" for i in range(len(state))}
+        for theirs, ours in pyramids.items():
+            modules[f"{theirs}.c1.conv"] = f"{ours}.reduce"
+            modules |= {f"{theirs}.d{d}.conv": f"{ours}.dilated.{i}" for i, d in enumerate(DILATIONS)}
+            norms[theirs if theirs.endswith("_0") else f"{theirs}.bn"] = f"{ours}.norm"
+        for theirs, ours in norms.items():
+            modules |= {f"{theirs}.bn": f"{ours}.0", f"{theirs}.act": f"{ours}.1"}
+        return renamed(state, modules)
+
+
+class Level1(nn.Module):
+    """A strided convolution of the images, beside the images themselves made as small.
+
+    Args:
+        channels: Channels that the convolution makes.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = ImageConvBNAct(3, channels, stride=2)
+        self.norm = BNAct(channels + 3)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The map at 1/2 [N, channels + 3, h, w] and the images at 1/4 [N, 3, h', w']."""
+        x = self.conv(images)
+        small = torch.cat([_smaller(normalize_images(image)) for image in torch.split(images, 1)]).to(x.dtype)
+        return self.norm(torch.cat((x, small), 1)), _smaller(small)
+
+
+class Level(nn.Module):
+    """What is done at one size: down, some blocks, and both their outputs joined.
+
+    Args:
+        down: Halves the size.
+        units: The blocks.
+        join: A `Join` of what comes out.
+    """
+
+    def __init__(self, down: nn.Module, units: nn.Module, join: nn.Module) -> None:
+        super().__init__()
+        self.down, self.units, self.join = down, units, join
+
+    def forward(self, x: Tensor, image: Tensor | None = None) -> Tensor:
+        first = self.down(x)
+        last = self.units(first)
+        maps = (first, last) if image is None else (last, first, image)  # in the order of the authors' code
+        return self.join(*maps)  # type: ignore[no-any-return]
+
+
+class Join(nn.Module):
+    """Maps concatenated, batch norm and PReLU: [N, C, h, w] in all.
+
+    Args:
+        channels: C.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = BNAct(channels)
+
+    def forward(self, *maps: Tensor) -> Tensor:
+        return self.norm(torch.cat(maps, 1))  # type: ignore[no-any-return]
+
+
+class Decoder(nn.Module):
+    """From what the encoder has at 1/2, 1/4 and 1/8 to logits at full size.
+
+    Args:
+        channels: Of the three maps.
+        num_classes: C, the number of classes.
+        block: Called with the layers of one size, for what stands in their place.
+    """
+
+    def __init__(self, channels: Sequence[int], num_classes: int, block: Wrap) -> None:
+        super().__init__()
+        half, quarter, eighth = channels
+        c = max(num_classes, len(DILATIONS))  # ESP shares them out
+        reduce = nn.Conv2d(eighth, c, 1, bias=False)
+        self.level3 = block(Stack(reduce, nn.BatchNorm2d(c, eps=1e-3), _doubling(c, c)))
+        self.level2 = block(Quarter(quarter, c))
+        self.level1 = block(Half(half, c, num_classes))
+
+    def forward(self, half: Tensor, quarter: Tensor, eighth: Tensor) -> Tensor:
+        return self.level1(self.level2(self.level3(eighth), quarter), half)  # type: ignore[no-any-return]
+
+
+class Quarter(nn.Module):
+    """Two maps at 1/4 become one of C channels at 1/2.
+
+    Args:
+        in_channels: Channels of the encoder's map.
+        channels: C, those of the decoder's.
+    """
+
+    def __init__(self, in_channels: int, channels: int) -> None:
+        super().__init__()
+        c = channels
+        self.project = nn.Conv2d(in_channels, c, 1, bias=False)
+        last = nn.BatchNorm2d(c, eps=1e-3), nn.PReLU(c)
+        self.merge = Stack(BNAct(2 * c), ESP(2 * c, c), _doubling(c, c), *last)
+
+    def forward(self, x: Tensor, quarter: Tensor) -> Tensor:
+        both = torch.cat((self.project(quarter), crop(x, quarter.shape[-2:])), 1)
+        return self.merge(both)  # type: ignore[no-any-return]
+
+
+class Half(nn.Module):
+    """Two maps at 1/2 become logits at full size.
+
+    Args:
+        in_channels: Channels of the encoder's map.
+        channels: Those of the decoder's.
+        num_classes: C, the number of classes.
+    """
+
+    def __init__(self, in_channels: int, channels: int, num_classes: int) -> None:
+        super().__init__()
+        conv = ConvBNAct(channels + in_channels, channels)
+        self.classify = Stack(conv, _doubling(channels, num_classes))
+
+    def forward(self, x: Tensor, half: Tensor) -> Tensor:
+        return self.classify(torch.cat((crop(x, half.shape[-2:]), half), 1))  # type: ignore[no-any-return]
+
+
+def _doubling(in_channels: int, out_channels: int) -> nn.ConvTranspose2d:
+    return nn.ConvTranspose2d(in_channels, out_channels, 2, stride=2, bias=False)
+
+
+def _smaller(x: Tensor) -> Tensor:
+    """At half the size; zeros around the map count, as in the authors' code."""
+    return F.avg_pool2d(x, 3, stride=2, padding=1)
+
+
+def _check(num_classes: int, widths: Sequence[int], p: int, q: int) -> None:
+    if num_classes < 1:
+        raise ValueError(f"expected num_classes of at least 1, got {num_classes}")
+    if len(widths) != 3 or not 0 < widths[0] < widths[1] < widths[2]:
+        raise ValueError(f"expected three rising widths, got {widths}")
+    if p < 1 or q < 1:
+        raise ValueError(f"expected p and q of at least 1, got {p} and {q}")
