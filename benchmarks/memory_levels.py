@@ -70,7 +70,8 @@ def training_step(
         model = create_model("vnet", CLASSES, **hyperparameters)
     finally:
         torch.set_default_dtype(torch.float32)
-    model.to(device)
+    if device is not None:  # fake tensors cannot be moved
+        model.to(device)
     for p in model.parameters():
         p.grad = torch.zeros_like(p)
     loss = plain_loss if plain else UpsampleCrossEntropy()
