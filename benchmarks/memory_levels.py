@@ -15,6 +15,7 @@ import gc
 import os
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from torch import Tensor
 
 from benchmarks import record
 from benchmarks.step_time import spread
+from revseg.kernels.launch import plain
 from revseg.layers import normalize_images
 from revseg.losses import UpsampleCrossEntropy, predict_labels
 from revseg.memory import peak_bytes, predicted_peak_bytes
@@ -70,7 +72,7 @@ def training_step(
         model = create_model("vnet", CLASSES, **hyperparameters)
     finally:
         torch.set_default_dtype(torch.float32)
-    if device is not None:  # fake tensors cannot be moved
+    if device is not None:
         model.to(device)
     for p in model.parameters():
         p.grad = torch.zeros_like(p)
@@ -117,18 +119,9 @@ def plain_loss(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(scores, labels.long(), ignore_index=255)
 
 
-class using_kernels:  # noqa: N801
-    """Turns the kernels on or off for the length of a `with`."""
-
-    def __init__(self, on: bool) -> None:
-        self.value = "1" if on else "0"
-
-    def __enter__(self) -> None:
-        self.before = os.environ.get("REVSEG_KERNELS", "1")
-        os.environ["REVSEG_KERNELS"] = self.value
-
-    def __exit__(self, *error: object) -> None:
-        os.environ["REVSEG_KERNELS"] = self.before
+def using_kernels(on: bool) -> AbstractContextManager[None]:
+    """Kernels, or for the length of a `with` none."""
+    return nullcontext() if on else plain()
 
 
 def measure(case: str, size: tuple[int, int, int]) -> dict[str, Any]:

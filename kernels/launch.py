@@ -23,12 +23,11 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 OLDEST_CUDA = (7, 5)  # Turing; older ones have no use of tl.dot here
 
 _forced: ContextVar[bool] = ContextVar("forced", default=False)
-_plain: ContextVar[bool] = ContextVar("plain", default=False)
 
 
 def kernels_are_on() -> bool:
     """Whether layers use the operations of this library; `REVSEG_KERNELS=0` turns them off."""
-    return os.environ.get("REVSEG_KERNELS", "1") != "0" and not _plain.get()
+    return os.environ.get("REVSEG_KERNELS", "1") != "0"
 
 
 def is_interpreting() -> bool:
@@ -78,9 +77,10 @@ def forced() -> Iterator[None]:
 
 @contextmanager
 def plain() -> Iterator[None]:
-    """No kernels, as with `REVSEG_KERNELS=0`: for what a kernel is compared with."""
-    token = _plain.set(True)
+    """No kernels, in the whole process: for what a kernel is compared with."""
+    before = os.environ.get("REVSEG_KERNELS", "1")
+    os.environ["REVSEG_KERNELS"] = "0"
     try:
         yield
     finally:
-        _plain.reset(token)
+        os.environ["REVSEG_KERNELS"] = before
