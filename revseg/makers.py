@@ -37,7 +37,8 @@ class Maker(Protocol):
                 computed: ask for no more than is needed, once, and let it go.
             like: A map of the input's shape, dtype and strides, whatever its values.
             parameters: As given to `forward`.
-            computed: Whether the input is made for this, so that a part at a time takes less memory.
+            computed: Whether the input follows from another raw map, so that a part at a time takes less
+                memory where it is made for this. The same in both runs: parts may round otherwise.
         """
 
     def backward(

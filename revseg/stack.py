@@ -160,7 +160,7 @@ class _Plan:
                 like = kept[-1] if kept else x
                 dilation = layer.dilation(like)
                 if dilation is None:
-                    made = layer.maker.make(self.source(i, x, parameters, kept), like, own, bool(kept))
+                    made = layer.maker.make(self.source(i, x, parameters, kept), like, own, i > 0)
                     statistics = remember(partial(layer.statistics, made))
                 else:
                     raw, norm = self.lowered(like), self.norm_before(i, parameters)
