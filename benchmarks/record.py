@@ -11,6 +11,7 @@ import subprocess
 import sys
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -67,11 +68,11 @@ def versions() -> dict[str, str | None]:
         "torch": torch.__version__,
         "revseg": revseg.__version__,
     }
+    if torch.cuda.is_available():
+        found |= {"cuda": torch.version.cuda, "cudnn": str(torch.backends.cudnn.version())}
+        found["triton"] = _version("triton") if find_spec("triton") else None
     for peer in PEER_WAYS:
-        try:
-            found[peer] = version(peer) if is_available(peer) else None
-        except PackageNotFoundError:
-            found[peer] = "unknown"
+        found[peer] = _version(peer) if is_available(peer) else None
     return found
 
 
@@ -86,6 +87,13 @@ def machine() -> dict[str, Any]:
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "system": platform.platform(terse=True),
     }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"
 
 
 def _git(*args: str) -> str:
