@@ -46,7 +46,6 @@ PAPER: dict[str, tuple[float, float]] = {
     "espnet": (0.36, 47.6),
     "vnet": (0.16, 37.4),
 }
-MEGABYTES = ("bisenet_resnet18", "bisenet_xception39")  # what the paper prints there is the size of a file
 SINGLE = ("pspnet",)  # at batch 1
 
 

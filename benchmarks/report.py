@@ -12,7 +12,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import record, report_camvid, report_exact, report_levels, report_losses, report_stacks
+from benchmarks import (
+    record,
+    report_camvid,
+    report_exact,
+    report_levels,
+    report_losses,
+    report_networks,
+    report_stacks,
+)
 
 OPEN, CLOSE = "<!-- results -->", "<!-- /results -->"
 Result = dict[str, Any]
@@ -76,6 +84,9 @@ def readme(results: Path) -> str:
     if levels := _load(results, "memory_levels"):
         parts += [report_levels.HEAD, _table(*report_levels.table(levels))]
         parts += [report_levels.validation(levels), _source(levels)]
+    if networks := _load(results, "networks"):
+        parts += [report_networks.HEAD, _table(*report_networks.table(networks)), report_networks.FOOT]
+        parts.append(_source(networks))
     if losses := _load(results, "upsample_cross_entropy"):
         parts += [report_losses.HEAD, _table(*report_losses.memory_table(losses))]
         if table := report_losses.time_table(losses):
@@ -120,6 +131,9 @@ def fragment(results: Path) -> str:
         parts += [title, memory_table(memory, saved=False)]
     if levels := _load(results, "memory_levels"):
         parts += ["The same for a whole network, VNet with its loss:\n", _table(*report_levels.table(levels))]
+    if networks := _load(results, "networks"):
+        parts += [report_networks.HEAD.replace("## ", "### "), _table(*report_networks.table(networks))]
+        parts.append(report_networks.FOOT)
     if drift := _load(results, "drift"):
         parts.append("Error of the gradients against float64 at the same streams, on the same blocks:\n")
         parts += [_table(*report_exact.drift_in_short(drift)), DRIFT_PICTURE]

@@ -20,6 +20,7 @@ SCRIPTS = [
     "exact_formats",
     "stacks",
     "memory_levels",
+    "networks",
     "upsample_cross_entropy",
 ]
 
