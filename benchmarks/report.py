@@ -86,7 +86,7 @@ def readme(results: Path) -> str:
         parts += [report_levels.validation(levels), _source(levels)]
     if networks := _load(results, "networks"):
         parts += [report_networks.HEAD, _table(*report_networks.table(networks)), report_networks.FOOT]
-        parts.append(_source(networks))
+        parts += [report_networks.ranking(networks), _source(networks)]
     if losses := _load(results, "upsample_cross_entropy"):
         parts += [report_losses.HEAD, _table(*report_losses.memory_table(losses))]
         if table := report_losses.time_table(losses):
@@ -133,7 +133,7 @@ def fragment(results: Path) -> str:
         parts += ["The same for a whole network, VNet with its loss:\n", _table(*report_levels.table(levels))]
     if networks := _load(results, "networks"):
         parts += [report_networks.HEAD.replace("## ", "### "), _table(*report_networks.table(networks))]
-        parts.append(report_networks.FOOT)
+        parts += [report_networks.FOOT, report_networks.ranking(networks)]
     if drift := _load(results, "drift"):
         parts.append("Error of the gradients against float64 at the same streams, on the same blocks:\n")
         parts += [_table(*report_exact.drift_in_short(drift)), DRIFT_PICTURE]

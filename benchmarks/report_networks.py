@@ -18,7 +18,7 @@ a forward pass in evaluation, one image of 512 x 1024 on a CPU, as a multiple of
 FOOT = """\
 [1] The paper prints 49 and 5.8: these are megabytes of a file, not parameters. [2] The paper prints 7.8 for ICNet, which
 is its file of 31 MB divided by four bytes; the deployed network has 6.7. The `_rev` networks are changes of
-architecture. By the paper, ESPNet (47.6 frames per second) is faster than VNet (37.4), although its text calls VNet the fastest.
+architecture.
 """
 
 
@@ -53,3 +53,18 @@ def table(result: Result) -> Table:
             f"{row['time']['ratio']['median']:.2f}" if row["time"] else "",
         ])  # fmt: skip
     return head, rows
+
+
+def ranking(result: Result) -> str:
+    """Who is faster than whom, by the paper and here, in two sentences; empty if nothing was timed."""
+    rows = [row for row in result["rows"] if row["paper_fps"] and row["time"]]
+    if not rows:
+        return ""
+    by_paper = sorted(rows, key=lambda row: -row["paper_fps"])
+    here = sorted(rows, key=lambda row: row["time"]["ratio"]["median"])
+    names = [", ".join(row["network"] for row in order) for order in (by_paper, here)]
+    same = "the same" if names[0] == names[1] else "another"
+    return (
+        f"From the fastest on, by the paper's frames per second on its card: {names[0]}. Here, on a CPU at half the "
+        f"size, the order is {same}: {names[1]}.\n"
+    )
