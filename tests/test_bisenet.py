@@ -9,14 +9,14 @@ from torch import nn
 
 from revseg.models import load_official
 from revseg.models.bisenet import BiSeNetResNet18, BiSeNetXception39
-from tests.network_checks import (
+from tests.networks import (
     assert_levels_agree,
     assert_levels_keep_less,
     assert_same_as_official,
-    gflops_of,
+    count_of,
+    gflops,
+    images,
     made,
-    parameters_of,
-    some_images,
 )
 
 WIDTHS = {BiSeNetResNet18: 4, BiSeNetXception39: 1}
@@ -191,12 +191,12 @@ def official(network):
     ],
 )
 def test_parameter_counts(network, aux, parameters):
-    assert parameters_of(network, aux=aux) == parameters
+    assert count_of(network, aux=aux) == parameters
 
 
 def test_operations_of_a_full_image():
-    assert round(gflops_of(BiSeNetResNet18), 1) == 207.4
-    assert round(gflops_of(BiSeNetXception39), 1) == 55.5
+    assert round(gflops(BiSeNetResNet18), 1) == 207.4
+    assert round(gflops(BiSeNetXception39), 1) == 55.5
 
 
 @both
@@ -204,7 +204,7 @@ def test_operations_of_a_full_image():
 def test_any_size(network, size):
     net = network(**small(network)).eval()
     h, w = (-(-side // 8) for side in size)
-    x = some_images(*size, n=1)
+    x = images(*size, n=1)
     assert net(x).shape == (1, 5, h, w)
     assert net(torch.randn(1, 3, *size)).shape == (1, 5, h, w)
     if size[0] > 32:
@@ -214,7 +214,7 @@ def test_any_size(network, size):
 
 @both
 def test_auxiliary_heads_are_there_in_training_only(network):
-    x = some_images(33, 49)
+    x = images(33, 49)
     assert isinstance(network(**small(network)).eval()(x), torch.Tensor)
     assert isinstance(network(**small(network, aux=False))(x), torch.Tensor)
 
@@ -240,7 +240,7 @@ def test_unknown_official_names_are_refused(network):
 @both
 def test_one_image_trains_the_pooled_branches(network):
     net = made(network, **small(network))
-    sum(y.square().mean() for y in net(some_images(65, 81, n=1))).backward()
+    sum(y.square().mean() for y in net(images(65, 81, n=1))).backward()
     assert all(p.grad.any() for p in net.context.parameters())
     for name, p in net.refinements.named_parameters():
         assert "attention" not in name or p.grad.any(), name

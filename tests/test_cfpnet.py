@@ -4,13 +4,12 @@ import torch.nn.functional as F
 
 from revseg import reversible
 from revseg.layers import normalize_images
-from revseg.levels import MEMORY_LEVELS
-from revseg.memory import saved_bytes
 from revseg.models.cfpnet import CFPModule, CFPNet
 from revseg.testing import plain_twin
 from tests.helpers import assert_same_step
 from tests.networks import (
     assert_levels_agree,
+    assert_levels_keep_less,
     assert_modules_agree,
     count,
     gflops,
@@ -44,7 +43,7 @@ def test_any_size(size):
 
 @pytest.mark.parametrize("size", [(33, 49), (64, 32)], ids=str)
 def test_levels_give_the_same_numbers(size):
-    assert_levels_agree(small, images(*size))
+    assert_levels_agree(small, size)
 
 
 def test_a_step_is_that_of_plain_modules(monkeypatch):
@@ -93,13 +92,7 @@ def test_bytes_are_the_same_images_as_normalized_floats():
 
 
 def test_each_level_keeps_less():
-    lowest, balanced, fastest = (kept(level) for level in MEMORY_LEVELS)
-    assert lowest < 0.8 * balanced < 0.8 * 0.5 * fastest
-
-
-def kept(memory):
-    model = CFPNet(memory=memory)
-    return saved_bytes(lambda: model(images(64, 64)))
+    assert_levels_keep_less(CFPNet, (0.8, 0.5), (64, 64))
 
 
 def test_its_rows_can_be_made_reversible():

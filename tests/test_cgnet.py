@@ -11,6 +11,7 @@ from revseg.testing import plain_twin
 from tests.helpers import assert_same_step
 from tests.networks import (
     assert_levels_agree,
+    assert_levels_keep_less,
     assert_modules_agree,
     assert_official,
     count,
@@ -139,7 +140,7 @@ def test_other_names_are_refused():
 @pytest.mark.parametrize("options", [{}, {"dropout": 0.3}], ids=str)
 @pytest.mark.parametrize("size", [(33, 49), (64, 32)], ids=str)
 def test_levels_give_the_same_numbers(size, options):
-    assert_levels_agree(small, images(*size), **options)
+    assert_levels_agree(small, size, **options)
 
 
 @pytest.mark.parametrize("large", [1 << 18, 1])
@@ -156,13 +157,7 @@ def test_the_surroundings_keep_one_raw_map():
 
 
 def test_each_level_keeps_less():
-    lowest, balanced, fastest = (kept(level) for level in MEMORY_LEVELS)
-    assert lowest < 0.8 * balanced < 0.8 * 0.5 * fastest
-
-
-def kept(memory):
-    model = CGNet(memory=memory)
-    return saved_bytes(lambda: model(images(64, 64)))
+    assert_levels_keep_less(CGNet, (0.8, 0.5), (64, 64))
 
 
 @pytest.mark.parametrize("memory", MEMORY_LEVELS)

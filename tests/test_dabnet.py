@@ -3,14 +3,13 @@ import torch
 from torch import nn
 
 from revseg import reversible
-from revseg.levels import MEMORY_LEVELS
-from revseg.memory import saved_bytes
 from revseg.models import load_official
 from revseg.models.dabnet import DABNet
 from revseg.testing import plain_twin
 from tests.helpers import assert_same_step
 from tests.networks import (
     assert_levels_agree,
+    assert_levels_keep_less,
     assert_modules_agree,
     assert_official,
     count,
@@ -135,7 +134,7 @@ def test_other_names_are_refused():
 
 @pytest.mark.parametrize("size", [(33, 49), (64, 32)], ids=str)
 def test_levels_give_the_same_numbers(size):
-    assert_levels_agree(small, images(*size))
+    assert_levels_agree(small, size)
 
 
 def test_a_step_is_that_of_plain_modules(monkeypatch):
@@ -143,13 +142,7 @@ def test_a_step_is_that_of_plain_modules(monkeypatch):
 
 
 def test_each_level_keeps_less():
-    lowest, balanced, fastest = (kept(level) for level in MEMORY_LEVELS)
-    assert lowest < 0.8 * balanced < 0.8 * 0.5 * fastest
-
-
-def kept(memory):
-    model = DABNet(memory=memory)
-    return saved_bytes(lambda: model(images(64, 64)))
+    assert_levels_keep_less(DABNet, (0.8, 0.5), (64, 64))
 
 
 def test_its_rows_can_be_made_reversible():

@@ -4,18 +4,18 @@ import torch.nn.functional as F
 from torch import nn
 
 from revseg.models.enet import Bottleneck, Doubling, ENet, Halving, pool_with_corners, unpool
-from tests.costs import gflops, parameters, peak
 from tests.helpers import run_step, small_input
+from tests.networks import count, gflops, peak
 from tests.stack_twins import stirred
 
 
-@pytest.mark.parametrize(("options", "count"), [({}, 364_311), ({"num_classes": 20}, 364_376)])
-def test_parameter_counts(options, count):
-    assert parameters(ENet(**options)) == count
+@pytest.mark.parametrize(("options", "parameters"), [({}, 364_311), ({"num_classes": 20}, 364_376)])
+def test_parameter_counts(options, parameters):
+    assert count(ENet(**options)) == parameters
 
 
 def test_operations():
-    assert round(gflops(ENet()), 1) == 31.4
+    assert round(gflops(ENet), 1) == 31.4
 
 
 def test_dropout_is_that_of_the_official_code():

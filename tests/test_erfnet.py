@@ -6,27 +6,27 @@ from torch import nn
 from revseg.losses import UpsampleCrossEntropy
 from revseg.models import create_model, load_official
 from revseg.models.erfnet import ERFNet, NonBottleneck1D
-from tests.costs import gflops, parameters, peak
 from tests.helpers import assert_same_result, run_step, small_input
+from tests.networks import count, gflops, peak
 from tests.stack_twins import stirred
 
 SMALL = {"num_classes": 5, "widths": (4, 8, 16), "depth": 2, "repeats": 1, "dilations": (2, 4)}
 
 
 @pytest.mark.parametrize(
-    ("options", "count"),
+    ("options", "parameters"),
     [
         ({}, 2_064_191),
         ({"encoder_head": True}, 2_066_642),
         ({"num_classes": 20, "encoder_head": True}, 2_066_836),
     ],
 )
-def test_parameter_counts(options, count):
-    assert parameters(ERFNet(**options)) == count
+def test_parameter_counts(options, parameters):
+    assert count(ERFNet(**options)) == parameters
 
 
 def test_operations():
-    assert round(gflops(ERFNet()), 1) == 212.8
+    assert round(gflops(ERFNet), 1) == 212.8
 
 
 def test_a_unit_by_hand():

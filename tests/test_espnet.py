@@ -6,20 +6,20 @@ from torch import nn
 from revseg.models import create_model, load_official
 from revseg.models.espnet import ESPNet
 from revseg.models.espnet_esp import ESP
-from tests.costs import gflops, parameters, peak
 from tests.helpers import assert_same_result, run_step, small_input
+from tests.networks import count, gflops, peak
 from tests.stack_twins import stirred
 
 
 @pytest.mark.parametrize(
-    ("options", "count"), [({}, 363_462), ({"num_classes": 20}, 365_109), ({"q": 3}, 201_542)]
+    ("options", "parameters"), [({}, 363_462), ({"num_classes": 20}, 365_109), ({"q": 3}, 201_542)]
 )
-def test_parameter_counts(options, count):
-    assert parameters(ESPNet(**options)) == count
+def test_parameter_counts(options, parameters):
+    assert count(ESPNet(**options)) == parameters
 
 
 def test_operations():
-    assert round(gflops(ESPNet()), 1) == 37.4
+    assert round(gflops(ESPNet), 1) == 37.4
 
 
 class Pyramid(nn.Module):

@@ -3,12 +3,17 @@ import torch
 import torch.nn.functional as F
 
 from revseg import reversible
-from revseg.levels import MEMORY_LEVELS
-from revseg.memory import saved_bytes
 from revseg.models.fpenet import MEU, FPEBlock, FPENet
 from revseg.testing import plain_twin
 from tests.helpers import assert_same_step
-from tests.networks import assert_levels_agree, assert_modules_agree, count, gflops, images
+from tests.networks import (
+    assert_levels_agree,
+    assert_levels_keep_less,
+    assert_modules_agree,
+    count,
+    gflops,
+    images,
+)
 
 SMALL = {"num_classes": 5, "widths": (4, 8, 16), "blocks": (2, 3), "expansion": 2}
 
@@ -37,7 +42,7 @@ def test_any_size(size):
 
 @pytest.mark.parametrize("size", [(33, 49), (64, 32)], ids=str)
 def test_levels_give_the_same_numbers(size):
-    assert_levels_agree(small, images(*size))
+    assert_levels_agree(small, size)
 
 
 def test_a_step_is_that_of_plain_modules(monkeypatch):
@@ -91,13 +96,7 @@ def test_a_batch_of_one_can_be_trained():
 
 
 def test_each_level_keeps_less():
-    lowest, balanced, fastest = (kept(level) for level in MEMORY_LEVELS)
-    assert lowest < 0.8 * balanced < 0.8 * 0.5 * fastest
-
-
-def kept(memory):
-    model = FPENet(memory=memory)
-    return saved_bytes(lambda: model(images(64, 64)))
+    assert_levels_keep_less(FPENet, (0.8, 0.5), (64, 64))
 
 
 def test_its_stages_can_be_made_reversible():

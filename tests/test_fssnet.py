@@ -4,14 +4,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from revseg import reversible
-from revseg.levels import MEMORY_LEVELS
-from revseg.memory import saved_bytes
 from revseg.models import load_official
 from revseg.models.fssnet import FSSNet
 from revseg.testing import plain_twin
 from tests.helpers import assert_same_step
 from tests.networks import (
     assert_levels_agree,
+    assert_levels_keep_less,
     assert_modules_agree,
     count,
     gflops,
@@ -47,7 +46,7 @@ def test_logits_at_full_size(size):
 
 @pytest.mark.parametrize("size", [(33, 49), (64, 32)], ids=str)
 def test_levels_give_the_same_numbers(size):
-    assert_levels_agree(small, images(*size))
+    assert_levels_agree(small, size)
 
 
 def test_a_step_is_that_of_plain_modules(monkeypatch):
@@ -87,13 +86,7 @@ def test_a_bottleneck_is_activated_after_the_sum():
 
 
 def test_each_level_keeps_less():
-    lowest, balanced, fastest = (kept(level) for level in MEMORY_LEVELS)
-    assert lowest < 0.8 * balanced < 0.8 * 0.5 * fastest
-
-
-def kept(memory):
-    model = FSSNet(memory=memory)
-    return saved_bytes(lambda: model(images(64, 64)))
+    assert_levels_keep_less(FSSNet, (0.8, 0.5), (64, 64))
 
 
 def test_its_stages_can_be_made_reversible():

@@ -7,14 +7,14 @@ import torch.nn.functional as F
 from revseg.layers import normalize_images
 from revseg.models.icnet import ICNet
 from tests.helpers import assert_same_result, run_step
-from tests.network_checks import (
+from tests.networks import (
     assert_levels_agree,
     assert_levels_keep_less,
-    gflops_of,
+    count_of,
+    gflops,
+    images,
     made,
-    parameters_of,
-    some_images,
-    step_of,
+    step,
 )
 
 SMALL = {"num_classes": 5, "width": 2}
@@ -84,17 +84,17 @@ class Plain(torch.nn.Module):
 
 @pytest.mark.parametrize(("aux", "parameters"), [(False, 6_699_987), (True, 6_707_321)])
 def test_parameter_counts(aux, parameters):
-    assert parameters_of(ICNet, aux=aux) == parameters
+    assert count_of(ICNet, aux=aux) == parameters
 
 
 def test_operations_of_a_full_image():
-    assert round(gflops_of(ICNet), 1) == 58.1
+    assert round(gflops(ICNet), 1) == 58.1
 
 
 @pytest.mark.parametrize("size", [(33, 49), (65, 81), (64, 64), (1, 9)], ids=str)
 def test_any_size(size):
     net = ICNet(**SMALL).eval()
-    x = some_images(*size, n=1)
+    x = images(*size, n=1)
     shape = (1, 5, -(-size[0] // 4), -(-size[1] // 4))
     assert net(x).shape == shape
     assert net(torch.randn(1, 3, *size)).shape == shape
@@ -104,7 +104,7 @@ def test_any_size(size):
 
 
 def test_auxiliary_heads_are_there_in_training_only():
-    x = some_images(65, 81)
+    x = images(65, 81)
     assert isinstance(ICNet(**SMALL).eval()(x), torch.Tensor)
     assert isinstance(ICNet(**SMALL, aux=False)(x), torch.Tensor)
 
@@ -119,7 +119,7 @@ def test_step_is_that_of_the_plain_network(size):
     net = made(ICNet, **SMALL).double()
     plain = Plain(net.state_dict())
     x = torch.randn(2, 3, *size, dtype=torch.float64)
-    ours, theirs = step_of(net, x), run_step(plain, x)
+    ours, theirs = step(net, x), run_step(plain, x)
     for result in (theirs.gradients, theirs.buffers):
         for name in list(result):
             result[name.replace("-", ".")] = result.pop(name)
@@ -128,7 +128,7 @@ def test_step_is_that_of_the_plain_network(size):
 
 
 def test_bytes_are_the_same_images_as_normalized_floats():
-    x = some_images(65, 81)
+    x = images(65, 81)
     for net in (ICNet(**SMALL).eval(), ICNet(**SMALL).double().eval()):
         floats = normalize_images(x).to(net.classifier.module.weight)
         torch.testing.assert_close(net(x), net(floats), rtol=1e-5, atol=1e-6)

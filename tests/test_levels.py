@@ -9,15 +9,11 @@ from revseg.levels import MEMORY_LEVELS
 from revseg.memory import peak_bytes
 from revseg.models.vnet import VNet
 from revseg.testing import plain_twin
-from tests.helpers import assert_bitwise, assert_same_result, relative_error, run_step
+from tests.helpers import assert_bitwise, assert_same_result, relative_error
+from tests.networks import images, step
 
 SMALL = {"num_classes": 3, "widths": (4, 8, 16)}
 OTHER_LEVELS = ("lowest", "balanced")
-
-
-def images(*size, n=2):
-    generator = torch.Generator().manual_seed(0)
-    return torch.randint(0, 256, (n, 3, *size), dtype=torch.uint8, generator=generator)
 
 
 def at_level(memory, **options):
@@ -25,18 +21,6 @@ def at_level(memory, **options):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return VNet(**SMALL, memory=memory, **options)
-
-
-def by_plain_names(result):
-    """Names of gradients and buffers as in the state dict, in which no wrapper shows."""
-    for values in (result.gradients, result.buffers):
-        for name in list(values):
-            values[name.replace("module.", "")] = values.pop(name)
-    return result
-
-
-def step(net, x):
-    return by_plain_names(run_step(net, x))
 
 
 @pytest.mark.parametrize("memory", OTHER_LEVELS)

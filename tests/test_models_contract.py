@@ -13,7 +13,9 @@ from revseg.checkpoint import save_weights
 from revseg.levels import MEMORY_LEVELS
 from revseg.losses import UpsampleCrossEntropy
 from revseg.models import MODELS, create_model, list_models, load_model
+from tests import networks
 from tests.helpers import assert_same_result, relative_error, run_step
+from tests.networks import by_state_names
 
 CLASSES = 5
 NARROW = {
@@ -56,9 +58,7 @@ def network(name, **options):
 
 
 def images(name, n=2, size=None):
-    generator = torch.Generator().manual_seed(0)
-    shape = (n, 3, *(size or SIZES.get(name, SIZE)))
-    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+    return networks.images(*(size or SIZES.get(name, SIZE)), n=n)
 
 
 def labels_of(x):
@@ -68,13 +68,9 @@ def labels_of(x):
 
 
 def step(model, x):
-    """One training step; names of gradients and buffers as in the state dict, in which no wrapper shows."""
+    """One training step of the loss."""
     labels, criterion = labels_of(x), UpsampleCrossEntropy()
-    result = run_step(model, x, lambda *heads: criterion(heads, labels))
-    for values in (result.gradients, result.buffers):
-        for parameter in list(values):
-            values[parameter.replace("module.", "")] = values.pop(parameter)
-    return result
+    return by_state_names(run_step(model, x, lambda *heads: criterion(heads, labels)))
 
 
 def scaled(name, factor, more=0):

@@ -1,6 +1,6 @@
 """The reversible editions of known networks, beside their originals."""
 
-from functools import cache
+from functools import cache, partial
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ import torch
 from revseg.models import create_model
 from revseg.sequence import ReversibleSequence
 from revseg.testing import inversion_bound
-from tests.costs import gflops, parameters, peak
+from tests.networks import count, count_of, gflops, peak
 
 # Name of the original; options of a small edition; and of one with three more units, at 1/4.
 EDITIONS = {
@@ -37,8 +37,8 @@ def peak_at(original, memory, deep=False):
 
 @each_edition
 def test_size_is_that_of_the_original_within_two_percent(original):
-    ours, theirs = create_model(f"{original}_rev"), create_model(original)
-    assert parameters(ours) == pytest.approx(parameters(theirs), rel=0.02)
+    ours, theirs = partial(create_model, f"{original}_rev"), partial(create_model, original)
+    assert count_of(ours) == pytest.approx(count_of(theirs), rel=0.02)
     assert gflops(ours) == pytest.approx(gflops(theirs), rel=0.02)
 
 
@@ -53,7 +53,7 @@ def test_depth_costs_no_activations(original):
     balanced, fastest = (
         peak_at(original, memory, deep=True) - peak_at(original, memory) for memory in ("balanced", "fastest")
     )
-    gradients = 4 * (parameters(edition(original, deep=True)) - parameters(edition(original)))
+    gradients = 4 * (count(edition(original, deep=True)) - count(edition(original)))
     assert balanced <= 1.2 * gradients
     assert fastest > 10 * gradients
 

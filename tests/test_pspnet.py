@@ -7,14 +7,14 @@ from torch import nn
 
 from revseg.models import create_model, load_official
 from revseg.models.pspnet import PSPNet
-from tests.network_checks import (
+from tests.networks import (
     assert_levels_agree,
     assert_levels_keep_less,
     assert_same_as_official,
-    gflops_of,
+    count_of,
+    gflops,
+    images,
     made,
-    parameters_of,
-    some_images,
 )
 
 SMALL = {"num_classes": 5, "depth": 50, "width": 2}
@@ -87,18 +87,18 @@ class Official(nn.Module):
     ],
 )
 def test_parameter_counts(options, parameters):
-    assert parameters_of(PSPNet, **options) == parameters
+    assert count_of(PSPNet, **options) == parameters
 
 
 def test_operations_of_a_full_image():
-    assert round(gflops_of(PSPNet), 1) == 4186.9
+    assert round(gflops(PSPNet), 1) == 4186.9
 
 
 @pytest.mark.parametrize("size", [(33, 49), (65, 81), (64, 64), (1, 9)], ids=str)
 def test_any_size(size):
     net = PSPNet(**SMALL).eval()
     shape = (1, 5, -(-size[0] // 8), -(-size[1] // 8))
-    x = some_images(*size, n=1)
+    x = images(*size, n=1)
     assert net(x).shape == shape
     assert net(torch.randn(1, 3, *size)).shape == shape
     if size[0] > 8:
@@ -106,7 +106,7 @@ def test_any_size(size):
 
 
 def test_auxiliary_head_is_there_in_training_only():
-    x = some_images(33, 49)
+    x = images(33, 49)
     assert isinstance(PSPNet(**SMALL).eval()(x), torch.Tensor)
     assert isinstance(PSPNet(**SMALL, aux=False)(x), torch.Tensor)
 
@@ -142,7 +142,7 @@ def test_networks_without_official_weights_say_so():
 def test_one_image_trains_every_parameter_of_the_pyramid():
     net = made(PSPNet, **SMALL, dropout=0.0)
     before = {name: b.clone() for name, b in net.named_buffers() if "branches.0" in name}
-    y, _ = net(some_images(65, 81, n=1))
+    y, _ = net(images(65, 81, n=1))
     y.square().mean().backward()
     assert len(before) == 3
     assert all(torch.equal(b, before[name]) for name, b in net.named_buffers() if name in before)

@@ -8,14 +8,14 @@ from torch import nn
 from revseg.memory import saved_bytes
 from revseg.models.segnet import SegNet, pool, unpool
 from tests.helpers import assert_same_result, run_step
-from tests.network_checks import (
+from tests.networks import (
     assert_levels_agree,
     assert_levels_keep_less,
-    gflops_of,
+    count_of,
+    gflops,
+    images,
     made,
-    parameters_of,
-    some_images,
-    step_of,
+    step,
 )
 
 SMALL = {"num_classes": 5, "widths": (4, 5, 6, 7, 8)}
@@ -54,18 +54,18 @@ class Plain(nn.Module):
 
 @pytest.mark.parametrize(("classes", "parameters"), [(19, 29_453_971), (11, 29_449_355)])
 def test_parameter_counts(classes, parameters):
-    assert parameters_of(SegNet, num_classes=classes) == parameters
+    assert count_of(SegNet, num_classes=classes) == parameters
 
 
 def test_operations_of_a_full_image():
-    assert round(gflops_of(SegNet), 1) == 2604.4
-    assert round(gflops_of(SegNet, num_classes=11) / 2, 2) == 1292.52
+    assert round(gflops(SegNet), 1) == 2604.4
+    assert round(gflops(SegNet, num_classes=11) / 2, 2) == 1292.52
 
 
 @pytest.mark.parametrize("size", [(33, 49), (65, 81), (64, 64), (1, 3)], ids=str)
 def test_any_size_comes_out_again(size):
     net = SegNet(**SMALL).eval()
-    assert net(some_images(*size, n=1)).shape == (1, 5, *size)
+    assert net(images(*size, n=1)).shape == (1, 5, *size)
     assert net(torch.randn(1, 3, *size)).shape == (1, 5, *size)
 
 
@@ -79,7 +79,7 @@ def test_step_is_that_of_plain_pools_with_indices(size):
     net, plain = made(SegNet, **SMALL).double(), Plain(5, SMALL["widths"]).double()
     plain.load_state_dict(dict(zip(plain.state_dict(), net.state_dict().values(), strict=True)))
     x = torch.randn(2, 3, *size, dtype=torch.float64)
-    ours, theirs = step_of(net, x), run_step(plain, x)
+    ours, theirs = step(net, x), run_step(plain, x)
     for values in (theirs.gradients, theirs.buffers):
         names = ours.gradients if values is theirs.gradients else ours.buffers
         renamed = dict(zip(names, values.values(), strict=True))
@@ -105,7 +105,7 @@ def test_pools_are_those_of_torch(size):
 
 def test_places_of_maxima_take_a_byte():
     """Between encoder and decoder the lowest level keeps images, the last map and places."""
-    net, x = SegNet(**SMALL, memory="lowest"), some_images(64, 64)
+    net, x = SegNet(**SMALL, memory="lowest"), images(64, 64)
     values = sum(c * (32 >> i) ** 2 for i, c in enumerate(SMALL["widths"]))  # of one image
     last = 4 * SMALL["widths"][-1] * 2 * 2
     assert saved_bytes(lambda: net(x)) == 2 * (values + last) + x.nbytes
