@@ -13,6 +13,7 @@ With `--rounds 0` nothing is timed, and any load leaves the rest alone.
 
 import argparse
 import gc
+import inspect
 import statistics
 import time
 from collections.abc import Callable
@@ -109,7 +110,7 @@ def _seconds(model: nn.Module, images: torch.Tensor) -> float:
 
 
 def _network(name: str, **options: Any) -> nn.Module:
-    heads = {"aux": False} if "aux" in MODELS[name].__init__.__code__.co_varnames else {}
+    heads = {"aux": False} if "aux" in inspect.signature(MODELS[name]).parameters else {}
     return create_model(name, CLASSES, **heads, **options)
 
 

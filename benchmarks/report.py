@@ -85,8 +85,7 @@ def readme(results: Path) -> str:
         parts += [report_levels.HEAD, _table(*report_levels.table(levels))]
         parts += [report_levels.validation(levels), _source(levels)]
     if networks := _load(results, "networks"):
-        parts += [report_networks.HEAD, _table(*report_networks.table(networks)), report_networks.FOOT]
-        parts += [report_networks.ranking(networks), _source(networks)]
+        parts += ["## Every network of the paper's tables\n", *_networks(networks), _source(networks)]
     if losses := _load(results, "upsample_cross_entropy"):
         parts += [report_losses.HEAD, _table(*report_losses.memory_table(losses))]
         if table := report_losses.time_table(losses):
@@ -120,6 +119,12 @@ def _exact_sections(results: Path) -> list[str]:
     return parts
 
 
+def _networks(result: Result) -> list[str]:
+    """What both texts say about all networks, below a heading of their own."""
+    table = _table(*report_networks.table(result))
+    return [report_networks.HEAD, table, report_networks.FOOT, report_networks.ranking(result)]
+
+
 def fragment(results: Path) -> str:
     """The short table for the README of the project: memory by depth, and the price in time."""
     parts = []
@@ -132,8 +137,7 @@ def fragment(results: Path) -> str:
     if levels := _load(results, "memory_levels"):
         parts += ["The same for a whole network, VNet with its loss:\n", _table(*report_levels.table(levels))]
     if networks := _load(results, "networks"):
-        parts += [report_networks.HEAD.replace("## ", "### "), _table(*report_networks.table(networks))]
-        parts += [report_networks.FOOT, report_networks.ranking(networks)]
+        parts += ["### Every network of the paper's tables\n", *_networks(networks)]
     if drift := _load(results, "drift"):
         parts.append("Error of the gradients against float64 at the same streams, on the same blocks:\n")
         parts += [_table(*report_exact.drift_in_short(drift)), DRIFT_PICTURE]

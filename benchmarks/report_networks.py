@@ -8,8 +8,6 @@ Table = tuple[list[str], list[list[str]]]
 MEGABYTES = ("bisenet_resnet18", "bisenet_xception39")
 
 HEAD = """\
-## Every network of the paper's tables
-
 19 classes, no auxiliary heads; 10^9 operations of one image of 1024 x 2048, two a multiply-add. Peaks are MiB of one
 training step at that size in float32, predicted on fake tensors; "plain" is PyTorch's own modules and loss. Time is
 a forward pass in evaluation, one image of 512 x 1024 on a CPU, as a multiple of VNet's next to it.

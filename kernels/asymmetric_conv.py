@@ -18,7 +18,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from revseg.kernels.bn_act import Norm, batch_statistics, bn_act, bn_act_backward, bn_act_sums
+from revseg.kernels.bn_act import Norm, batch_statistics, bn_act
+from revseg.kernels.bn_act_backward import bn_act_backward, bn_act_sums
 from revseg.kernels.launch import has_kernel
 
 CHANNELS = range(8, 129)  # fewer waste most of a tile's multiplications, more do not fit in registers

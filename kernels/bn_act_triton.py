@@ -35,7 +35,7 @@ def bn_act_add(u: Tensor, norm: Norm, x: Tensor, sign: float, step: float | None
 
 
 def bn_act_sums(u: Tensor, dz: Tensor, norm: Norm) -> Tensor:
-    """As `revseg.kernels.bn_act.bn_act_sums`."""
+    """As `revseg.kernels.bn_act_backward.bn_act_sums`."""
     sums: Tensor = _bn_act_sums(u, dz, *parameters_of(norm))
     return sums[:3]
 
@@ -43,7 +43,7 @@ def bn_act_sums(u: Tensor, dz: Tensor, norm: Norm) -> Tensor:
 def bn_act_backward(
     u: Tensor, dz: Tensor, norm: Norm, batch: bool, out: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """As `revseg.kernels.bn_act.bn_act_backward`."""
+    """As `revseg.kernels.bn_act_backward.bn_act_backward`."""
     parameters = parameters_of(norm)
     sums: Tensor = _bn_act_sums(u, dz, *parameters)
     _bn_act_gradient(u, dz, *parameters, sums if batch else None, out)

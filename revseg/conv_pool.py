@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from revseg.layers import BNAct, normalize_images
-from revseg.makers import Convolution, Grads, Source, gather, held, images_of
+from revseg.makers import Convolution, Grads, Source, gather, held, images_of, prepared
 from revseg.stack import run_layers, stacks_are_right
 from revseg.stack_layer import Layer, layer_of
 
@@ -54,9 +54,7 @@ class ConvPool(nn.Module):
         layer = self.as_layer() if stacks_are_right(x) else None
         if layer is not None:
             return run_layers([layer], x)
-        if self.prepare is not None:
-            images = self.prepare(x)
-            x = images if images is x else images.to(self.conv.weight.dtype)
+        x = prepared(x, self.prepare, self.conv.weight.dtype)
         return self.norm(torch.cat((self.conv(x), _pool(x)), 1))  # type: ignore[no-any-return]
 
     def as_layer(self) -> Layer | None:
@@ -82,12 +80,8 @@ class _ConvPoolMaker:
         self.conv, self.prepare = conv, prepare
 
     def forward(self, x: Tensor, *parameters: Tensor) -> Tensor:
-        x = self.prepared(x, parameters[0].dtype)
+        x = prepared(x, self.prepare, parameters[0].dtype)
         return torch.cat((self.conv.forward(x, *parameters), _pool(x)), 1)
-
-    def prepared(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        images = x if self.prepare is None else self.prepare(x)
-        return images if images is x else images.to(dtype)
 
     def make(self, x: Source, like: Tensor, parameters: Sequence[Tensor], computed: bool) -> Tensor:
         maps = (self.forward(image, *parameters) for image in images_of(x, len(like)))
@@ -100,7 +94,7 @@ class _ConvPoolMaker:
         total: list[Tensor | None] = [None] * len(parameters)
         old = like.shape[1]
         for i, image in enumerate(images_of(x, len(like))):
-            image = self.prepared(image, du.dtype)
+            image = prepared(image, self.prepare, du.dtype)
             d = du[i : i + 1]
             part, *more = self.conv.backward(d[:, :-old], held(image), image, parameters, wanted)
             total = [m if t is None or m is None else t.add_(m) for t, m in zip(total, more, strict=True)]

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from revseg.makers import Convolution
+from revseg.makers import Convolution, prepared
 from revseg.stack import Stack, run_layers, stacks_are_right
 from revseg.stack_layer import Layer, layer_of
 
@@ -239,9 +239,8 @@ class ImageConvBNAct(ConvBNAct):
     prepare = staticmethod(normalize_images)
 
     def plain(self, x: Tensor) -> Tensor:
-        images = normalize_images(x)
         conv: Any = self[0]
-        return super().plain(images if images is x else images.to(conv.weight.dtype))
+        return super().plain(prepared(x, normalize_images, conv.weight.dtype))
 
 
 def asymmetric_pairs(

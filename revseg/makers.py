@@ -89,11 +89,8 @@ class Convolution:
 
     def forward(self, x: Tensor, *parameters: Tensor) -> Tensor:
         weight, bias = parameters[0], parameters[1] if len(parameters) > 1 else None
-        if self.prepare is not None:
-            images = self.prepare(x)
-            x = images if images is x else images.to(weight.dtype)
         return torch.convolution(
-            x,
+            prepared(x, self.prepare, weight.dtype),
             weight,
             bias,
             self.stride,
@@ -163,6 +160,12 @@ class Convolution:
             self.groups,
             mask,
         )
+
+
+def prepared(x: Tensor, prepare: Callable[[Tensor], Tensor] | None, dtype: torch.dtype) -> Tensor:
+    """What `prepare` makes of images, of this dtype unless it left them as they were; x itself without it."""
+    images = x if prepare is None else prepare(x)
+    return images if images is x else images.to(dtype)
 
 
 def _asymmetric(conv: nn.Conv2d | nn.ConvTranspose2d) -> int | None:

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from revseg.kernels.asymmetric_conv import asymmetric_conv, asymmetric_conv_backward, reference
-from revseg.kernels.bn_act import Norm, batch_statistics, bn_act_sums
+from revseg.kernels.bn_act import Norm, batch_statistics
+from revseg.kernels.bn_act_backward import bn_act_sums
 from tests.helpers import small_input
 
 F64 = torch.float64

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from revseg.kernels.bn_act import Norm, batch_statistics, bn_act, bn_act_backward
+from revseg.kernels.bn_act import Norm, batch_statistics, bn_act
+from revseg.kernels.bn_act_backward import bn_act_backward
 from tests.helpers import small_input
 
 SIZES = [(2, 3, 5, 7), (1, 3, 5, 7), (2, 1, 4, 6), (3, 4, 1, 1), (2, 5, 1, 9), (1, 1, 3, 2)]

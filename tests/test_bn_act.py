@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from revseg.kernels import flat
-from revseg.kernels.bn_act import Norm, batch_statistics, bn_act, bn_act_backward, bn_act_sums, reference
+from revseg.kernels.bn_act import Norm, batch_statistics, bn_act, reference
+from revseg.kernels.bn_act_backward import bn_act_backward, bn_act_sums
 from tests.bn_act_cases import HALF, assert_near, both_ways, case, layouts, ours, plain, ratios, sizes, slopes
 
 

@@ -24,9 +24,13 @@ def renamed(state: Mapping[str, Tensor], modules: Mapping[str, str]) -> dict[str
     Raises:
         ValueError: If a name is not one of the official network's; says the first one.
     """
-    return renamed_by(
-        state, {rf"{re.escape(theirs)}\.(\w+)": rf"{ours}.\1" for theirs, ours in modules.items()}
-    )
+    ours = {}
+    for name, value in state.items():
+        module, _, tensor = name.removeprefix("module.").rpartition(".")
+        if module not in modules:
+            raise _unknown(name)
+        ours[f"{modules[module]}.{tensor}"] = value
+    return ours
 
 
 def renamed_by(state: Mapping[str, Tensor], rules: Mapping[str, str]) -> dict[str, Tensor]:
@@ -47,4 +51,8 @@ def _our_name(name: str, rules: Mapping[str, str]) -> str:
         match = re.fullmatch(rf"(?:module\.)?{pattern}", name)
         if match is not None:
             return match.expand(ours)
-    raise ValueError(f"expected names of the official network, got {name!r}")
+    raise _unknown(name)
+
+
+def _unknown(name: str) -> ValueError:
+    return ValueError(f"expected names of the official network, got {name!r}")

@@ -12,7 +12,8 @@ from revseg.exact import STEP, GridRule
 from revseg.kernels import bn_act as plain_kernel
 from revseg.kernels import bn_act_triton, tiles_triton
 from revseg.kernels.batch_statistics_triton import batch_statistics as batch_statistics_op
-from revseg.kernels.bn_act import batch_statistics, bn_act, bn_act_add, bn_act_backward, bn_act_sums
+from revseg.kernels.bn_act import batch_statistics, bn_act, bn_act_add
+from revseg.kernels.bn_act_backward import bn_act_backward, bn_act_sums
 from tests.bn_act_cases import (
     HALF,
     Case,
