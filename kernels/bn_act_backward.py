@@ -38,9 +38,9 @@ def bn_act_backward(
     if dz.stride() != u.stride():
         dz = as_dense(dz, u) if du is u else du.copy_(dz)
     if has_kernel(u, dz):
-        from revseg.kernels import bn_act_triton
+        from revseg.kernels import bn_act_backward_triton
 
-        return bn_act_triton.bn_act_backward(u, dz, norm, batch, du)
+        return bn_act_backward_triton.bn_act_backward(u, dz, norm, batch, du)
     maps = Flat(u), Flat(dz), Flat(du)
     if not has_values(u):
         maps[0].one_block(4)
@@ -68,9 +68,9 @@ def bn_act_sums(u: Tensor, dz: Tensor, norm: Norm) -> Tensor:
     """
     dz = as_dense(dz, u)
     if has_kernel(u, dz):
-        from revseg.kernels import bn_act_triton
+        from revseg.kernels import bn_act_backward_triton
 
-        return bn_act_triton.bn_act_sums(u, dz, norm)
+        return bn_act_backward_triton.bn_act_sums(u, dz, norm)
     flat, gradient = Flat(u), Flat(dz)
     if not has_values(u):
         flat.one_block(3)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from revseg.kernels import asymmetric_conv, bn_act, sum_of_pools, upsample_argmax, upsample_cross_entropy
 from revseg.kernels.bn_act import Norm
+from revseg.kernels.bn_act_backward import bn_act_backward, bn_act_sums
 from revseg.kernels.contract import Kernel
 
 
@@ -71,7 +72,7 @@ def _asymmetric_conv_backward_inputs(device: torch.device, dtype: torch.dtype) -
     u = asymmetric_conv.reference(x, norm_x, weight, dilation, False)[0]
     scale, bias, slope = (torch.linspace(low, 1, u.shape[1], device=device) for low in (0.5, -1, 0.1))
     norm, dz = Norm(*bn_act.batch_statistics(u), scale, bias, slope, 1e-5), _gradient_like(u)
-    return u, dz, norm, bn_act.bn_act_sums(u, dz, norm), True, x, norm_x, weight, dilation
+    return u, dz, norm, bn_act_sums(u, dz, norm), True, x, norm_x, weight, dilation
 
 
 def _sum_of_pools_backward(dy: Tensor, x: Tensor, sizes: Sequence[int]) -> Tensor:
@@ -94,9 +95,9 @@ def _gradient_like(y: Tensor) -> Tensor:
 KERNELS = {
     "batch_statistics": Kernel(bn_act.batch_statistics, _batch_statistics, _batch_statistics_inputs),
     "bn_act": Kernel(bn_act.bn_act, bn_act.reference, bn_act.example_inputs),
-    "bn_act_backward": Kernel(bn_act.bn_act_backward, _bn_act_backward, _bn_act_backward_inputs),
+    "bn_act_backward": Kernel(bn_act_backward, _bn_act_backward, _bn_act_backward_inputs),
     "bn_act_add": Kernel(bn_act.bn_act_add, _bn_act_add, _bn_act_add_inputs),
-    "bn_act_sums": Kernel(bn_act.bn_act_sums, _bn_act_sums, _bn_act_sums_inputs),
+    "bn_act_sums": Kernel(bn_act_sums, _bn_act_sums, _bn_act_sums_inputs),
     "asymmetric_conv": Kernel(
         asymmetric_conv.asymmetric_conv, asymmetric_conv.reference, asymmetric_conv.example_inputs
     ),

@@ -10,7 +10,7 @@ from triton.runtime.interpreter import interpreter_builder
 
 from revseg.exact import STEP, GridRule
 from revseg.kernels import bn_act as plain_kernel
-from revseg.kernels import bn_act_triton, tiles_triton
+from revseg.kernels import bn_act_backward_triton, bn_act_triton, tiles_triton
 from revseg.kernels.batch_statistics_triton import batch_statistics as batch_statistics_op
 from revseg.kernels.bn_act import batch_statistics, bn_act, bn_act_add
 from revseg.kernels.bn_act_backward import bn_act_backward, bn_act_sums
@@ -257,10 +257,10 @@ def test_operations_are_registered_as_torch_wants_them(slope):
     check(batch_statistics_op, (given.u,))
     check(bn_act_triton._bn_act, (given.u, *parameters, None, 1.0, None, out))
     check(bn_act_triton._bn_act, (given.u, *parameters, given.dz, -1.0, 2.0**-12, out))
-    check(bn_act_triton._bn_act_sums, (given.u, given.dz, *parameters))
-    sums = bn_act_triton._bn_act_sums(given.u, given.dz, *parameters)
-    check(bn_act_triton._bn_act_gradient, (given.u, given.dz, *parameters, sums, out))
-    check(bn_act_triton._bn_act_gradient, (given.u, given.dz, *parameters, None, out))
+    check(bn_act_backward_triton._bn_act_sums, (given.u, given.dz, *parameters))
+    sums = bn_act_backward_triton._bn_act_sums(given.u, given.dz, *parameters)
+    check(bn_act_backward_triton._bn_act_gradient, (given.u, given.dz, *parameters, sums, out))
+    check(bn_act_backward_triton._bn_act_gradient, (given.u, given.dz, *parameters, None, out))
 
 
 def test_the_example_runs():
