@@ -27,7 +27,8 @@ from torch import Tensor
 
 from benchmarks import record
 from benchmarks.drift_plot import draw
-from benchmarks.workload import Workload, is_available, workload
+from benchmarks.rivals import is_available
+from benchmarks.workload import Workload, workload
 from revseg import ReversibleSequence
 from revseg.exact import GridRule, snap
 

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import record
-from benchmarks.workload import PEER_WAYS, SHAPE, WAYS, is_available, workload
+from benchmarks.rivals import RIVALS, is_available
+from benchmarks.ways import WAYS
+from benchmarks.workload import SHAPE, workload
 from revseg.memory import peak_bytes, saved_bytes
 
 QUESTION = "How does the memory of a training step grow with depth?"
@@ -47,7 +49,7 @@ def _row(
     row: dict[str, Any] = {"way": way, "depth": depth, "peak_mib": None, "saved_mib": None, "note": ""}
     if not is_available(way):
         return row | {"note": "not installed: python -m benchmarks.peers"}
-    if way not in PEER_WAYS:  # those keep tensors as attributes, which autograd does not see
+    if way not in RIVALS:  # those keep tensors as attributes, which autograd does not see
         # On the meta device nothing is allocated, so that this tells whether the step can be run at all.
         row["saved_mib"] = round(
             saved_bytes(workload(way, depth, shape=shape, device="meta").forward) / MIB, 2

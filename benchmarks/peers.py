@@ -10,9 +10,9 @@ import subprocess
 import sys
 from importlib.util import find_spec
 
-from benchmarks.workload import PEERS
+from benchmarks.rivals import PEERS
 
-PACKAGES = ["memcnn==1.5.2", "revtorch==0.2.4"]
+PACKAGES = ["memcnn==1.5.2", "revtorch==0.2.4", "revlib==1.7.2", "FrEIA==0.2", "invtorch==0.5.0"]
 
 
 def main() -> None:

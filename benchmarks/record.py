@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 import revseg
-from benchmarks.workload import PEER_WAYS, is_available
+from benchmarks.rivals import RIVALS, is_available
 
 RESULTS = Path(__file__).parent / "results"
 ROOT = Path(__file__).parent.parent
@@ -71,7 +71,7 @@ def versions() -> dict[str, str | None]:
     if torch.cuda.is_available():
         found |= {"cuda": torch.version.cuda, "cudnn": str(torch.backends.cudnn.version())}
         found["triton"] = _version("triton") if find_spec("triton") else None
-    for peer in PEER_WAYS:
+    for peer in RIVALS:
         found[peer] = _version(peer) if is_available(peer) else None
     return found
 

@@ -27,7 +27,10 @@ from typing import Any
 import torch
 
 from benchmarks import record
-from benchmarks.workload import FUNCTIONS, SHAPE, WAYS, Workload, is_available, workload
+from benchmarks.functions import FUNCTIONS
+from benchmarks.rivals import is_available
+from benchmarks.ways import WAYS
+from benchmarks.workload import SHAPE, Workload, workload
 
 QUESTION = "How long does a training step take, against plain autograd?"
 HEAPS: dict[str, dict[str, str]] = {

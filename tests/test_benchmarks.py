@@ -6,7 +6,10 @@ import pytest
 import torch
 
 from benchmarks import memory_depth, record, report, step_time
-from benchmarks.workload import FUNCTIONS, WAYS, is_available, workload
+from benchmarks.functions import FUNCTIONS
+from benchmarks.rivals import is_available
+from benchmarks.ways import WAYS
+from benchmarks.workload import workload
 from revseg.memory import peak_bytes
 
 TOY = (2, 8, 12, 10)

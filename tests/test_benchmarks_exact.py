@@ -7,7 +7,8 @@ import torch
 
 from benchmarks import drift, drift_plot, exact_formats, record, report
 from benchmarks.exact_formats import FORMATS
-from benchmarks.workload import is_available, workload
+from benchmarks.rivals import is_available
+from benchmarks.workload import workload
 from revseg.memory import peak_bytes
 
 TOY = (2, 8, 12, 10)
