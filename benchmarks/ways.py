@@ -105,7 +105,9 @@ def compiled(functions: Functions, budget: float) -> Net:
         functions: f and g of every block.
         budget: The share of activations that its partitioner may keep; 1 is its default.
     """
-    own = FunctionType(_block.__code__.replace(), _block.__globals__)  # what is compiled is kept by code object
+    own = FunctionType(
+        _block.__code__.replace(), _block.__globals__
+    )  # what is compiled is kept by code object
     net = _between_pairs(functions, torch.compile(own, dynamic=False))
 
     def run(x: Tensor) -> Tensor:
