@@ -87,9 +87,9 @@ def batch_statistics(u: Tensor) -> tuple[Tensor, Tensor]:
         mean = u.new_empty(u.shape[1], dtype=torch.float64)
         return mean, torch.empty_like(mean)
     if is_merged(flat):
-        mean, rest, square = (v.double() for v in run("statistics", flat.data))
-        count = flat.data.shape[1]
-        return flat.merged([mean + rest / count], [square - rest.square() / count])
+        mean, rest, square = (v.double() for v in run("statistics", flat.whole()))
+        count = flat.whole().shape[1]
+        return flat.merged_whole(mean + rest / count, square - rest.square() / count)
     means, squares = [], []
     for x, t in zip(flat.blocks(), flat.scratch(), strict=True):
         x = x.to(flat.dtype)
@@ -119,8 +119,10 @@ def bn_act(u: Tensor, norm: Norm, out: Tensor | None = None) -> Tensor:
         flat.one_block(2)
         return z
     if is_merged(flat):
-        columns = map(flat.column, norm.vectors())
-        run("act_in_place", flat.data, *columns) if z is u else run("act", flat.data, *columns, written.data)
+        vectors = map(flat.along, norm.vectors())
+        run("act_in_place", flat.whole(), *vectors) if z is u else run(
+            "act", flat.whole(), *vectors, written.whole()
+        )
         return z
     results = written.blocks() if flat.direct else flat.scratch()
     for n, y in zip(_activated(flat, norm, results), written.blocks(), strict=True):
@@ -164,7 +166,7 @@ def bn_act_add(
         return y
     own = y.data_ptr() not in (u.data_ptr(), x.data_ptr())
     if step is None and abs(sign) == 1 and own and is_merged(flat):
-        args = flat.data, *map(flat.column, norm.vectors()), added.data, written.data
+        args = flat.whole(), *map(flat.along, norm.vectors()), added.whole(), written.whole()
         run("act_added" if sign > 0 else "act_subtracted", *args)
         return y
     for n, before, after in zip(

@@ -81,8 +81,9 @@ def bn_act_sums(u: Tensor, dz: Tensor, norm: Norm) -> Tensor:
 def _sums(u: Flat, dz: Flat, du: Flat, norm: Norm, write: bool) -> Tensor:
     """The sums of dn, of dn * (u - mean) and of dz * n below 0, by channel [3, C]; dn itself into du."""
     if is_merged(u):
-        return u.added([torch.stack(run("sums", u.data, dz.data, *map(u.column, norm.vectors()))).double()])
-    sums = []
+        sums = run("sums", u.whole(), dz.whole(), *map(u.along, norm.vectors()))
+        return u.added_whole(torch.stack(sums).double())
+    blocks = []
     for x, g, y, mean, scale, bias, slope, c, n, t in zip(
         *(each.blocks() for each in (u, dz, du)),
         *map(u.spread, norm.vectors()),
@@ -93,8 +94,8 @@ def _sums(u: Flat, dz: Flat, du: Flat, norm: Norm, write: bool) -> Tensor:
         torch.mul(torch.sub(x, mean, out=c), scale, out=n).add_(bias)
         dslope = torch.clamp(n, max=0, out=t).mul_(g).sum(u.dim)
         dn = torch.mul(_factor_(n, slope), g, out=y if write else n)
-        sums.append(torch.stack((dn.sum(u.dim), c.mul_(dn).sum(u.dim), dslope)).double())
-    return u.added(sums)
+        blocks.append(torch.stack((dn.sum(u.dim), c.mul_(dn).sum(u.dim), dslope)).double())
+    return u.added(blocks)
 
 
 def _apply(
@@ -105,10 +106,10 @@ def _apply(
     dweight, dbias = (torch.zeros_like(mean),) * 2 if of_batch is None else of_batch
     by_u, constant = -scale * norm.inverse_deviation() * dweight, scale * dbias
     if is_merged(u):
-        args = u.data, dz.data, *map(u.column, (mean, scale, bias, slope, by_u, constant))
+        args = u.whole(), dz.whole(), *map(u.along, (mean, scale, bias, slope, by_u, constant))
         in_place = {u.data.data_ptr(): "apply_to_map", dz.data.data_ptr(): "apply_to_gradient"}
         name = in_place.get(du.data.data_ptr())
-        run(name, *args) if name else run("apply", *args, du.data)
+        run(name, *args) if name else run("apply", *args, du.whole())
         return
     for x, g, y, m, k, b, s, p, q, c, n in zip(
         *(each.blocks() for each in (u, dz, du)),

@@ -24,12 +24,12 @@ class Flat:
     """
 
     def __init__(self, u: Tensor) -> None:
-        self.images, self.channels, height, width = u.shape
+        self.images, self.channels, height, self.width = u.shape
         self.by_row = u.is_contiguous() or not u.is_contiguous(memory_format=torch.channels_last)
         limit = BLOCK * torch.get_num_threads() if u.device.type == "cpu" else BLOCK_ELSEWHERE
         self.parts = 1  # rows of one channel of one image
         if self.by_row:
-            while height * width // self.parts > limit and height * width % (2 * self.parts) == 0:
+            while height * self.width // self.parts > limit and height * self.width % (2 * self.parts) == 0:
                 self.parts *= 2
             self.data = u.view(self.images * self.channels * self.parts, -1)
         else:
@@ -65,6 +65,24 @@ class Flat:
         """A value for each channel [C], for each row [R, 1]."""
         return vector.to(self.dtype).repeat(self.images).repeat_interleave(self.parts)[:, None]
 
+    def whole(self) -> Tensor:
+        """The map in one piece, whose sums over dim 1 are short enough for its dtype: [R, K], or [N * H, W, C]."""
+        return self.data if self.by_row else self.data.view(-1, self.width, self.channels)
+
+    def along(self, vector: Tensor) -> Tensor:
+        """A value for each channel [C], for `whole()`: [R, 1], or [1, 1, C]."""
+        return self.column(vector) if self.by_row else vector.to(self.dtype)[None, None]
+
+    def added_whole(self, sums: Tensor) -> Tensor:
+        """Sums of `whole()` over dim 1, [K, R] or [K, N * H, C], as sums [K, C]."""
+        return self.added([sums]) if self.by_row else sums.sum(1)
+
+    def merged_whole(self, mean: Tensor, square: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and variance [C] from those of `whole()` over dim 1, [R] or [N * H, C]."""
+        if self.by_row:
+            return self.merged([mean], [square])
+        return _merged(mean.mT, square.mT, torch.full_like(mean.mT, self.width))
+
     def added(self, sums: list[Tensor]) -> Tensor:
         """Sums [K, rows or C] of every block as sums [K, C]."""
         if not self.by_row:
@@ -81,10 +99,14 @@ class Flat:
             each, square = torch.stack(means, 1), torch.stack(squares, 1)  # [C, blocks]
             counts = torch.full_like(each, self.step)
             counts[:, -1] = len(self.data) - self.step * (len(means) - 1)
-        total = counts.sum(1)
-        mean = (each * counts).sum(1) / total
-        var = (square + (each - mean[:, None]).square() * counts).sum(1) / total
-        return mean, var
+        return _merged(each, square, counts)
+
+
+def _merged(each: Tensor, square: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance [C] of parts: their means, squared distances from these and sizes, each [C, parts]."""
+    total = counts.sum(1)
+    mean = (each * counts).sum(1) / total
+    return mean, (square + (each - mean[:, None]).square() * counts).sum(1) / total
 
 
 def memory_like(u: Tensor, dtype: torch.dtype, out: Tensor | None) -> Tensor:

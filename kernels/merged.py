@@ -5,8 +5,9 @@ multiplication, within the cache. Where a C++ compiler is at hand, torch.compile
 all, which takes a third of that time. The loops are made when the first large map comes, some
 seconds for all of them, and are kept on disk by torch. Small maps are not worth the call.
 
-Here a map is a matrix [R, K] whose rows each belong to one channel, and a vector has a value for
-each row [R, 1] (`revseg.kernels.flat`). Values are the plain version's up to rounding.
+Here a map is a matrix [R, K] whose rows each belong to one channel, and a vector has a value for each
+row [R, 1]; or, in channels_last, a map is [N * H, W, C] and a vector [1, 1, C] (`revseg.kernels.flat`). Values are
+the plain version's up to rounding.
 
 `REVSEG_COMPILE=0` in the environment keeps to the plain versions.
 """
@@ -30,9 +31,12 @@ from revseg.kernels.launch import kernels_are_on
 from revseg.kernels.shapes import has_values
 
 LEAST = 1 << 19  # values of a map that is worth a call
-_TYPICAL = 32, 1 << 14  # R, K
+_TYPICAL = {
+    True: ((32, 1 << 14), (32, 1)),
+    False: ((64, 256, 32), (1, 1, 32)),
+}  # by row or not: a map, a vector
 MOST = 1 << 31  # beyond, indices are of another type
-KINDS = 3  # of dtype and thread count: each makes its own loops, of which torch keeps a few
+KINDS = 4  # of dtype, layout and thread count: each makes its own loops, of which torch keeps a few
 
 _log = logging.getLogger(__name__)
 _kinds: dict[tuple[Any, ...], bool] = {}
@@ -45,29 +49,29 @@ def is_merged(u: Flat) -> bool:
     """
     data = u.data
     return (
-        u.by_row
-        and data.device.type == "cpu"
+        data.device.type == "cpu"
         and LEAST <= data.numel() < MOST
-        and min(data.shape) > 1
+        and min(u.whole().shape) > 1
         and has_values(data)
         and kernels_are_on()
         and os.environ.get("REVSEG_COMPILE", "1") != "0"
         and not _get_current_dispatch_mode_stack()
-        and _can_merge(data.dtype)
+        and _can_merge(data.dtype, u.by_row)
     )
 
 
-def _can_merge(dtype: torch.dtype) -> bool:
-    """Whether loops for this dtype and the present settings could be made; tried once."""
+def _can_merge(dtype: torch.dtype, by_row: bool) -> bool:
+    """Whether loops for this dtype, layout and the present settings could be made; tried once."""
     kind = (
         dtype,
+        by_row,
         torch.get_num_threads(),
         torch.get_default_dtype(),
         torch.are_deterministic_algorithms_enabled(),
         torch.is_inference_mode_enabled(),
     )
     if kind not in _kinds:
-        _kinds[kind] = sum(_kinds.values()) < KINDS and _has_compiler() and _tried(dtype)
+        _kinds[kind] = sum(_kinds.values()) < KINDS and _has_compiler() and _tried(dtype, by_row)
     return _kinds[kind]
 
 
@@ -87,14 +91,13 @@ def _has_compiler() -> bool:
         return False
 
 
-def _tried(dtype: torch.dtype) -> bool:
+def _tried(dtype: torch.dtype, by_row: bool) -> bool:
     """Whether a first loop can be made and gives what it should."""
     # of a typical size, for which the loops are then made: short rows would not get vector instructions
-    x = torch.linspace(-2, 2, math.prod(_TYPICAL)).view(_TYPICAL).to(dtype)
-    vectors = [
-        torch.full((_TYPICAL[0], 1), v, dtype=torch.promote_types(dtype, torch.float32))
-        for v in (0.1, 1.5, 0.2, 0.3)
-    ]
+    of_map, of_vector = _TYPICAL[by_row]
+    x = torch.linspace(-2, 2, math.prod(of_map)).view(of_map).to(dtype)
+    wide = torch.promote_types(dtype, torch.float32)
+    vectors = [torch.full(of_vector, v, dtype=wide) for v in (0.1, 1.5, 0.2, 0.3)]
     try:
         with torch.no_grad():
             found, expected = torch.empty_like(x), torch.empty_like(x)
@@ -121,7 +124,7 @@ def _compiled(name: str) -> Callable[..., Any]:
     )
 
 
-# --- the passes; statistics and sums are by row [R, 1] or [R] ------------------------------------------------
+# --- the passes; sums are over dim 1: by row [R], or [N * H, C] -------------------------------------------------
 
 
 def _normalized(u: Tensor, mean: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
@@ -160,6 +163,10 @@ def _act_subtracted(
     u: Tensor, mean: Tensor, scale: Tensor, bias: Tensor, slope: Tensor, stream: Tensor, out: Tensor
 ) -> None:
     out.copy_(stream - _activated(u, mean, scale, bias, slope))
+
+
+def _relaid(x: Tensor, out: Tensor) -> None:
+    out.copy_(x)
 
 
 def _gradient(
@@ -214,6 +221,7 @@ PASSES: dict[str, Callable[..., Any]] = {
     "act_in_place": _act_in_place,
     "act_added": _act_added,
     "act_subtracted": _act_subtracted,
+    "relaid": _relaid,
     "sums": _sums,
     "apply": _apply,
     "apply_to_map": _apply_to_map,

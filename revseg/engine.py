@@ -26,6 +26,7 @@ from revseg.ambient import autocast_as
 from revseg.drift import Check, Fingerprint, all_finite, raise_pending, tolerance_of
 from revseg.exact import check_conditions, check_range, conditions, extremes_of
 from revseg.gradients import Grads, alias, gradients
+from revseg.layout import inner_layout, joined, relaid, restored
 from revseg.recompute import Call
 from revseg.residue import Layout, pack, restore
 from revseg.steps import Map, Step, Streams, Update, dense, laid_out, versions
@@ -62,6 +63,8 @@ def run_reversible(
     if not steps:
         return torch.cat(streams, 1) if join else streams
     chain = _Chain(steps, wanted, keep, check, exact)
+    if not exact and len(chain.calls) == len(steps):
+        chain.layout = inner_layout(streams[0], [link.step.fn for link in chain.calls])
     outputs = _Reversible.apply(chain, join, *streams, *chain.parameters)  # type: ignore[no-untyped-call]
     return outputs if join else tuple(outputs)
 
@@ -71,8 +74,12 @@ class _Reversible(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, chain: _Chain, join: bool, x1: Tensor, x2: Tensor, *parameters: Tensor) -> Any:
-        y1, y2 = chain.forward((x1, x2))
-        outputs = (torch.cat((y1, y2), 1),) if join else (_own(y1, x1), _own(y2, x2))
+        layout = chain.layout
+        y1, y2 = chain.forward((relaid(x1, layout), relaid(x2, layout)))
+        if join:
+            outputs: tuple[Tensor, ...] = (joined((y1, y2), layout),)
+        else:
+            outputs = _own(restored(y1, layout), x1), _own(restored(y2, layout), x2)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*outputs, *parameters, *chain.take_residues())
         ctx.chain, ctx.join = chain, join
@@ -89,16 +96,21 @@ class _Reversible(torch.autograd.Function):
             grads[:] = grads[0].chunk(2, 1)
         elif ctx.join:
             grads.append(None)
+        grads[:] = [None if dy is None else relaid(dy, chain.layout) for dy in grads]
         dparameters = chain.backward(streams, grads, kept)
+        for i, dx in enumerate(grads):  # in turn, so that one at a time exists in both layouts
+            grads[i] = None if dx is None else restored(dx, chain.layout)
+            del dx
         return None, None, *grads, *dparameters
 
 
 def _saved(ctx: Any) -> tuple[list[Tensor], tuple[Tensor, ...]]:
     """The two output streams; parameters and residues. A joined output is let go of, unless kept for another pass."""
     saved: tuple[Tensor, ...] = ctx.saved_tensors
+    layout = ctx.chain.layout
     if not ctx.join:
-        return list(saved[:2]), saved[2:]
-    streams = list(map(dense, saved[0].chunk(2, 1)))
+        return [relaid(y, layout) for y in saved[:2]], saved[2:]
+    streams = [dense(y) if layout is None else relaid(y, layout) for y in saved[0].chunk(2, 1)]
     ctx.maybe_clear_saved_tensors()
     return streams, saved[1:]
 
@@ -108,6 +120,7 @@ class _Chain:
 
     def __init__(self, steps: list[Step], wanted: list[bool], keep: int, check: Check, exact: Exact) -> None:
         self.check, self.exact = check, exact
+        self.layout: torch.memory_format | None = None  # of streams within, if not that of the caller's
         self.links = [_Link(step, wanted, exact) if isinstance(step, Update) else step for step in steps]
         self.calls = [link for link in self.links if isinstance(link, _Link)]
         for link in self.calls[len(self.calls) - keep :]:

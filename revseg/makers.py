@@ -104,7 +104,7 @@ class Convolution:
     def make(self, x: Source, like: Tensor, parameters: Sequence[Tensor], computed: bool) -> Tensor:
         # A CPU copies the input into another layout; with few channels, or in half precision, the output too.
         copies = like.shape[1] < 16 or like.element_size() < 4
-        if (computed or copies) and like[0].numel() >= _LARGE:
+        if (computed or copies) and _by_image(like):
             return gather((self.forward(image, *parameters) for image in images_of(x, len(like))), len(like))
         return self.forward(x(lambda whole: whole), *parameters)
 
@@ -117,7 +117,7 @@ class Convolution:
         wanted: list[bool],
     ) -> Grads:
         count = len(like)
-        step = count if like[0].numel() < _LARGE and self.prepare is None else 1
+        step = 1 if _by_image(like) or self.prepare is not None else count
         total: Grads = [None] * len(parameters)
         dx: Tensor | None = None
         for i in range(0, count, step):
@@ -192,7 +192,7 @@ class SideBySide:
         return torch.cat([m.forward(x, weight) for m, weight in zip(self.makers, parameters, strict=True)], 1)
 
     def make(self, x: Source, like: Tensor, parameters: Sequence[Tensor], computed: bool) -> Tensor:
-        if like[0].numel() >= _LARGE:  # the maps and the joint one exist together for one image alone
+        if _by_image(like):  # the maps and the joint one exist together for one image alone
             return gather((self.forward(image, *parameters) for image in images_of(x, len(like))), len(like))
         return self.forward(x(lambda whole: whole), *parameters)
 
@@ -208,6 +208,16 @@ class SideBySide:
             found.append(dweight)
             dx = more if dx is None or more is None else dx.add_(more)
         return [dx, *found]
+
+
+def _by_image(like: Tensor) -> bool:
+    """Whether a batch like this goes through a convolution image by image, for the sake of its copies in other layouts."""
+    needs_none = like.element_size() >= 4 and _is_channels_last(like)
+    return like[0].numel() >= _LARGE and not needs_none
+
+
+def _is_channels_last(x: Tensor) -> bool:
+    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
 
 
 def _memory_for(du: Tensor, like: Tensor) -> Tensor:
@@ -234,8 +244,7 @@ def gather(maps: Iterable[Tensor], count: int) -> Tensor:
     first = next(maps)
     if count == 1:
         return first
-    channels_last = first.is_contiguous(memory_format=torch.channels_last) and not first.is_contiguous()
-    layout = torch.channels_last if channels_last else torch.contiguous_format
+    layout = torch.channels_last if _is_channels_last(first) else torch.contiguous_format
     shape = (count, *first.shape[1:])
     batch = torch.empty(shape, dtype=first.dtype, device=first.device, memory_format=layout)
     batch[0] = first[0]

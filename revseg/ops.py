@@ -11,6 +11,7 @@ from revseg.kernels.asymmetric_conv import (
 from revseg.kernels.bn_act import Norm, batch_statistics, bn_act, bn_act_add
 from revseg.kernels.bn_act_backward import bn_act_backward, bn_act_sums
 from revseg.kernels.launch import has_kernel, kernels_are_on
+from revseg.kernels.relaid import relaid
 from revseg.kernels.sum_of_pools import sum_of_pools, sum_of_pools_backward
 from revseg.kernels.upsample_argmax import upsample_argmax
 from revseg.kernels.upsample_cross_entropy import upsample_cross_entropy
@@ -27,6 +28,7 @@ __all__ = [
     "has_asymmetric_conv",
     "has_kernel",
     "kernels_are_on",
+    "relaid",
     "sum_of_pools",
     "sum_of_pools_backward",
     "upsample_argmax",

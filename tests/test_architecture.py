@@ -17,6 +17,7 @@ LAYERS = [  # the lowest first; a module imports from lines below its own
     {"stack"},
     {"ordinary"},
     {"exact", "layers", "losses", "levels"},
+    {"layout"},
     {"engine", "conv_pool"},
     {"couplings", "downsample"},
     {"sequence"},

@@ -43,4 +43,5 @@ def test_gradients_are_those_of_the_twin(threads):
     net, x = blocks(), torch.randn(SIZE)
     ours, saved = run_step(net, x), run_step(blocks(save_activations=True), x)
     assert relative_error(ours.gradients, saved.gradients) < 1e-3
-    assert all(torch.equal(ours.buffers[name], value) for name, value in saved.buffers.items())
+    for name, value in saved.buffers.items():  # convolutions round otherwise on channels_last
+        torch.testing.assert_close(ours.buffers[name], value, rtol=1e-4, atol=1e-6)
