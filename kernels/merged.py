@@ -20,6 +20,7 @@ import os
 import sys
 from collections.abc import Callable
 from functools import cache
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -36,7 +37,7 @@ _TYPICAL = {
     False: ((64, 256, 32), (1, 1, 32)),
 }  # by row or not: a map, a vector
 MOST = 1 << 31  # beyond, indices are of another type
-KINDS = 4  # of dtype, layout and thread count: each makes its own loops, of which torch keeps a few
+KINDS = 8  # of dtype, layout and settings: each makes its own loops, which takes seconds
 
 _log = logging.getLogger(__name__)
 _kinds: dict[tuple[Any, ...], bool] = {}
@@ -62,7 +63,15 @@ def is_merged(u: Flat) -> bool:
 
 def _can_merge(dtype: torch.dtype, by_row: bool) -> bool:
     """Whether loops for this dtype, layout and the present settings could be made; tried once."""
-    kind = (
+    kind = _kind(dtype, by_row)
+    if kind not in _kinds:
+        _kinds[kind] = sum(_kinds.values()) < KINDS and _has_compiler() and _tried(dtype, by_row)
+    return _kinds[kind]
+
+
+def _kind(dtype: torch.dtype, by_row: bool) -> tuple[Any, ...]:
+    """What makes another loop of the same pass."""
+    return (
         dtype,
         by_row,
         torch.get_num_threads(),
@@ -70,9 +79,6 @@ def _can_merge(dtype: torch.dtype, by_row: bool) -> bool:
         torch.are_deterministic_algorithms_enabled(),
         torch.is_inference_mode_enabled(),
     )
-    if kind not in _kinds:
-        _kinds[kind] = sum(_kinds.values()) < KINDS and _has_compiler() and _tried(dtype, by_row)
-    return _kinds[kind]
 
 
 @cache
@@ -113,15 +119,16 @@ def _tried(dtype: torch.dtype, by_row: bool) -> bool:
 
 def run(name: str, *args: Tensor) -> Any:
     """One of `PASSES`, merged."""
-    return _compiled(name)(*args)
+    return _compiled(name, _kind(args[0].dtype, args[0].ndim == 2))(*args)
 
 
 @cache
-def _compiled(name: str) -> Callable[..., Any]:
+def _compiled(name: str, kind: tuple[Any, ...]) -> Callable[..., Any]:
+    passing: Any = PASSES[name]
+    # torch counts the loops that it made from one piece of code, and refuses more than a few: each kind has its own
+    own = FunctionType(passing.__code__.replace(), passing.__globals__, f"{name} {kind}")
     # without the option a value is added to a stream before it is rounded to the dtype of its map
-    return torch.compile(
-        PASSES[name], dynamic=True, fullgraph=True, options={"emulate_precision_casts": True}
-    )
+    return torch.compile(own, dynamic=True, fullgraph=True, options={"emulate_precision_casts": True})
 
 
 # --- the passes; sums are over dim 1: by row [R], or [N * H, C] -------------------------------------------------
@@ -165,7 +172,11 @@ def _act_subtracted(
     out.copy_(stream - _activated(u, mean, scale, bias, slope))
 
 
-def _relaid(x: Tensor, out: Tensor) -> None:
+def _to_channels_last(x: Tensor, out: Tensor) -> None:
+    out.copy_(x)
+
+
+def _to_contiguous(x: Tensor, out: Tensor) -> None:
     out.copy_(x)
 
 
@@ -221,7 +232,8 @@ PASSES: dict[str, Callable[..., Any]] = {
     "act_in_place": _act_in_place,
     "act_added": _act_added,
     "act_subtracted": _act_subtracted,
-    "relaid": _relaid,
+    "to_channels_last": _to_channels_last,
+    "to_contiguous": _to_contiguous,
     "sums": _sums,
     "apply": _apply,
     "apply_to_map": _apply_to_map,

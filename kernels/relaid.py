@@ -19,7 +19,7 @@ def relaid(x: Tensor, layout: torch.memory_format, out: Tensor | None = None) ->
     Args:
         x: A map [N, C, H, W].
         layout: `torch.contiguous_format` or `torch.channels_last`.
-        out: Written to instead of new memory; of any strides.
+        out: Written to instead of new memory; half of a map by its channels, say.
     """
     if out is None and x.is_contiguous(memory_format=layout):
         return x
@@ -27,7 +27,14 @@ def relaid(x: Tensor, layout: torch.memory_format, out: Tensor | None = None) ->
         return x.contiguous(memory_format=layout)
     y = torch.empty_like(x, memory_format=layout) if out is None else out
     gapless = x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)
-    if x.stride() != y.stride() and is_merged(Flat(x if gapless else y)):
-        run("relaid", x, y)
+    by_pixel = all(t.stride(2) == t.shape[3] * t.stride(3) for t in (x, y))
+    if by_pixel and x.stride() != y.stride() and is_merged(Flat(x if gapless else y)):
+        run("to_contiguous" if y.stride(3) == 1 else "to_channels_last", *map(_by_pixel, (x, y)))
         return y
     return y.copy_(x)
+
+
+def _by_pixel(x: Tensor) -> Tensor:
+    """A map in any layout as [N, C, H * W]; a view."""
+    n, c, h, w = x.shape
+    return x.as_strided((n, c, h * w), (x.stride(0), x.stride(1), x.stride(3)))
