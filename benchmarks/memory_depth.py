@@ -1,9 +1,10 @@
-"""How does the memory of a training step grow with depth?
+"""How does the memory of a training step grow with depth, and with the size of the images?
 
 The peak of one step beyond what was live at its start, and the bytes that autograd saves in the
-forward pass. Both are counts of the allocator, the same on a busy machine.
+forward pass. Both are counts of the allocator, the same on a busy machine. The step begins without gradients of
+parameters, as after `optimizer.zero_grad()`; those it leaves behind are not counted.
 
-    python -m benchmarks.memory_depth --depths 4 16 64
+    python -m benchmarks.memory_depth
 """
 
 import argparse
@@ -19,8 +20,12 @@ from benchmarks.ways import WAYS
 from benchmarks.workload import SHAPE, workload
 from revseg.memory import peak_bytes, saved_bytes
 
-QUESTION = "How does the memory of a training step grow with depth?"
-ALL = [way for way in WAYS if way != "revseg keep=half" and "Stack" not in way]  # which `stacks` measures
+QUESTION = "How does the memory of a training step grow with depth, and with the size of the images?"
+ALL = [way for way in WAYS if way != "revseg keep=half"]
+SIZES = ((2, 64, 64, 128), (2, 64, 128, 256), (2, 64, 256, 512))  # at `DEPTH`
+DEPTH = 16
+TOO_MUCH = (4, 64, 128, 256), 128  # shape and depth for which plain wants more than this machine has
+WARMED = ("compile", "compile budget 0", "revlib")  # ways whose first step takes more
 MIB = 2**20
 
 
@@ -29,9 +34,9 @@ def measure(
     ways: Iterable[str],
     shape: tuple[int, int, int, int] = SHAPE,
     device: str = "cpu",
-    limit_gib: float = 8,
+    limit_gib: float = 16,
 ) -> list[dict[str, Any]]:
-    """One row for each depth and way: way, depth, peak_mib, saved_mib, note.
+    """One row for each depth and way: way, depth, shape, peak_mib, saved_mib, note.
 
     Args:
         depths: Numbers of blocks.
@@ -46,10 +51,13 @@ def measure(
 def _row(
     way: str, depth: int, shape: tuple[int, int, int, int], device: str, limit_gib: float
 ) -> dict[str, Any]:
-    row: dict[str, Any] = {"way": way, "depth": depth, "peak_mib": None, "saved_mib": None, "note": ""}
+    row: dict[str, Any] = {"way": way, "depth": depth, "shape": list(shape)}
+    row |= {"peak_mib": None, "saved_mib": None, "note": ""}
     if not is_available(way):
         return row | {"note": "not installed: python -m benchmarks.peers"}
-    if way not in RIVALS:  # those keep tensors as attributes, which autograd does not see
+    if way not in RIVALS and not way.startswith(
+        "compile"
+    ):  # those keep tensors as attributes, which autograd does not see
         # On the meta device nothing is allocated, so that this tells whether the step can be run at all.
         row["saved_mib"] = round(
             saved_bytes(workload(way, depth, shape=shape, device="meta").forward) / MIB, 2
@@ -58,9 +66,13 @@ def _row(
         if row["saved_mib"] > 0.95 * limit_mib:
             return row | {"note": f"not run: {row['saved_mib']:,.0f} MiB to save, {limit_mib:,.0f} allowed"}
     work = workload(way, depth, shape=shape, device=device)
-    # On a GPU the first step also makes workspaces. On a CPU all steps are alike, and steps are slow.
-    before = None if device == "cpu" else work.step
-    row["peak_mib"] = round(peak_bytes(work.step, device, before=before) / MIB, 2)
+    # On a GPU the first step also makes workspaces. On a CPU most ways have steps alike, and steps are slow.
+    if device != "cpu" or way in WARMED:
+        work.step()
+    work.functions.zero_grad()
+    peak = peak_bytes(work.step, device)
+    left = sum(p.grad.nbytes for p in work.functions.parameters() if p.grad is not None)
+    row["peak_mib"] = round((peak - left) / MIB, 2)
     del work
     gc.collect()
     return row
@@ -78,20 +90,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--depths", type=int, nargs="+", default=[4, 16, 64])
+    parser.add_argument("--depths", type=int, nargs="+", default=[4, 16, 32, 64, 128])
     parser.add_argument("--ways", nargs="+", default=ALL, choices=ALL, metavar="WAY", help=", ".join(ALL))
     parser.add_argument("--shape", type=int, nargs=4, default=SHAPE, metavar=("N", "C", "H", "W"))
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--limit-gib", type=float, default=8, help="steps that save more are not run")
+    parser.add_argument("--limit-gib", type=float, default=16, help="steps that save more are not run")
+    parser.add_argument("--depths-only", action="store_true", help="no other sizes")
     parser.add_argument("--out", type=Path, default=record.RESULTS)
     args = parser.parse_args()
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    cases = [(tuple(args.shape), depth) for depth in args.depths]
+    if not args.depths_only:
+        cases += [(shape, DEPTH) for shape in SIZES if (shape, DEPTH) not in cases]
+        cases.append(TOO_MUCH)
     rows = []
-    for depth in args.depths:
+    for shape, depth in cases:
         for way in args.ways:
-            rows += measure([depth], [way], tuple(args.shape), args.device, args.limit_gib)
+            rows += measure([depth], [way], shape, args.device, args.limit_gib)
             peak, saved = (f"{rows[-1][k] or float('nan'):10.2f}" for k in ("peak_mib", "saved_mib"))
             print(
-                f"depth {depth:3}  {way:15} peak {peak} MiB  saved {saved} MiB  {rows[-1]['note']}",
+                f"{shape} depth {depth:3}  {way:16} peak {peak} MiB  saved {saved} MiB  {rows[-1]['note']}",
                 flush=True,
             )
     settings = {"shape": list(args.shape), "dtype": "float32", "device": args.device, "function": "conv pair"}

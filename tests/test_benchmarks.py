@@ -109,7 +109,7 @@ def test_commit_that_moves_during_a_run_is_said(tmp_path, monkeypatch):
 
 def test_every_way_peaks_alike_in_its_first_and_second_step():
     # Why memory_depth needs no warm-up on a CPU.
-    for way in WAYS:
+    for way in (way for way in WAYS if way not in memory_depth.WARMED):
         if is_available(way):
             cold, warm = workload(way, 2, shape=TOY), workload(way, 2, shape=TOY)
             assert peak_bytes(cold.step) == peak_bytes(warm.step, before=warm.step), way

@@ -39,8 +39,9 @@ NARROW = {
 }
 SIZE = (33, 49)  # of images
 SIZES = {}  # of networks to which such an image means nothing
-# Where rounding flips a ReLU that much hangs on, in plain modules as often as in ours, outputs are compared alone.
-FLIPPED = ("bisenet_xception39", "icnet", "segnet")
+# Where rounding flips a ReLU that much hangs on, on one processor or another, in plain modules as often as in ours,
+# outputs are compared alone.
+FLIPPED = ("bisenet_xception39", "erfnet_rev", "icnet", "segnet")
 UNUSED = {}  # prefixes of parameters that the network documents as unused
 
 each_model = pytest.mark.parametrize("name", list_models())
