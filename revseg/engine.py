@@ -96,7 +96,6 @@ class _Reversible(torch.autograd.Function):
             grads[:] = grads[0].chunk(2, 1)
         elif ctx.join:
             grads.append(None)
-        grads[:] = [None if dy is None else relaid(dy, chain.layout) for dy in grads]
         dparameters = chain.backward(streams, grads, kept)
         for i, dx in enumerate(grads):  # in turn, so that one at a time exists in both layouts
             grads[i] = None if dx is None else restored(dx, chain.layout)
@@ -163,7 +162,10 @@ class _Chain:
             check_conditions(self.conditions, conditions(streams[0].device))
         dparameters: Grads = [None] * len(self.parameters)
         finite = all_finite(streams) if self.fingerprint else None
+        kept_last = next((link for link in self.calls[-1:] if link.keep), None)
         for link in reversed(self.links):
+            if link is not kept_last:  # whose graph is large enough
+                grads[:] = [None if dy is None else relaid(dy, self.layout) for dy in grads]
             if isinstance(link, Map):
                 streams[:] = link.inverse((streams[0], streams[1]))
                 grads[:] = [None if dy is None else link.undo(dy) for dy in grads]
