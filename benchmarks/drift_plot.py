@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.labels import label_ends
+
 # Okabe and Ito's colours, which the colour-blind can tell apart; shapes and labels say it again.
 STYLES: dict[str, dict[str, Any]] = {
     "plain": {"color": "black", "marker": "o", "markersize": 9, "markerfacecolor": "none"},
@@ -14,7 +16,6 @@ STYLES: dict[str, dict[str, Any]] = {
     "memcnn": {"color": "#CC79A7", "marker": "^"},
     "revtorch": {"color": "#009E73", "marker": "v"},
 }
-GAP = 0.062  # between the labels of neighbours, of the height of a panel
 
 
 def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
@@ -56,21 +57,4 @@ def _panel(axes: Any, rows: Sequence[dict[str, Any]]) -> None:
     axes.set_ylim(math.exp(low - margin), math.exp(high + margin))
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    height = high - low + 2 * margin
-    heights = {way: (math.log(error) - low + margin) / height for way, error in ends.items()}
-    for way, place in _spread(heights).items():
-        axes.annotate(
-            way, (1.0, heights[way]), (1.03, place), "axes fraction", "axes fraction", color=STYLES[way]["color"],
-            va="center", arrowprops={"arrowstyle": "-", "color": STYLES[way]["color"], "alpha": 0.5, "relpos": (0, 0.5), "shrinkA": 0, "shrinkB": 0},
-        )  # fmt: skip
-
-
-def _spread(heights: dict[str, float]) -> dict[str, float]:
-    """Places near the heights, in their order, that leave a gap between neighbours."""
-    order = sorted(heights, key=heights.__getitem__)
-    places: list[float] = []
-    for way in order:
-        places.append(max(heights[way], places[-1] + GAP) if places else heights[way])
-    for i in reversed(range(len(places))):  # what was pushed over the top comes down again
-        places[i] = min(places[i], 1.0 - GAP * (len(places) - 1 - i))
-    return dict(zip(order, places, strict=True))
+    label_ends(axes, ends, {way: style["color"] for way, style in STYLES.items()})

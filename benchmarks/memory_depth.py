@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import record
+from benchmarks.memory_plot import draw
 from benchmarks.rivals import RIVALS, is_available
 from benchmarks.ways import WAYS
 from benchmarks.workload import SHAPE, workload
@@ -116,6 +117,7 @@ def main() -> None:
             )
     settings = {"shape": list(args.shape), "dtype": "float32", "device": args.device, "function": "conv pair"}
     print("wrote", record.write("memory_depth", QUESTION, rows, settings, args.out))
+    draw([row for row in rows if row["shape"] == list(args.shape)], args.out / "memory_depth.png")
 
 
 if __name__ == "__main__":

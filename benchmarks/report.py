@@ -15,6 +15,8 @@ from typing import Any
 from benchmarks import (
     record,
     report_camvid,
+    report_correctness,
+    report_depth,
     report_exact,
     report_levels,
     report_losses,
@@ -37,32 +39,8 @@ f = g = conv 3x1, batch norm, PReLU, conv 1x3, batch norm, PReLU on half of 64 c
 `torch.utils.checkpoint` of each block. memcnn and revtorch are optional: `python -m benchmarks.peers`.
 """
 
-MEMORY_HEAD = """\
-## Memory against depth
-
-Peak MiB of one step, forward and backward, beyond what was live before it: parameters, their
-gradients, the input and its gradient, and the gradient of the output are not counted; the output
-is. In brackets, the MiB that autograd saves in the forward pass. Counted by torch's own allocator
-(`revseg.memory.peak_bytes`, `saved_bytes`), so a busy machine gives the same figures.
-"""
-
-MEMORY_FOOT = """\
-memcnn and revtorch keep tensors outside of autograd, which a count of saved tensors does not see.
-The parts of revseg's peak, in MiB, at any depth: output 16, the two streams 16, their two gradients 16, the
-intermediate maps of one f 24, its gradients on the way back 32. What still grows, 0.05 a block, are
-the gradients of the parameters (6,656 a function), which autograd collects until the sequence is done.
-"""
-
+MEMORY_PICTURE = "![Peak memory of a training step against depth](benchmarks/results/memory_depth.png)\n"
 DRIFT_PICTURE = "![Error of the gradients against depth](benchmarks/results/drift.png)\n"
-
-TIME_HEAD = """\
-## Time of a step
-
-Ratio to the plain step that ran next to it in the same process: median, quartiles in brackets.
-A ratio of 1.3 is one more forward pass. The default heap of Linux gives large blocks back to the system,
-so the plain step pays page faults for every activation it stores; a heap that keeps its pages does
-not, like the caching allocator of a GPU, and is the fairer comparison.
-"""
 
 
 def readme(results: Path) -> str:
@@ -72,12 +50,10 @@ def readme(results: Path) -> str:
         results: The folder with the JSON files; a script without a file gets no section.
     """
     parts = [HEAD]
-    if memory := _load(results, "memory_depth"):
-        parts += [MEMORY_HEAD, memory_table(memory), _source(memory), MEMORY_FOOT]
-    if times := _load(results, "step_time"):
-        parts += [TIME_HEAD, time_table(times), _source(times)]
-        if functions := functions_table(times):
-            parts += ["### With other functions in the couplings\n", functions, _source(times)]
+    parts += _depth_sections(results)
+    if correctness := _load(results, "correctness"):
+        parts += [report_correctness.HEAD, _table(*report_correctness.matrix(correctness))]
+        parts += [report_correctness.details(correctness), _source(correctness)]
     parts += _exact_sections(results)
     if stacks := _load(results, "stacks"):
         parts += [report_stacks.HEAD, _table(*report_stacks.table(stacks)), _source(stacks)]
@@ -99,6 +75,22 @@ def readme(results: Path) -> str:
         ]
         parts += [report_camvid.commands(camvid), _source(camvid)]
     return "\n".join(parts)
+
+
+def _depth_sections(results: Path) -> list[str]:
+    """Memory and time of the chain, as far as they were measured."""
+    parts = []
+    if memory := _load(results, "memory_depth"):
+        parts += [report_depth.MEMORY_HEAD, _table(*report_depth.memory_table(memory))]
+        parts += [report_depth.flatness(memory), report_depth.MEMORY_FOOT]
+        if sizes := report_depth.size_table(memory):
+            parts += [sizes[0], _table(*sizes[1])]
+        parts += [report_depth.notes(memory), _source(memory)]
+    if times := _load(results, "step_time"):
+        parts += [report_depth.TIME_HEAD, _table(*report_depth.time_table(times)), _source(times)]
+        if functions := report_depth.functions_table(times):
+            parts += ["### With other functions in the couplings\n", _table(*functions), _source(times)]
+    return parts
 
 
 def _exact_sections(results: Path) -> list[str]:
@@ -130,10 +122,15 @@ def fragment(results: Path) -> str:
     parts = []
     if memory := _load(results, "memory_depth"):
         shape = " x ".join(map(str, memory["settings"]["shape"]))
-        title = (
+        if (results / "memory_depth.png").is_file():
+            parts.append(MEMORY_PICTURE)
+        parts.append(
             f"Peak MiB of a training step beyond input, parameters and gradients; input {shape} float32:\n"
         )
-        parts += [title, memory_table(memory, saved=False)]
+        parts.append(_table(*report_depth.memory_table(memory, saved=False)))
+    if correctness := _load(results, "correctness"):
+        parts.append("The same blocks in the same situations, each held against plain autograd:\n")
+        parts.append(_table(*report_correctness.in_short(correctness)))
     if levels := _load(results, "memory_levels"):
         parts += ["The same for a whole network, VNet with its loss:\n", _table(*report_levels.table(levels))]
     if networks := _load(results, "networks"):
@@ -142,13 +139,7 @@ def fragment(results: Path) -> str:
         parts.append("Error of the gradients against float64 at the same streams, on the same blocks:\n")
         parts += [_table(*report_exact.drift_in_short(drift)), DRIFT_PICTURE]
     if times := _load(results, "step_time"):
-        rows = [row for row in times["rows"] if row["function"] == "conv pair" and "ratio" in row]
-        heap = list(times["settings"]["heaps"])[-1]
-        rows = [row for row in rows if row["heap"] == heap and row["threads"] == rows[0]["threads"]]
-        deepest = [row for row in rows if row["depth"] == max(r["depth"] for r in rows)]
-        ratios = ", ".join(f"{row['way']} {row['ratio']['median']:.2f}" for row in deepest)
-        depth = deepest[0]["depth"]
-        parts.append(f"Time of a step as a multiple of the plain step, depth {depth}: {ratios}.\n")
+        parts.append(report_depth.time_in_short(times))
     if parts:
         parts.append(
             "All figures, with machine, versions and commands: [benchmarks](benchmarks/README.md).\n"
@@ -177,70 +168,6 @@ def rewrite(path: Path, text: str) -> bool:
     return True
 
 
-def memory_table(result: Result, saved: bool = True) -> str:
-    """Ways down, depths across."""
-    depths = _unique(row["depth"] for row in result["rows"])
-    table, notes = [], []
-    for way in _unique(row["way"] for row in result["rows"]):
-        cells = [way]
-        for depth in depths:
-            row = next((r for r in result["rows"] if (r["way"], r["depth"]) == (way, depth)), None)
-            cells.append(_memory_cell(row, saved))
-            if row and row["note"]:
-                notes.append(f"{way}, depth {depth}: {row['note']}.")
-        table.append(cells)
-    notes = ["\n" + "\n".join(notes) + "\n"] if notes else []
-    return _table(["", *(f"depth {depth}" for depth in depths)], table) + "".join(notes)
-
-
-def time_table(result: Result) -> str:
-    """Ways down; depth, threads and heap across."""
-    rows = [row for row in result["rows"] if row["function"] == "conv pair"]
-    cases = _unique((row["depth"], row["threads"], row["heap"]) for row in rows)
-    head = [f"depth {d}, {t} thread{'s' * (t > 1)}, heap {h}" for d, t, h in cases]
-    by_case = {(r["way"], r["depth"], r["threads"], r["heap"]): r for r in rows}
-    seconds = [_plain_seconds([r for r in rows if (r["depth"], r["threads"], r["heap"]) == c]) for c in cases]
-    table = [["plain", *(f"1 ({s:.2f} s)" if s else "not run" for s in seconds)]]
-    for way in _unique(row["way"] for row in rows):
-        table.append([way, *(_time_cell(by_case.get((way, *case))) for case in cases)])
-    return _table(["", *head], table)
-
-
-def functions_table(result: Result) -> str:
-    """Functions other than that of the main workload; empty if there are none."""
-    rows = [row for row in result["rows"] if row["function"] != "conv pair"]
-    if not rows:
-        return ""
-    heaps = _unique(row["heap"] for row in rows)
-    by_case = {(row["function"], row["way"], row["heap"]): row for row in rows}
-    cases = _unique((row["function"], row["way"], " x ".join(map(str, row["shape"]))) for row in rows)
-    table = [
-        [function, way, shape, *(_time_cell(by_case.get((function, way, heap))) for heap in heaps)]
-        for function, way, shape in cases
-    ]
-    head = ["f and g", "way", f"input (depth {rows[0]['depth']})", *(f"heap {heap}" for heap in heaps)]
-    return _table(head, table)
-
-
-def _memory_cell(row: dict[str, Any] | None, saved: bool) -> str:
-    if row is None or row["peak_mib"] is None:
-        return "not run"
-    kept = f" ({row['saved_mib']:,.0f})" if saved and row["saved_mib"] is not None else ""
-    return f"{row['peak_mib']:,.0f}{kept}"
-
-
-def _time_cell(row: dict[str, Any] | None) -> str:
-    if row is None or "ratio" not in row:
-        return "not run"
-    ratio = row["ratio"]
-    return f"{ratio['median']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})"
-
-
-def _plain_seconds(rows: Sequence[dict[str, Any]]) -> float | None:
-    """The median step of the first way that was run: plain ran beside each of them."""
-    return next((float(row["plain_s"]) for row in rows if "plain_s" in row), None)
-
-
 def _source(result: Result) -> str:
     """Where a table comes from, in one paragraph."""
     machine = result["machine"]
@@ -260,10 +187,6 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def _load(results: Path, name: str) -> Result | None:
     path = results / f"{name}.json"
     return json.loads(path.read_text()) if path.is_file() else None
-
-
-def _unique(values: Any) -> list[Any]:
-    return list(dict.fromkeys(values))
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.exact_formats import LARGEST
+from benchmarks.report_depth import by_depth
 
 Result = dict[str, Any]
 Table = tuple[list[str], list[list[str]]]
@@ -49,7 +50,7 @@ Residues are `exact="lossless"`: the network is not rounded at all.
 
 def cost(memory: Result | None, times: Result | None) -> Table:
     """Peak and time of the exact ways by those of the default engine; no rows if they were not measured."""
-    peaks = {(r["way"], r["depth"]): r["peak_mib"] for r in memory["rows"]} if memory else {}
+    peaks = {(r["way"], r["depth"]): r["peak_mib"] for r in by_depth(memory)} if memory else {}
     ratios = {
         (r["way"], (r["depth"], r["threads"], r["heap"])): r["ratio"]["median"]
         for r in (times["rows"] if times else [])
