@@ -22,6 +22,7 @@ from benchmarks import (
     report_losses,
     report_networks,
     report_stacks,
+    report_training_memory,
 )
 
 OPEN, CLOSE = "<!-- results -->", "<!-- /results -->"
@@ -62,6 +63,12 @@ def readme(results: Path) -> str:
         parts += [report_levels.validation(levels), _source(levels)]
     if networks := _load(results, "networks"):
         parts += ["## Every network of the paper's tables\n", *_networks(networks), _source(networks)]
+    if training := _load(results, "training_memory"):
+        overhead = training["settings"]["overhead_mib"]
+        parts += ["## Who can be trained on which card\n", report_training_memory.HEAD]
+        parts += [_table(*report_training_memory.table(training))]
+        parts += [report_training_memory.LARGEST_HEAD.format(overhead=overhead)]
+        parts += [_table(*report_training_memory.largest(training)), _source(training)]
     if losses := _load(results, "upsample_cross_entropy"):
         parts += [report_losses.HEAD, _table(*report_losses.memory_table(losses))]
         if table := report_losses.time_table(losses):
@@ -133,6 +140,11 @@ def fragment(results: Path) -> str:
         parts.append(_table(*report_correctness.in_short(correctness)))
     if levels := _load(results, "memory_levels"):
         parts += ["The same for a whole network, VNet with its loss:\n", _table(*report_levels.table(levels))]
+    if training := _load(results, "training_memory"):
+        parts.append(
+            "MiB of a training step at batch 4, 1024 x 2048, float32, and the largest batch on a card:\n"
+        )
+        parts.append(_table(*report_training_memory.in_short(training)))
     if networks := _load(results, "networks"):
         parts += ["### Every network of the paper's tables\n", *_networks(networks)]
     if drift := _load(results, "drift"):

@@ -1,0 +1,112 @@
+"""The rivals, the correctness matrix and the tables of memory, at toy size."""
+
+import pytest
+import torch
+
+from benchmarks import correctness, memory_depth, record, report, training_memory
+from benchmarks.correctness import cell, cells, verdict
+from benchmarks.memory_plot import draw
+from benchmarks.scenarios import SCENARIOS
+
+TOY = (2, 8, 12, 10)
+OURS = ("revseg", "revseg exact", "revseg lossless", "revseg Stack")
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+@pytest.mark.parametrize("way", ["plain", *OURS])
+def test_ours_are_right_or_say_so(way, scenario):
+    found = cell(way, scenario)
+    assert found["verdict"] in ("right", "error"), found["detail"]
+    if found["verdict"] == "error":
+        assert way != "plain"
+        assert scenario in ("hidden state", "output changed in place")  # plain autograd does these two
+
+
+def test_verdicts():
+    x = torch.linspace(0, 1, 5)
+    assert verdict({"x": x}, {"x": x.clone()}, 1e-6)["verdict"] == "right"
+    assert verdict({"x": x}, {"x": x + 1e-3}, 1e-6) == {
+        "verdict": "wrong",
+        "detail": "x: off by 1.0e-03 of its scale",
+    }
+    assert verdict({"x": None}, {"x": x}, 1e-6)["detail"] == "x: is missing"
+    assert verdict({}, {"x": x}, 1e-6)["detail"] == "x: is missing"
+    assert verdict({"x": x}, {"x": None}, 1e-6)["detail"] == "x: is there, and should not be"
+    assert verdict({"x": x[:2]}, {"x": x}, 1e-6)["verdict"] == "wrong"
+    assert verdict({"x": torch.full((2,), torch.nan)}, {"x": torch.zeros(2)}, 1e-6)["verdict"] == "wrong"
+    assert verdict({"n": 2}, {"n": 1}, 1e-6)["verdict"] == "wrong"
+    assert verdict(ValueError("no"), {"x": x}, 1e-6) == {"verdict": "error", "detail": "ValueError: no"}
+    assert verdict(ValueError("no"), KeyError("no"), 1e-6)["verdict"] == "right"
+    assert verdict({"x": x}, KeyError("no"), 1e-6)["verdict"] == "wrong"
+
+
+def test_a_process_that_dies_is_a_crash_and_the_others_go_on(monkeypatch):
+    def run(way, scenarios):
+        alive = scenarios[: scenarios.index("second")] if "second" in scenarios else scenarios
+        return [{"way": way, "scenario": name, "verdict": "right", "detail": ""} for name in alive]
+
+    monkeypatch.setattr(correctness, "_run", run)
+    found = cells("revseg", ["first", "second", "third", "fourth"])
+    assert [row["verdict"] for row in found] == ["right", "crash", "right", "right"]
+    assert [row["scenario"] for row in found] == ["first", "second", "third", "fourth"]
+
+
+def test_a_cell_comes_out_of_another_process():
+    (found,) = cells("revseg", ["a step"])
+    assert (found["scenario"], found["verdict"]) == ("a step", "right")
+
+
+def test_the_matrix_and_its_summary(tmp_path):
+    rows = [
+        {"way": "revseg", "scenario": "a step", "verdict": "right", "detail": ""},
+        {
+            "way": "other",
+            "scenario": "a step",
+            "verdict": "wrong",
+            "detail": "dx: off by 1 | of its scale. And more",
+        },
+    ]
+    record.write("correctness", "?", rows, {"scenarios": {"a step": "A training step."}}, tmp_path)
+    text, short = report.readme(tmp_path), report.fragment(tmp_path)
+    assert "| A training step | right | **wrong** |" in text
+    assert "- other, a step: wrong; dx: off by 1 \\| of its scale\n" in text
+    assert "| other | 0 | 0 | 1 | a step |" in short
+
+
+def test_memory_by_depth_and_size_and_its_picture(tmp_path):
+    ways = ["plain", "revseg"]
+    rows = memory_depth.measure([2, 4], ways, TOY) + memory_depth.measure([4], ways, (2, 8, 24, 10))
+    rows += memory_depth.measure([8], ways, (4, 8, 12, 10))
+    record.write("memory_depth", "?", rows, {"shape": list(TOY)}, tmp_path)
+    text = report.readme(tmp_path)
+    assert "| | depth 2 | depth 4 |" in text.replace("|  |", "| |")
+    assert "2 x 8 x 12 x 10 | 2 x 8 x 24 x 10 | 4 x 8 x 12 x 10, depth 8 |" in text
+    assert "From depth 2 to 4 the peak grows by: revseg" in text
+    draw(rows, tmp_path / "memory_depth.png")
+    assert (tmp_path / "memory_depth.png").stat().st_size > 10_000
+    assert "memory_depth.png" in report.fragment(tmp_path)
+
+
+def test_gradients_that_are_left_behind_are_not_counted():
+    one, two = (memory_depth.measure([depth], ["revseg"], TOY)[0]["peak_mib"] for depth in (4, 32))
+    assert two < one * 1.2  # of 28 blocks the gradients alone would be four times the peak
+
+
+def test_training_memory_and_its_tables(tmp_path):
+    row = training_memory.row("vnet", (64, 128), most_gflops=100)
+    plain, lowest = row["cases"]["plain"], row["cases"]["lowest"]
+    assert plain["predicted_mib"][4] > 2 * lowest["predicted_mib"][4]
+    assert plain["largest"]["12"] < lowest["largest"]["12"]
+    assert abs(plain["off"]) < 0.03
+    assert {"training", "validation"} <= lowest["measured"].keys()
+    record.write("training_memory", "?", [row], {"overhead_mib": 500}, tmp_path)
+    assert "| vnet | " in report.readme(tmp_path)
+    assert "images on 12 GB" in report.fragment(tmp_path)
+
+
+def test_largest_batch_by_the_line():
+    line = training_memory.law({1: 110.0, 2: 210.0, 4: 410.0})
+    assert line == {"fixed": 10.0, "per_image": 100.0, "off": 0.0}
+    budget = 12e9 / 2**20 - 500 - 16 * 1_000_000 / 2**20
+    assert training_memory.largest_batch(line, 12, 1_000_000) == (budget - 10) // 100
+    assert training_memory.largest_batch(line, 12, 10**9) == 0
