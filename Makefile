@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench bench-report clean
 
 demo: $(INSTALLED)  ## train VNet on generated street scenes; table, curves and picture under runs/demo
 	$(BIN)/revseg train --data synthetic --size 128 256 --train-samples 192 --val-samples 24 --epochs 12 --threads 1 --out runs/demo --overwrite
@@ -20,6 +20,9 @@ lint: $(INSTALLED)  ## style and types
 
 bench: $(INSTALLED)  ## measure memory and time here; results under benchmarks/results
 	$(BIN)/python -m benchmarks.run
+
+bench-report: $(INSTALLED)  ## tables and pictures from the files under benchmarks/results
+	$(BIN)/python -m benchmarks.report
 
 clean:
 	rm -rf .venv runs

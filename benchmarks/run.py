@@ -2,7 +2,7 @@
 
     python -m benchmarks.run
 
-About half an hour on two cores. Times mean something only on a machine that does
+About two hours on two cores. Times mean something only on a machine that does
 nothing else; for memory alone, run `python -m benchmarks.memory_depth`, which any load leaves alone.
 """
 
@@ -16,11 +16,12 @@ from benchmarks import record
 SCRIPTS = [
     "memory_depth",
     "step_time",
+    "correctness",
     "drift",
     "exact_formats",
-    "stacks",
     "memory_levels",
     "networks",
+    "training_memory",
     "upsample_cross_entropy",
 ]
 

@@ -37,7 +37,11 @@ HEAPS: dict[str, dict[str, str]] = {
     "default": {},
     "keeps pages": {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000"},
 }
-ALL = [way for way in WAYS if way != "plain" and "Stack" not in way]  # which `stacks` measures
+LAST = ", channels_last"  # behind a way: on maps and weights in that layout
+ALL = [
+    *(way for way in WAYS if way not in ("plain", "save_on_cpu")),  # on a CPU `save_on_cpu` is plain
+    *(way + LAST for way in ("plain", "plain Stack", "revseg Stack")),
+]
 SMALL = (2, 64, 64, 128)  # for the functions other than the main one
 
 
@@ -53,7 +57,7 @@ def measure(
 
     Args:
         depth: The number of blocks.
-        ways: Names in `WAYS`.
+        ways: Names in `WAYS`, with `LAST` behind them for the other layout.
         rounds: How often each way is timed, after a warm-up.
         function: A name in `FUNCTIONS`.
         shape: N, C, H, W of the input.
@@ -64,7 +68,7 @@ def measure(
         cpu_ratio (wall clock and processor time): median, quartiles, least and greatest.
     """
     plain = workload("plain", depth, function, shape, device)
-    others = {way: workload(way, depth, function, shape, device) for way in ways if is_available(way)}
+    others = {way: _workload(way, depth, function, shape, device) for way in ways if is_available(way)}
     for work in (plain, *others.values()):
         _time(work)
     pairs: dict[str, list[tuple[tuple[float, float], tuple[float, float]]]] = {way: [] for way in others}
@@ -88,6 +92,11 @@ def measure(
         row["cpu_ratio"] = spread([b[1] / a[1] for a, b in pairs[way]])
         rows.append(row)
     return rows
+
+
+def _workload(way: str, *args: Any) -> Workload:
+    layout = torch.channels_last if way.endswith(LAST) else torch.contiguous_format
+    return workload(way.removesuffix(LAST), *args, layout=layout)
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
@@ -172,7 +181,7 @@ def main() -> None:
     main_case = {"ways": args.ways, "rounds": args.rounds, "shape": args.shape, "device": args.device}
     deep_case = main_case | {"rounds": args.deep_rounds}
     any_case = main_case | {
-        "ways": ["revseg", "revseg Stack"],
+        "ways": ["revseg", "revseg Stack", "plain Stack", "plain" + LAST],
         "shape": list(SMALL) if args.shape == SHAPE else args.shape,
     }
     cases: list[tuple[str, int, dict[str, Any]]] = []

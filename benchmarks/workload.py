@@ -54,6 +54,7 @@ def workload(
     shape: tuple[int, int, int, int] = SHAPE,
     device: str = "cpu",
     seed: int = 0,
+    layout: torch.memory_format = torch.contiguous_format,
 ) -> Workload:
     """The step of one way, the same weights and data at every call.
 
@@ -64,13 +65,15 @@ def workload(
         shape: N, C, H, W of the input; C even.
         device: Where it runs.
         seed: Of weights and data.
+        layout: In memory, of x, dy and the weights of convolutions.
     """
     torch.manual_seed(seed)
     make, channels = FUNCTIONS[function], shape[1] // 2
     pairs = [(make(channels), make(channels)) for _ in range(depth)]
     functions = nn.ModuleList(nn.ModuleList(pair) for pair in pairs).to(device)
-    x = torch.randn(shape).to(device).requires_grad_()
-    dy = torch.randn(shape).to(device)
+    functions.to(memory_format=layout)  # type: ignore[call-overload]
+    x = torch.randn(shape).to(device).contiguous(memory_format=layout).requires_grad_()
+    dy = torch.randn(shape).to(device).contiguous(memory_format=layout)
     for tensor in (x, *functions.parameters()):
         tensor.grad = torch.zeros_like(tensor)
     return Workload(WAYS[way](pairs), functions, x, dy)
