@@ -21,6 +21,7 @@ from benchmarks import (
     report_levels,
     report_losses,
     report_networks,
+    report_scale,
     report_training_memory,
 )
 
@@ -67,6 +68,8 @@ def readme(results: Path) -> str:
         parts += [_table(*report_training_memory.table(training))]
         parts += [report_training_memory.LARGEST_HEAD.format(overhead=overhead)]
         parts += [_table(*report_training_memory.largest(training)), _source(training)]
+    if scale := _load(results, "scale"):
+        parts += [report_scale.head(scale), _table(*report_scale.table(scale)), _source(scale)]
     if losses := _load(results, "upsample_cross_entropy"):
         parts += [report_losses.HEAD, _table(*report_losses.memory_table(losses))]
         if table := report_losses.time_table(losses):

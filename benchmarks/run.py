@@ -22,6 +22,7 @@ SCRIPTS = [
     "memory_levels",
     "networks",
     "training_memory",
+    "scale",
     "upsample_cross_entropy",
 ]
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from benchmarks import correctness, memory_depth, record, report, training_memory
+from benchmarks import correctness, memory_depth, record, report, scale, training_memory
 from benchmarks.correctness import cell, cells, verdict
 from benchmarks.memory_plot import draw
 from benchmarks.scenarios import SCENARIOS
@@ -110,3 +110,24 @@ def test_largest_batch_by_the_line():
     budget = 12e9 / 2**20 - 500 - 16 * 1_000_000 / 2**20
     assert training_memory.largest_batch(line, 12, 1_000_000) == (budget - 10) // 100
     assert training_memory.largest_batch(line, 12, 10**9) == 0
+
+
+def test_scale_and_its_table(tmp_path, monkeypatch):
+    monkeypatch.setattr(scale, "BASE", scale.BASE | {"height": 64, "width": 128, "channels": 64})
+    monkeypatch.setitem(scale.SERIES, "batch", [{"batch": n} for n in (1, 2)])
+    monkeypatch.setitem(scale.SERIES, "V modules", [{"modules": n} for n in (3, 6)])
+    rows = [
+        scale.measure(series, level) | {"time": times.get(level, {})}
+        for series in ("batch", "V modules")
+        for times in [scale.times(series, 1)]
+        for level in ("plain", "lowest")
+    ]
+    plain, lowest, deeper, flat = rows
+    assert plain["predicted_mib"][2] > 1.9 * plain["predicted_mib"][1]
+    assert abs(plain["predicted_mib"][2] / plain["measured_mib"][2] - 1) < 0.03
+    assert plain["held"] < lowest["held"]
+    assert deeper["law"]["slope"] > 10 * abs(flat["law"]["slope"])
+    record.write("scale", "?", rows, {"base": scale.BASE, "card_gb": 80}, tmp_path)
+    text = report.readme(tmp_path)
+    assert "| batch, 1 to 2 | plain |" in text
+    assert "no limit" in text
