@@ -117,7 +117,7 @@ def main() -> None:
             )
     settings = {"shape": list(args.shape), "dtype": "float32", "device": args.device, "function": "conv pair"}
     print("wrote", record.write("memory_depth", QUESTION, rows, settings, args.out))
-    draw([row for row in rows if row["shape"] == list(args.shape)], args.out / "memory_depth.png")
+    draw(rows, args.out / "memory_depth.png")
 
 
 if __name__ == "__main__":

@@ -26,14 +26,19 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
     """Writes a PNG.
 
     Args:
-        rows: Of one shape, with way, depth and peak_mib; those that were not run are left out.
+        rows: Of `benchmarks.memory_depth`; those of other shapes than the first, and those not run, are left out.
         path: The file.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, NullLocator
 
-    rows = [row for row in rows if row["peak_mib"] is not None and row["way"] in STYLES]
+    shape = rows[0].get("shape")
+    rows = [
+        row
+        for row in rows
+        if row["peak_mib"] is not None and row["way"] in STYLES and row.get("shape") == shape
+    ]
     figure = Figure(figsize=(8.6, 4.8), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()

@@ -4,36 +4,35 @@ Parameters and operations are counted: two a multiply-add, one image of 1024 x 2
 without auxiliary heads. Memory is predicted on fake tensors: a training step with its loss at 1024 x 2048,
 batch 4 (1 for the networks in `SINGLE`), images and labels counted, parameters and their gradients not;
 "plain" is the same network of PyTorch's own modules with `F.interpolate` and `F.cross_entropy`.
-Time is that of a forward pass in evaluation, one image of 512 x 1024, as a ratio to VNet's next to it.
+Time is that of one image in evaluation by three runtimes (`benchmarks.inference`), 512 x 1024 if nothing
+else is said, as frames per second and as a ratio to VNet in PyTorch next to it.
 
-    python -m benchmarks.networks --rounds 3
+    python -m benchmarks.networks --rounds 5
+    python -m benchmarks.networks --names vnet enet
 
-With `--rounds 0` nothing is timed, and any load leaves the rest alone.
+The second measures two networks again and keeps the rows of the others. The file is written after each
+network. With `--rounds 0` nothing is timed, and any load leaves the rest alone.
 """
 
 import argparse
-import gc
-import inspect
-import statistics
-import time
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import record
+from benchmarks.inference import RUNTIMES, in_new_process
+from benchmarks.inference import network as _network
 from benchmarks.memory_levels import batch, plain_loss, using_kernels
-from benchmarks.step_time import spread
 from revseg.levels import MEMORY_LEVELS
 from revseg.losses import UpsampleCrossEntropy
 from revseg.memory import predicted_peak_bytes
-from revseg.models import MODELS, create_model
+from revseg.models import MODELS
 
 QUESTION = "What does each network of the paper's tables cost, side by side?"
-CLASSES = 19
 MIB = 2**20
 # Of the paper's table 2: parameters in millions as printed, and frames per second on its card.
 PAPER: dict[str, tuple[float, float]] = {
@@ -84,34 +83,41 @@ def _step(name: str, level: str, kernels: bool, size: tuple[int, int, int]) -> C
     return step
 
 
-def times(names: list[str], size: tuple[int, int], rounds: int) -> dict[str, dict[str, Any]]:
-    """Milliseconds of VNet, and the ratio of each network to the VNet next to it."""
-    images = torch.randint(0, 256, (1, 3, *size), dtype=torch.uint8)
-    vnet = _network("vnet").eval()
-    found = {}
-    for name in names:
-        model = _network(name).eval()
-        _seconds(vnet, images), _seconds(model, images)
-        pairs = [(_seconds(vnet, images), _seconds(model, images)) for _ in range(rounds)]
-        found[name] = {
-            "vnet_ms": round(statistics.median(a for a, _ in pairs) * 1e3, 1),
-            "ratio": spread([b / a for a, b in pairs]),
-        }
-        del model
-    return found
+def kept_rows(path: Path, names: Sequence[str], settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Rows of earlier runs, by network, without those of `names`, which are measured again.
+
+    Raises:
+        ValueError: If they are of another machine, torch or settings, so that one table cannot hold both.
+    """
+    if not path.is_file():
+        return {}
+    old = json.loads(path.read_text())
+    rows = {row["network"]: row for row in old["rows"] if row["network"] not in names}
+    here = _conditions({"machine": record.machine(), "versions": record.versions(), "settings": settings})
+    if rows and _conditions(old) != here:
+        raise ValueError(f"{path} has rows of {_conditions(old)}, not of {here}: give another --out")
+    return rows
 
 
-@torch.no_grad()
-def _seconds(model: nn.Module, images: torch.Tensor) -> float:
-    gc.collect()
-    started = time.perf_counter()
-    model(images)
-    return time.perf_counter() - started
+def _conditions(result: dict[str, Any]) -> dict[str, Any]:
+    machine = {key: result["machine"][key] for key in ("cpu", "cores", "gpu")}
+    return machine | {"torch": result["versions"]["torch"]} | result["settings"]
 
 
-def _network(name: str, **options: Any) -> nn.Module:
-    heads = {"aux": False} if "aux" in inspect.signature(MODELS[name]).parameters else {}
-    return create_model(name, CLASSES, **heads, **options)
+def measure(name: str, rounds: int, options: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
+    """The row of one network.
+
+    Args:
+        name: The network.
+        rounds: How often it is timed by each runtime; 0 for not at all.
+        options: Of `benchmarks.inference.in_new_process`.
+        size: H, W of the images of a training step.
+    """
+    row: dict[str, Any] = {"network": name, **counts(name), "batch": 1 if name in SINGLE else 4}
+    row |= {"peaks_mib": peaks(name, size)}
+    row |= {"rounds": rounds, "inference": in_new_process(name, rounds=rounds, **options) if rounds else {}}
+    row["paper_millions"], row["paper_fps"] = PAPER.get(name, (None, None))
+    return row | record.stamp()
 
 
 def main() -> None:
@@ -122,21 +128,21 @@ def main() -> None:
     parser.add_argument("--names", nargs="+", default=order, choices=order, metavar="NAME")
     parser.add_argument("--size", type=int, nargs=2, default=(1024, 2048), metavar=("H", "W"))
     parser.add_argument("--time-size", type=int, nargs=2, default=(512, 1024), metavar=("H", "W"))
-    parser.add_argument("--rounds", type=int, default=3, help="of timing; 0 for none")
+    parser.add_argument("--rounds", type=int, default=5, help="of timing; 0 for none")
+    parser.add_argument("--runtimes", nargs="+", default=list(RUNTIMES), choices=list(RUNTIMES))
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=record.RESULTS)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    timed = times(args.names, tuple(args.time_size), args.rounds) if args.rounds else {}
-    rows = []
+    settings = {"size": list(args.size), "time_size": list(args.time_size), "threads": args.threads}
+    options = {"size": args.time_size, "threads": args.threads, "runtimes": args.runtimes}
+    rows = kept_rows(args.out / "networks.json", args.names, settings)
     for name in args.names:
-        row: dict[str, Any] = {"network": name, **counts(name), "batch": 1 if name in SINGLE else 4}
-        row |= {"peaks_mib": peaks(name, tuple(args.size)), "time": timed.get(name)}
-        row["paper_millions"], row["paper_fps"] = PAPER.get(name, (None, None))
-        rows.append(row)
-        print(row, flush=True)
-    settings = {"size": list(args.size), "time_size": list(args.time_size), "rounds": args.rounds}
-    print("wrote", record.write("networks", QUESTION, rows, settings, args.out))
+        rows[name] = measure(name, args.rounds, options, tuple(args.size))
+        print(rows[name], flush=True)
+        in_order = [rows[each] for each in order if each in rows]
+        path = record.write("networks", QUESTION, in_order, settings, args.out)
+    print("wrote", path)
 
 
 if __name__ == "__main__":

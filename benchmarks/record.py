@@ -18,8 +18,9 @@ from typing import Any
 import torch
 
 import revseg
-from benchmarks.rivals import RIVALS, is_available
+from benchmarks.rivals import RIVALS, add_peers
 
+EXPORT = ("onnx", "onnxscript", "onnxruntime")  # optional, as the rivals are
 RESULTS = Path(__file__).parent / "results"
 ROOT = Path(__file__).parent.parent
 
@@ -37,8 +38,7 @@ def write(name: str, question: str, rows: list[dict[str, Any]], settings: dict[s
     result = {
         "question": question,
         "command": " ".join(["python -m", f"benchmarks.{name}", *sys.argv[1:]]).strip(),
-        "commit": AT_START if commit() == AT_START else f"{AT_START} to {commit()}",
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        **stamp(),
         "versions": versions(),
         "machine": machine(),
         "settings": settings,
@@ -48,6 +48,15 @@ def write(name: str, question: str, rows: list[dict[str, Any]], settings: dict[s
     path = out / f"{name}.json"
     path.write_text(json.dumps(result, indent=1) + "\n")
     return path
+
+
+def stamp() -> dict[str, str | None]:
+    """Commit and date of what was measured until now."""
+    now = commit()
+    return {
+        "commit": AT_START if now == AT_START else f"{AT_START} to {now}",
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
 
 
 def commit() -> str | None:
@@ -71,8 +80,9 @@ def versions() -> dict[str, str | None]:
     if torch.cuda.is_available():
         found |= {"cuda": torch.version.cuda, "cudnn": str(torch.backends.cudnn.version())}
         found["triton"] = _version("triton") if find_spec("triton") else None
-    for peer in RIVALS:
-        found[peer] = _version(peer) if is_available(peer) else None
+    add_peers()
+    for peer in (*RIVALS, *EXPORT):
+        found[peer] = _version(peer) if find_spec(peer) else None
     return found
 
 

@@ -1,4 +1,4 @@
-"""The tables of `benchmarks/README.md`, from the files under `benchmarks/results`.
+"""The tables and plots of `benchmarks/README.md`, from the files under `benchmarks/results`.
 
     python -m benchmarks.report
 
@@ -13,6 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import (
+    camvid,
+    drift_plot,
+    memory_plot,
     record,
     report_camvid,
     report_correctness,
@@ -20,11 +23,17 @@ from benchmarks import (
     report_exact,
     report_levels,
     report_losses,
+    report_micro,
     report_networks,
     report_scale,
     report_training_memory,
 )
 
+PICTURES: dict[str, Any] = {
+    "memory_depth": memory_plot.draw,
+    "drift": drift_plot.draw,
+    "camvid": camvid.draw,
+}
 OPEN, CLOSE = "<!-- results -->", "<!-- /results -->"
 Result = dict[str, Any]
 
@@ -61,7 +70,10 @@ def readme(results: Path) -> str:
         parts += [report_levels.HEAD, _table(*report_levels.table(levels))]
         parts += [report_levels.validation(levels), _source(levels)]
     if networks := _load(results, "networks"):
-        parts += ["## Every network of the paper's tables\n", *_networks(networks), _source(networks)]
+        parts += ["## Every network of the paper's tables\n", *_networks(networks)]
+        parts += [*_speed(networks), _source(networks)]
+    if micro := _load(results, "micro"):
+        parts += [report_micro.HEAD, _table(*report_micro.table(micro)), _source(micro)]
     if training := _load(results, "training_memory"):
         overhead = training["settings"]["overhead_mib"]
         parts += ["## Who can be trained on which card\n", report_training_memory.HEAD]
@@ -122,7 +134,14 @@ def _exact_sections(results: Path) -> list[str]:
 def _networks(result: Result) -> list[str]:
     """What both texts say about all networks, below a heading of their own."""
     table = _table(*report_networks.table(result))
-    return [report_networks.HEAD, table, report_networks.FOOT, report_networks.ranking(result)]
+    return [report_networks.HEAD, table, report_networks.FOOT]
+
+
+def _speed(result: Result) -> list[str]:
+    """All networks by runtime."""
+    head, foot = report_networks.speed_head(result), report_networks.speed_foot(result)
+    table = _table(*report_networks.speed(result))
+    return [head, report_networks.SPEED_DETAILS, table, foot, report_networks.ranking(result)]
 
 
 def fragment(results: Path) -> str:
@@ -148,6 +167,8 @@ def fragment(results: Path) -> str:
         parts.append(_table(*report_training_memory.in_short(training)))
     if networks := _load(results, "networks"):
         parts += ["### Every network of the paper's tables\n", *_networks(networks)]
+        parts += [report_networks.speed_head(networks), _table(*report_networks.speed_in_short(networks))]
+        parts.append(report_networks.ranking(networks))
     if drift := _load(results, "drift"):
         parts.append("Error of the gradients against float64 at the same streams, on the same blocks:\n")
         parts += [_table(*report_exact.drift_in_short(drift)), DRIFT_PICTURE]
@@ -214,6 +235,9 @@ def main() -> None:
     args = parser.parse_args()
     ours = args.results.resolve() == record.RESULTS
     out = args.out or args.results.resolve().parent / "README.md"
+    for name, draw in PICTURES.items():
+        if result := _load(args.results, name):
+            draw(result["rows"], args.results / f"{name}.png")
     out.write_text(readme(args.results))
     print("wrote", out)
     project = args.readme or (record.ROOT / "README.md" if ours else None)

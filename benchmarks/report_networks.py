@@ -9,8 +9,21 @@ MEGABYTES = ("bisenet_resnet18", "bisenet_xception39")
 
 HEAD = """\
 19 classes, no auxiliary heads; 10^9 operations of one image of 1024 x 2048, two a multiply-add. Peaks are MiB of one
-training step at that size in float32, predicted on fake tensors; "plain" is PyTorch's own modules and loss. Time is
-a forward pass in evaluation, one image of 512 x 1024 on a CPU, as a multiple of VNet's next to it.
+training step at that size in float32, predicted on fake tensors; "plain" is PyTorch's own modules and loss.
+"""
+
+RUNTIMES = {"eager": "PyTorch", "compile": "torch.compile", "onnx": "ONNX Runtime"}
+
+SPEED_HEAD = """\
+Frames per second in evaluation, one image of {size} on a CPU{threads}. PyTorch runs our network as it is;
+torch.compile makes one graph of it; ONNX Runtime runs its export for this size. The paper's frames are of
+1024 x 2048, on its card.
+"""
+
+SPEED_DETAILS = """\
+Behind the frames per second stands the time as a multiple of VNet's in PyTorch next to it: median, quartiles in
+brackets. "made in" are the seconds of torch.compile until the first image is through, with empty caches;
+"off by" is the greatest difference of ONNX Runtime from PyTorch, relative to the largest logit.
 """
 
 FOOT = """\
@@ -32,37 +45,135 @@ def table(result: Result) -> Table:
         "fastest",
         "balanced",
         "lowest",
-        "time",
     ]
     rows = []
     for row in result["rows"]:
-        peaks, mark = row["peaks_mib"], ""
-        if row["network"] in MEGABYTES:
-            mark = " [1]"
-        elif row["network"] == "icnet":
-            mark = " [2]"
+        peaks = row["peaks_mib"]
         rows.append([
             row["network"],
             f"{row['parameters'] / 1e6:.3f}",
-            f"{row['paper_millions']}{mark}" if row["paper_millions"] else "",
+            _paper_millions(row),
             f"{row['gflops']:,.1f}",
             str(row["batch"]),
             *(f"{peaks[case]:,.0f}" for case in ("plain", "fastest", "balanced", "lowest")),
-            f"{row['time']['ratio']['median']:.2f}" if row["time"] else "",
         ])  # fmt: skip
     return head, rows
 
 
+def speed(result: Result) -> Table:
+    """Networks down; each runtime with frames per second and the ratio to VNet."""
+    head = [
+        "",
+        "parameters, M",
+        "the paper's",
+        "GFLOPs",
+        *RUNTIMES.values(),
+        "made in, s",
+        "off by",
+        "the paper's",
+    ]
+    rows = []
+    for row in result["rows"]:
+        found = row.get("inference", {})
+        made, off = found.get("compile", {}).get("prepare_s"), found.get("onnx", {}).get("difference")
+        rows.append([
+            row["network"],
+            f"{row['parameters'] / 1e6:.3f}",
+            _paper_millions(row),
+            f"{row['gflops']:,.1f}",
+            *(_speed_cell(found.get(runtime)) for runtime in RUNTIMES),
+            "" if made is None else f"{made:.0f}",
+            "" if off is None else f"{off:.0e}",
+            _paper_fps(row),
+        ])  # fmt: skip
+    return head, rows
+
+
+def speed_in_short(result: Result) -> Table:
+    """Networks down; frames per second alone."""
+    head = [
+        "",
+        "parameters, M",
+        "GFLOPs",
+        *(f"{name}, fps" for name in RUNTIMES.values()),
+        "the paper's card",
+    ]
+    rows = [
+        [
+            row["network"],
+            f"{row['parameters'] / 1e6:.3f}",
+            f"{row['gflops']:,.1f}",
+            *(_fps(row.get("inference", {}).get(runtime)) for runtime in RUNTIMES),
+            _paper_fps(row),
+        ]
+        for row in result["rows"]
+    ]
+    return head, rows
+
+
+def speed_head(result: Result) -> str:
+    """What the frames per second are those of."""
+    settings = result["settings"]
+    size = " x ".join(map(str, settings["time_size"]))
+    threads = f", {settings['threads']} threads" if "threads" in settings else ""
+    return SPEED_HEAD.format(size=size, threads=threads)
+
+
+def speed_foot(result: Result) -> str:
+    """What failed, and which rows were measured at another time than the last; empty if there is nothing to say."""
+    lines = [
+        f"{row['network']}, {RUNTIMES[runtime]}: not run, {found['note']}."
+        for row in result["rows"]
+        for runtime, found in row.get("inference", {}).items()
+        if "note" in found
+    ]
+    whole = (result["commit"], result["date"][:10])
+    earlier: dict[tuple[str, str], list[str]] = {}
+    for row in result["rows"]:
+        stamp = (row.get("commit", whole[0]), row.get("date", whole[1])[:10])
+        earlier.setdefault(stamp, []).append(row["network"])
+    earlier.pop(whole, None)
+    lines += [f"At commit {sha}, {day}: {', '.join(names)}." for (sha, day), names in earlier.items()]
+    return "".join(f"{line}\n" for line in lines)
+
+
 def ranking(result: Result) -> str:
     """Who is faster than whom, by the paper and here, in two sentences; empty if nothing was timed."""
-    rows = [row for row in result["rows"] if row["paper_fps"] and row["time"]]
-    if not rows:
+    here = {
+        row["network"]: row["inference"]["eager"]["ratio"]["median"]
+        for row in result["rows"]
+        if row["paper_fps"] and "ratio" in row.get("inference", {}).get("eager", {})
+    }
+    if not here:
         return ""
-    by_paper = sorted(rows, key=lambda row: -row["paper_fps"])
-    here = sorted(rows, key=lambda row: row["time"]["ratio"]["median"])
-    names = [", ".join(row["network"] for row in order) for order in (by_paper, here)]
+    by_paper = {row["network"]: -row["paper_fps"] for row in result["rows"] if row["network"] in here}
+    names = [", ".join(sorted(order, key=order.__getitem__)) for order in (by_paper, here)]
     same = "the same" if names[0] == names[1] else "another"
     return (
-        f"From the fastest on, by the paper's frames per second on its card: {names[0]}. Here, on a CPU at half the "
-        f"size, the order is {same}: {names[1]}.\n"
+        f"From the fastest on, by the paper's frames per second on its card: {names[0]}. Here, in PyTorch on a CPU, "
+        f"the order is {same}: {names[1]}.\n"
     )
+
+
+def _paper_millions(row: dict[str, Any]) -> str:
+    mark = ""
+    if row["network"] in MEGABYTES:
+        mark = " [1]"
+    elif row["network"] == "icnet":
+        mark = " [2]"
+    return f"{row['paper_millions']}{mark}" if row["paper_millions"] else ""
+
+
+def _paper_fps(row: dict[str, Any]) -> str:
+    return f"{row['paper_fps']:.1f}" if row["paper_fps"] else ""
+
+
+def _fps(found: dict[str, Any] | None) -> str:
+    return f"{found['fps']:.1f}" if found and "fps" in found else "not run"
+
+
+def _speed_cell(found: dict[str, Any] | None) -> str:
+    if not found or "fps" not in found:
+        return _fps(found)
+    ratio = found["ratio"]
+    return f"{_fps(found)}; {ratio['median']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})"

@@ -107,6 +107,11 @@ RIVALS: dict[str, Callable[[Functions], Net]] = {
 
 def is_available(way: str) -> bool:
     """Whether the way can run here. The other libraries are optional."""
-    if PEERS.is_dir() and str(PEERS) not in sys.path:
-        sys.path.append(str(PEERS))  # last: what is installed already is not replaced
+    add_peers()
     return way not in RIVALS or find_spec(way) is not None
+
+
+def add_peers() -> None:
+    """Makes what is installed in `PEERS` importable; last on the path, it replaces nothing."""
+    if PEERS.is_dir() and str(PEERS) not in sys.path:
+        sys.path.append(str(PEERS))

@@ -24,6 +24,7 @@ SCRIPTS = [
     "training_memory",
     "scale",
     "upsample_cross_entropy",
+    "micro",
 ]
 
 
