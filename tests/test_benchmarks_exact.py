@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from benchmarks import drift, drift_plot, exact_formats, record, report
+from benchmarks import drift, drift_plot, exact_formats, labels, record, report
 from benchmarks.exact_formats import FORMATS
 from benchmarks.rivals import is_available
 from benchmarks.workload import workload
@@ -38,10 +38,10 @@ def test_drift_its_table_and_its_picture(tmp_path):
 
 def test_labels_keep_their_order_and_a_gap():
     heights = {"a": 0.5, "b": 0.5, "c": 0.99, "d": 0.98, "e": 0.1}
-    places = drift_plot._spread(heights)
+    places = labels._spread(heights)
     order = sorted(places, key=places.__getitem__)
     assert order == ["e", "a", "b", "d", "c"]
-    assert all(places[b] - places[a] >= drift_plot.GAP - 1e-9 for a, b in pairwise(order))
+    assert all(places[b] - places[a] >= labels.GAP - 1e-9 for a, b in pairwise(order))
     assert max(places.values()) <= 1
 
 
