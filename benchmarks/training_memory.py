@@ -10,7 +10,8 @@ loop holds is alive. A line through the predictions, MiB = fixed + per image * b
 
     python -m benchmarks.training_memory --measure 400
 
-`--measure` takes the most 10^9 operations a network may need for an image to be measured here; 0 measures none.
+`--measure` takes the most 10^9 operations a network may need for an image to be measured here; 0 measures none. The
+file is written after every network; with `--names`, rows of the others stay as they are.
 """
 
 import argparse
@@ -30,7 +31,7 @@ import torch.nn.functional as F
 
 from benchmarks import record
 from benchmarks.memory_levels import batch, plain_loss, using_kernels
-from benchmarks.networks import PAPER, counts
+from benchmarks.networks import PAPER, counts, kept_rows
 from revseg.levels import MEMORY_LEVELS
 from revseg.losses import UpsampleCrossEntropy, predict_labels
 from revseg.memory import peak_bytes, predicted_peak_bytes
@@ -171,9 +172,13 @@ def main() -> None:
     if args.job:
         _job(*json.loads(args.job))
         return
-    rows = [row(name, tuple(args.size), args.measure) for name in args.names]
     settings = {"size": list(args.size), "measure": args.measure, "overhead_mib": OVERHEAD_MIB}
-    print("wrote", record.write("training_memory", QUESTION, rows, settings, args.out))
+    rows = kept_rows(args.out / "training_memory.json", args.names, settings)
+    for name in args.names:
+        rows[name] = row(name, tuple(args.size), args.measure) | record.stamp()
+        ordered = [rows[each] for each in order if each in rows]
+        path = record.write("training_memory", QUESTION, ordered, settings, args.out)
+    print("wrote", path)
 
 
 if __name__ == "__main__":
