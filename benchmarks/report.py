@@ -71,7 +71,7 @@ def readme(results: Path) -> str:
         parts += [report_levels.validation(levels), _source(levels)]
     if networks := _load(results, "networks"):
         parts += ["## Every network of the paper's tables\n", *_networks(networks)]
-        parts += [*_speed(networks), _source(networks)]
+        parts += [*(_speed(networks) if report_networks.is_timed(networks) else []), _source(networks)]
     if micro := _load(results, "micro"):
         parts += [report_micro.HEAD, _table(*report_micro.table(micro)), _source(micro)]
     if training := _load(results, "training_memory"):
@@ -157,17 +157,18 @@ def fragment(results: Path) -> str:
         parts.append(_table(*report_depth.memory_table(memory, saved=False)))
     if correctness := _load(results, "correctness"):
         parts.append("The same blocks in the same situations, each held against plain autograd:\n")
-        parts.append(_table(*report_correctness.in_short(correctness)))
+        parts += [_table(*report_correctness.in_short(correctness)), report_correctness.SHORT_FOOT]
     if levels := _load(results, "memory_levels"):
         parts += ["The same for a whole network, VNet with its loss:\n", _table(*report_levels.table(levels))]
     if training := _load(results, "training_memory"):
         parts.append(
-            "MiB of a training step at batch 4, 1024 x 2048, float32, and the largest batch on a card:\n"
+            "Images of 1024 x 2048 that a training step holds in float32 on a card of 12 or 24 GB, by the predicted peaks:\n"
         )
         parts.append(_table(*report_training_memory.in_short(training)))
     if networks := _load(results, "networks"):
         parts += ["### Every network of the paper's tables\n", *_networks(networks)]
-        parts += [report_networks.speed_head(networks), _table(*report_networks.speed_in_short(networks))]
+        if report_networks.is_timed(networks):
+            parts += [report_networks.speed_head(networks), _table(*report_networks.speed_in_short(networks))]
         parts.append(report_networks.ranking(networks))
     if drift := _load(results, "drift"):
         parts.append("Error of the gradients against float64 at the same streams, on the same blocks:\n")

@@ -15,6 +15,11 @@ state. "error" is an exception, "wrong" is another result without a word. Where 
 exception is right. Functions have no batch norm where it is not the point.
 """
 
+SHORT_FOOT = """\
+FrEIA is ordinary autograd: it saves no memory. The errors of revseg: an output that is written to before the backward
+pass, and a function with hidden state, which nobody else notices. All scenarios: [benchmarks](benchmarks/README.md).
+"""
+
 
 def _ways(result: Result) -> list[str]:
     return list(dict.fromkeys(row["way"] for row in result["rows"]))

@@ -111,6 +111,11 @@ def speed_in_short(result: Result) -> Table:
     return head, rows
 
 
+def is_timed(result: Result) -> bool:
+    """Whether any network was timed by any runtime."""
+    return any(row.get("inference") for row in result["rows"])
+
+
 def speed_head(result: Result) -> str:
     """What the frames per second are those of."""
     settings = result["settings"]

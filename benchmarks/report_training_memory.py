@@ -61,27 +61,15 @@ def largest(result: Result) -> Table:
 
 
 def in_short(result: Result) -> Table:
-    """The networks of the paper: peaks, and the largest batch on the smallest card."""
+    """The networks of the paper: how many images a card holds, plain and at the lowest level."""
     rows = []
-    for row in result["rows"]:
-        if row["network"] not in PAPERS:
-            continue
+    for row in (row for row in result["rows"] if row["network"] in PAPERS):
         plain, lowest = row["cases"]["plain"], row["cases"]["lowest"]
-        a, b = plain["predicted_mib"]["4"], lowest["predicted_mib"]["4"]
-        rows.append([
-            row["network"], f"{a:,.0f}", f"{row['cases']['balanced']['predicted_mib']['4']:,.0f}", f"{b:,.0f}",
-            f"1/{a / b:.1f}", f"{plain['largest']['12']:,}", f"{lowest['largest']['12']:,}",
-        ])  # fmt: skip
-    head = [
-        "",
-        "plain",
-        "balanced",
-        "lowest",
-        "of plain",
-        "images on 12 GB, plain",
-        "images on 12 GB, lowest",
-    ]
-    return head, rows
+        share = plain["law"]["per_image"] / lowest["law"]["per_image"]
+        held = [f"{each['largest'][gb]:,}" for gb in ("12", "24") for each in (plain, lowest)]
+        rows.append([row["network"], *held, f"1/{share:.1f}"])
+    head = [f"{gb} GB, {level}" for gb in (12, 24) for level in ("plain", "lowest")]
+    return ["", *head, "an image, lowest of plain"], rows
 
 
 PAPERS = (
