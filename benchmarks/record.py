@@ -37,7 +37,7 @@ def write(name: str, question: str, rows: list[dict[str, Any]], settings: dict[s
     """
     result = {
         "question": question,
-        "command": " ".join(["python -m", f"benchmarks.{name}", *sys.argv[1:]]).strip(),
+        "command": " ".join(["python -m", f"benchmarks.{name}", *_arguments()]).strip(),
         **stamp(),
         "versions": versions(),
         "machine": machine(),
@@ -48,6 +48,12 @@ def write(name: str, question: str, rows: list[dict[str, Any]], settings: dict[s
     path = out / f"{name}.json"
     path.write_text(json.dumps(result, indent=1) + "\n")
     return path
+
+
+def _arguments() -> list[str]:
+    """Of this process, but where the file goes, which changes nothing in it."""
+    arguments = sys.argv[1:]
+    return [a for i, a in enumerate(arguments) if a != "--out" and (i == 0 or arguments[i - 1] != "--out")]
 
 
 def stamp() -> dict[str, str | None]:
