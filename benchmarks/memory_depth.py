@@ -9,7 +9,10 @@ parameters, as after `optimizer.zero_grad()`; those it leaves behind are not cou
 
 import argparse
 import gc
+import json
 import os
+import subprocess
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -31,6 +34,7 @@ DEPTH = 16
 TOO_MUCH = (4, 64, 128, 256), 128
 LEAN = ("plain", "revseg", "revseg exact", "revseg Stack", "checkpoint", "memcnn", "revtorch", "revlib")
 WARMED = ("compile", "compile budget 0", "revlib")  # ways whose first step takes more
+LIMIT_S = 300  # of one step and what comes before it
 MIB = 2**20
 
 
@@ -81,6 +85,25 @@ def _row(
     return row
 
 
+def _in_new_process(
+    way: str, depth: int, shape: tuple[int, ...], device: str, limit_gib: float
+) -> dict[str, Any]:
+    """The row, of a process of its own: what a way leaves in memory, or that it never ends, harms no other."""
+    job = json.dumps([way, depth, list(shape), device, limit_gib])
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.memory_depth", "--job", job]
+    empty = {"way": way, "depth": depth, "shape": list(shape), "peak_mib": None, "saved_mib": None}
+    try:
+        ran = subprocess.run(
+            command, cwd=record.ROOT, stdout=subprocess.PIPE, text=True, timeout=LIMIT_S, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return empty | {"note": f"not run: took more than {LIMIT_S} s"}
+    if ran.returncode:
+        return empty | {"note": f"not run: the process ended with {ran.returncode}"}
+    row: dict[str, Any] = json.loads(ran.stdout.splitlines()[-1])
+    return row
+
+
 def _free_mib() -> float:
     """The memory that new tensors may take."""
     for line in Path("/proc/meminfo").read_text().splitlines() if os.path.exists("/proc/meminfo") else []:
@@ -100,7 +123,12 @@ def main() -> None:
     parser.add_argument("--limit-gib", type=float, default=16, help="steps that save more are not run")
     parser.add_argument("--depths-only", action="store_true", help="no other sizes")
     parser.add_argument("--out", type=Path, default=record.RESULTS)
+    parser.add_argument("--job", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.job:
+        way, depth, shape, device, limit = json.loads(args.job)
+        print(json.dumps(_row(way, depth, tuple(shape), device, limit)))
+        return
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     cases = [(tuple(args.shape), depth) for depth in args.depths]
     if not args.depths_only:
@@ -109,7 +137,7 @@ def main() -> None:
     rows = []
     for shape, depth in cases:
         for way in args.ways if (shape, depth) != TOO_MUCH else [w for w in args.ways if w in LEAN]:
-            rows += measure([depth], [way], shape, args.device, args.limit_gib)
+            rows.append(_in_new_process(way, depth, shape, args.device, args.limit_gib))
             peak, saved = (f"{rows[-1][k] or float('nan'):10.2f}" for k in ("peak_mib", "saved_mib"))
             print(
                 f"{shape} depth {depth:3}  {way:16} peak {peak} MiB  saved {saved} MiB  {rows[-1]['note']}",
