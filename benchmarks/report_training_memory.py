@@ -12,7 +12,7 @@ MiB of a training step at 1024 x 2048, 19 classes, float32, batch 4: predicted o
 come on top, images and labels are in. A step of validation that follows one of training peaks below it
 unless "validation" says otherwise. "off" is how far the prediction is from a measurement at batch 1, at
 most, over the levels that were measured here: convolutions of a CPU copy maps into other layouts, which a prediction
-does not count. Of a batch they copy one image at a time, so that this matters most at batch 1; a GPU copies none.
+does not count. Of a batch they copy one image at a time, so that this matters most at batch 1.
 """
 
 LARGEST_HEAD = """\

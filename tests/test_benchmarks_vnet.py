@@ -1,11 +1,8 @@
-"""The benchmarks of the memory levels and of stacks at toy size, and their tables."""
-
-import json
-import sys
+"""The benchmark of the memory levels at toy size, and its table."""
 
 import pytest
 
-from benchmarks import memory_levels, report_levels, report_stacks, stacks
+from benchmarks import memory_levels, report_levels
 
 
 @pytest.mark.parametrize("case", memory_levels.CASES)
@@ -24,16 +21,3 @@ def test_the_levels_are_timed_and_the_table_drawn():
     assert table[0][-1] == "1"
     assert table[1][4].startswith("1/")
     assert "Validation" in report_levels.validation({"rows": rows})
-
-
-def test_stacks_and_their_table(tmp_path, monkeypatch):
-    arguments = ["--depths", "2", "--threads", "1", "--rounds", "1", "--shape", "2", "8", "12", "10", "--out"]
-    monkeypatch.setattr(sys, "argv", ["stacks", *arguments, str(tmp_path)])
-    stacks.main()
-    result = json.loads((tmp_path / "stacks.json").read_text())
-    head, table = report_stacks.table(result)
-    assert head == ["", "depth 2, 1 thread"]
-    assert [row[0] for row in table] == ["plain", *stacks.WAYS]
-    peaks = {row["way"]: row["peak_mib"] for row in result["rows"]}
-    assert peaks["revseg Stack"] <= peaks["revseg"]
-    assert peaks["plain Stack"] < result["rows"][0]["plain_mib"]
