@@ -1,22 +1,20 @@
 """What does each network of the paper's tables cost, side by side?
 
-Parameters and operations are counted: two a multiply-add, one image of 1024 x 2048, 19 classes,
-without auxiliary heads. Memory is predicted on fake tensors: a training step with its loss at 1024 x 2048,
-batch 4 (1 for the networks in `SINGLE`), images and labels counted, parameters and their gradients not;
-"plain" is the same network of PyTorch's own modules with `F.interpolate` and `F.cross_entropy`.
-Time is that of one image in evaluation by three runtimes (`benchmarks.inference`), 512 x 1024 if nothing
-else is said, as frames per second and as a ratio to VNet in PyTorch next to it.
+Parameters and operations are counted: two a multiply-add, one image of 1024 x 2048, 19 classes, without auxiliary
+heads. Time is that of one image in evaluation by three runtimes (`benchmarks.inference`), 512 x 1024 if
+nothing else is said, as frames per second and as a ratio to VNet in PyTorch next to it. What training takes
+in memory is asked by `benchmarks.training_memory`.
 
     python -m benchmarks.networks --rounds 5
     python -m benchmarks.networks --names vnet enet
 
 The second measures two networks again and keeps the rows of the others. The file is written after each
-network. With `--rounds 0` nothing is timed, and any load leaves the rest alone.
+network. With `--rounds 0` nothing is timed.
 """
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +22,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import record
-from benchmarks.inference import RUNTIMES, in_new_process
-from benchmarks.inference import network as _network
-from benchmarks.memory_levels import batch, plain_loss, using_kernels
-from revseg.levels import MEMORY_LEVELS
-from revseg.losses import UpsampleCrossEntropy
-from revseg.memory import predicted_peak_bytes
+from benchmarks.inference import RUNTIMES, in_new_process, network
 from revseg.models import MODELS
 
 QUESTION = "What does each network of the paper's tables cost, side by side?"
-MIB = 2**20
 # Of the paper's table 2: parameters in millions as printed, and frames per second on its card.
 PAPER: dict[str, tuple[float, float]] = {
     "pspnet": (65.7, 1.9),
@@ -46,41 +38,16 @@ PAPER: dict[str, tuple[float, float]] = {
     "espnet": (0.36, 47.6),
     "vnet": (0.16, 37.4),
 }
-SINGLE = ("pspnet",)  # at batch 1
 
 
 def counts(name: str) -> dict[str, Any]:
     """Parameters, and 10^9 operations."""
     with torch.device("meta"):
-        model, images = _network(name).eval(), torch.empty(1, 3, 1024, 2048)
+        model, images = network(name).eval(), torch.empty(1, 3, 1024, 2048)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(images)
     parameters = sum(p.numel() for p in model.parameters())
     return {"parameters": parameters, "gflops": round(counter.get_total_flops() / 1e9, 1)}
-
-
-def peaks(name: str, size: tuple[int, int]) -> dict[str, float]:
-    """MiB of a training step: plain, and at each memory level."""
-    images = (1 if name in SINGLE else 4, *size)
-    cases = {"plain": ("fastest", False), **{level: (level, True) for level in MEMORY_LEVELS}}
-    return {
-        case: round(predicted_peak_bytes(lambda level=level, on=on: _step(name, level, on, images)) / MIB)
-        for case, (level, on) in cases.items()
-    }
-
-
-def _step(name: str, level: str, kernels: bool, size: tuple[int, int, int]) -> Callable[[], None]:
-    model = _network(name, memory=level)
-    for p in model.parameters():
-        p.grad = torch.zeros_like(p)
-    loss = UpsampleCrossEntropy() if kernels else plain_loss
-
-    def step() -> None:
-        images, labels = batch(size, values=False)
-        with using_kernels(kernels):
-            loss(model(images), labels).backward()
-
-    return step
 
 
 def kept_rows(path: Path, names: Sequence[str], settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -104,17 +71,15 @@ def _conditions(result: dict[str, Any]) -> dict[str, Any]:
     return machine | {"torch": result["versions"]["torch"]} | result["settings"]
 
 
-def measure(name: str, rounds: int, options: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
+def measure(name: str, rounds: int, options: dict[str, Any]) -> dict[str, Any]:
     """The row of one network.
 
     Args:
         name: The network.
         rounds: How often it is timed by each runtime; 0 for not at all.
         options: Of `benchmarks.inference.in_new_process`.
-        size: H, W of the images of a training step.
     """
-    row: dict[str, Any] = {"network": name, **counts(name), "batch": 1 if name in SINGLE else 4}
-    row |= {"peaks_mib": peaks(name, size)}
+    row: dict[str, Any] = {"network": name, **counts(name)}
     row |= {"rounds": rounds, "inference": in_new_process(name, rounds=rounds, **options) if rounds else {}}
     row["paper_millions"], row["paper_fps"] = PAPER.get(name, (None, None))
     return row | record.stamp()
@@ -126,19 +91,18 @@ def main() -> None:
     )
     order = [*PAPER, *(name for name in MODELS if name not in PAPER)]
     parser.add_argument("--names", nargs="+", default=order, choices=order, metavar="NAME")
-    parser.add_argument("--size", type=int, nargs=2, default=(1024, 2048), metavar=("H", "W"))
-    parser.add_argument("--time-size", type=int, nargs=2, default=(512, 1024), metavar=("H", "W"))
+    parser.add_argument("--size", type=int, nargs=2, default=(512, 1024), metavar=("H", "W"))
     parser.add_argument("--rounds", type=int, default=5, help="of timing; 0 for none")
     parser.add_argument("--runtimes", nargs="+", default=list(RUNTIMES), choices=list(RUNTIMES))
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=record.RESULTS)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    settings = {"size": list(args.size), "time_size": list(args.time_size), "threads": args.threads}
-    options = {"size": args.time_size, "threads": args.threads, "runtimes": args.runtimes}
+    settings = {"size": list(args.size), "threads": args.threads}
+    options = {"size": args.size, "threads": args.threads, "runtimes": args.runtimes}
     rows = kept_rows(args.out / "networks.json", args.names, settings)
     for name in args.names:
-        rows[name] = measure(name, args.rounds, options, tuple(args.size))
+        rows[name] = measure(name, args.rounds, options)
         print(rows[name], flush=True)
         in_order = [rows[each] for each in order if each in rows]
         path = record.write("networks", QUESTION, in_order, settings, args.out)

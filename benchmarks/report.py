@@ -70,8 +70,7 @@ def readme(results: Path) -> str:
         parts += [report_levels.HEAD, _table(*report_levels.table(levels))]
         parts += [report_levels.validation(levels), _source(levels)]
     if networks := _load(results, "networks"):
-        parts += ["## Every network of the paper's tables\n", *_networks(networks)]
-        parts += [*(_speed(networks) if report_networks.is_timed(networks) else []), _source(networks)]
+        parts += ["## Every network of the paper's tables\n", *_networks(networks), _source(networks)]
     if micro := _load(results, "micro"):
         parts += [report_micro.HEAD, _table(*report_micro.table(micro)), _source(micro)]
     if training := _load(results, "training_memory"):
@@ -132,16 +131,10 @@ def _exact_sections(results: Path) -> list[str]:
 
 
 def _networks(result: Result) -> list[str]:
-    """What both texts say about all networks, below a heading of their own."""
-    table = _table(*report_networks.table(result))
-    return [report_networks.HEAD, table, report_networks.FOOT]
-
-
-def _speed(result: Result) -> list[str]:
     """All networks by runtime."""
-    head, foot = report_networks.speed_head(result), report_networks.speed_foot(result)
-    table = _table(*report_networks.speed(result))
-    return [head, report_networks.SPEED_DETAILS, table, foot, report_networks.ranking(result)]
+    head, table = report_networks.head(result), _table(*report_networks.table(result))
+    foot = [report_networks.foot(result), report_networks.FOOT, report_networks.ranking(result)]
+    return [head, report_networks.DETAILS, table, *foot]
 
 
 def fragment(results: Path) -> str:
@@ -166,10 +159,9 @@ def fragment(results: Path) -> str:
         )
         parts.append(_table(*report_training_memory.in_short(training)))
     if networks := _load(results, "networks"):
-        parts += ["### Every network of the paper's tables\n", *_networks(networks)]
-        if report_networks.is_timed(networks):
-            parts += [report_networks.speed_head(networks), _table(*report_networks.speed_in_short(networks))]
-        parts.append(report_networks.ranking(networks))
+        parts += ["### Every network of the paper's tables\n", report_networks.head(networks)]
+        parts += [_table(*report_networks.in_short(networks))]
+        parts += [report_networks.FOOT, report_networks.ranking(networks)]
     if drift := _load(results, "drift"):
         parts.append("Error of the gradients against float64 at the same streams, on the same blocks:\n")
         parts += [_table(*report_exact.drift_in_short(drift)), DRIFT_PICTURE]

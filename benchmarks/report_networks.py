@@ -7,20 +7,15 @@ Table = tuple[list[str], list[list[str]]]
 
 MEGABYTES = ("bisenet_resnet18", "bisenet_xception39")
 
-HEAD = """\
-19 classes, no auxiliary heads; 10^9 operations of one image of 1024 x 2048, two a multiply-add. Peaks are MiB of one
-training step at that size in float32, predicted on fake tensors; "plain" is PyTorch's own modules and loss.
-"""
-
 RUNTIMES = {"eager": "PyTorch", "compile": "torch.compile", "onnx": "ONNX Runtime"}
 
-SPEED_HEAD = """\
-Frames per second in evaluation, one image of {size} on a CPU{threads}. PyTorch runs our network as it is;
-torch.compile makes one graph of it; ONNX Runtime runs its export for this size. The paper's frames are of
-1024 x 2048, on its card.
+HEAD = """\
+19 classes, no auxiliary heads; 10^9 operations of one image of 1024 x 2048, two a multiply-add. Frames per second in
+evaluation, one image of {size} on a CPU{threads}: PyTorch runs our network as it is, torch.compile makes one
+graph of it, ONNX Runtime runs its export for this size. The paper's frames are of 1024 x 2048, on its card.
 """
 
-SPEED_DETAILS = """\
+DETAILS = """\
 Behind the frames per second stands the time as a multiple of VNet's in PyTorch next to it: median, quartiles in
 brackets. "made in" are the seconds of torch.compile until the first image is through, with empty caches;
 "off by" is the greatest difference of ONNX Runtime from PyTorch, relative to the largest logit.
@@ -34,33 +29,6 @@ architecture.
 
 
 def table(result: Result) -> Table:
-    """Networks down."""
-    head = [
-        "",
-        "parameters, M",
-        "the paper's",
-        "GFLOPs",
-        "batch",
-        "plain",
-        "fastest",
-        "balanced",
-        "lowest",
-    ]
-    rows = []
-    for row in result["rows"]:
-        peaks = row["peaks_mib"]
-        rows.append([
-            row["network"],
-            f"{row['parameters'] / 1e6:.3f}",
-            _paper_millions(row),
-            f"{row['gflops']:,.1f}",
-            str(row["batch"]),
-            *(f"{peaks[case]:,.0f}" for case in ("plain", "fastest", "balanced", "lowest")),
-        ])  # fmt: skip
-    return head, rows
-
-
-def speed(result: Result) -> Table:
     """Networks down; each runtime with frames per second and the ratio to VNet."""
     head = [
         "",
@@ -89,7 +57,7 @@ def speed(result: Result) -> Table:
     return head, rows
 
 
-def speed_in_short(result: Result) -> Table:
+def in_short(result: Result) -> Table:
     """Networks down; frames per second alone."""
     head = [
         "",
@@ -111,20 +79,15 @@ def speed_in_short(result: Result) -> Table:
     return head, rows
 
 
-def is_timed(result: Result) -> bool:
-    """Whether any network was timed by any runtime."""
-    return any(row.get("inference") for row in result["rows"])
-
-
-def speed_head(result: Result) -> str:
+def head(result: Result) -> str:
     """What the frames per second are those of."""
     settings = result["settings"]
-    size = " x ".join(map(str, settings["time_size"]))
+    size = " x ".join(map(str, settings["size"]))
     threads = f", {settings['threads']} threads" if "threads" in settings else ""
-    return SPEED_HEAD.format(size=size, threads=threads)
+    return HEAD.format(size=size, threads=threads)
 
 
-def speed_foot(result: Result) -> str:
+def foot(result: Result) -> str:
     """What failed, and which rows were measured at another time than the last; empty if there is nothing to say."""
     lines = [
         f"{row['network']}, {RUNTIMES[runtime]}: not run, {found['note']}."

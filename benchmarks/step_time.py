@@ -42,7 +42,6 @@ ALL = [
     *(way for way in WAYS if way not in ("plain", "save_on_cpu")),  # on a CPU `save_on_cpu` is plain
     *(way + LAST for way in ("plain", "plain Stack", "revseg Stack")),
 ]
-SMALL = (2, 64, 64, 128)  # for the functions other than the main one
 
 
 def measure(
@@ -180,10 +179,7 @@ def main() -> None:
 
     main_case = {"ways": args.ways, "rounds": args.rounds, "shape": args.shape, "device": args.device}
     deep_case = main_case | {"rounds": args.deep_rounds}
-    any_case = main_case | {
-        "ways": ["revseg", "revseg Stack", "plain Stack", "plain" + LAST],
-        "shape": list(SMALL) if args.shape == SHAPE else args.shape,
-    }
+    any_case = main_case | {"ways": ["revseg", "revseg Stack", "plain Stack", "plain" + LAST]}
     cases: list[tuple[str, int, dict[str, Any]]] = []
     for depth in args.depths:
         cases += [(h, t, main_case | {"depth": depth}) for h in args.heaps for t in args.threads]

@@ -6,6 +6,7 @@ next one, so that what lies between stays in the cache and never becomes a map.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from itertools import repeat
 
@@ -14,6 +15,7 @@ from torch import Tensor
 
 BLOCK = 1 << 16  # values for each thread of a CPU, 256 KiB in float32
 BLOCK_ELSEWHERE = 1 << 25  # few launches count more than the cache
+_LANES = 16  # values of the widest vector registers, in float32
 
 
 class Flat:
@@ -34,10 +36,16 @@ class Flat:
             self.data = u.view(self.images * self.channels * self.parts, -1)
         else:
             self.data = u.permute(0, 2, 3, 1).view(-1, self.channels)
+        self.fold = self._folded()
         self.step = max(1, limit // max(1, self.data.shape[1]))
         self.dim = 1 if self.by_row else 0  # what a sum by channel adds up
         self.dtype = torch.promote_types(u.dtype, torch.float32)
         self.direct = self.dtype == u.dtype
+
+    def _folded(self) -> int:
+        """How many neighbouring pixels in channels_last stand side by side, so that few channels fill a vector register."""
+        fold = _LANES // math.gcd(self.channels, _LANES) if self.channels < _LANES else 1
+        return fold if self.width % fold == 0 else 1
 
     def blocks(self) -> Sequence[Tensor]:
         return torch.split(self.data, self.step)
@@ -66,22 +74,28 @@ class Flat:
         return vector.to(self.dtype).repeat(self.images).repeat_interleave(self.parts)[:, None]
 
     def whole(self) -> Tensor:
-        """The map in one piece, whose sums over dim 1 are short enough for its dtype: [R, K], or [N * H, W, C]."""
-        return self.data if self.by_row else self.data.view(-1, self.width, self.channels)
+        """The map in one piece, whose sums over dim 1 are short enough for its dtype.
+
+        [R, K]; or [N * H, W / fold, fold * C].
+        """
+        if self.by_row:
+            return self.data
+        return self.data.view(-1, self.width // self.fold, self.fold * self.channels)
 
     def along(self, vector: Tensor) -> Tensor:
-        """A value for each channel [C], for `whole()`: [R, 1], or [1, 1, C]."""
-        return self.column(vector) if self.by_row else vector.to(self.dtype)[None, None]
+        """A value for each channel [C], for `whole()`: [R, 1], or [1, 1, fold * C]."""
+        return self.column(vector) if self.by_row else vector.to(self.dtype).repeat(self.fold)[None, None]
 
     def added_whole(self, sums: Tensor) -> Tensor:
-        """Sums of `whole()` over dim 1, [K, R] or [K, N * H, C], as sums [K, C]."""
-        return self.added([sums]) if self.by_row else sums.sum(1)
+        """Sums of `whole()` over dim 1, [K, R] or [K, N * H, fold * C], as sums [K, C]."""
+        return self.added([sums]) if self.by_row else sums.view(len(sums), -1, self.channels).sum(1)
 
     def merged_whole(self, mean: Tensor, square: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and variance [C] from those of `whole()` over dim 1, [R] or [N * H, C]."""
+        """Mean and variance [C] from those of `whole()` over dim 1, [R] or [N * H, fold * C]."""
         if self.by_row:
             return self.merged([mean], [square])
-        return _merged(mean.mT, square.mT, torch.full_like(mean.mT, self.width))
+        each, square = (v.view(-1, self.channels).mT for v in (mean, square))
+        return _merged(each, square, torch.full_like(each, self.width // self.fold))
 
     def added(self, sums: list[Tensor]) -> Tensor:
         """Sums [K, rows or C] of every block as sums [K, C]."""

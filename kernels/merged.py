@@ -6,8 +6,8 @@ all, which takes a third of that time. The loops are made when the first large m
 seconds for all of them, and are kept on disk by torch. Small maps are not worth the call.
 
 Here a map is a matrix [R, K] whose rows each belong to one channel, and a vector has a value for each
-row [R, 1]; or, in channels_last, a map is [N * H, W, C] and a vector [1, 1, C] (`revseg.kernels.flat`). Values are
-the plain version's up to rounding.
+row [R, 1]; or, in channels_last, a map is [N * H, W, C] and a vector [1, 1, C], few channels side by side with those of
+the next pixels (`revseg.kernels.flat`). Values are the plain version's up to rounding.
 
 `REVSEG_COMPILE=0` in the environment keeps to the plain versions.
 """
@@ -38,6 +38,12 @@ _TYPICAL = {
 }  # by row or not: a map, a vector
 MOST = 1 << 31  # beyond, indices are of another type
 KINDS = 8  # of dtype, layout and settings: each makes its own loops, which takes seconds
+
+_OPTIONS = {
+    "emulate_precision_casts": True,  # or a value is added to a stream before it is rounded to the dtype of its map
+    "realize_reads_threshold": 1000,  # or what several sums share is written to a map of its own
+    "realize_opcount_threshold": 1000,
+}
 
 _log = logging.getLogger(__name__)
 _kinds: dict[tuple[Any, ...], bool] = {}
@@ -127,8 +133,7 @@ def _compiled(name: str, kind: tuple[Any, ...]) -> Callable[..., Any]:
     passing: Any = PASSES[name]
     # torch counts the loops that it made from one piece of code, and refuses more than a few: each kind has its own
     own = FunctionType(passing.__code__.replace(), passing.__globals__, f"{name} {kind}")
-    # without the option a value is added to a stream before it is rounded to the dtype of its map
-    return torch.compile(own, dynamic=True, fullgraph=True, options={"emulate_precision_casts": True})
+    return torch.compile(own, dynamic=True, fullgraph=True, options=_OPTIONS)
 
 
 # --- the passes; sums are over dim 1: by row [R], or [N * H, C] -------------------------------------------------

@@ -17,7 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from revseg import ops
 from revseg.makers import Convolution, prepared
+from revseg.observers import is_traced
 from revseg.stack import Stack, run_layers, stacks_are_right
 from revseg.stack_layer import Layer, layer_of
 
@@ -40,7 +42,8 @@ def normalize_images(images: Tensor) -> Tensor:
             are returned as they are.
 
     Returns:
-        Images [N, 3, H, W]: float32 from bytes, else the argument itself.
+        Images [N, 3, H, W]: float32 from bytes, on a CPU in channels_last, in which its convolutions
+        need no copies of their maps; else the argument itself.
 
     Raises:
         ValueError: If the shape is not [N, 3, H, W].
@@ -54,7 +57,9 @@ def normalize_images(images: Tensor) -> Tensor:
         raise TypeError(f"expected images of dtype uint8 or float, got {images.dtype}")
     mean = torch.tensor(IMAGENET_MEAN, device=images.device).view(3, 1, 1) * 255
     std = torch.tensor(IMAGENET_STD, device=images.device).view(3, 1, 1) * 255
-    return images.float().sub_(mean).div_(std)
+    floats = images.float().sub_(mean).div_(std)
+    plain = torch.compiler.is_compiling() or not ops.kernels_are_on() or is_traced([images])
+    return floats if plain or images.device.type != "cpu" else ops.relaid(floats, torch.channels_last)
 
 
 def of_each_image(fn: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:

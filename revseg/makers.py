@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from revseg.observers import has_hooks
@@ -21,6 +22,8 @@ Source = Callable[[Callable[[Tensor], Tensor]], Tensor]  # gives those pixels of
 
 # Values of one image, 1 MiB in float32, from which a batch goes through a convolution image by image.
 _LARGE = 1 << 18
+# Values of a band of rows, 4 MiB in float32, by which the gradients of weights go through a map in half precision.
+_BAND = 1 << 20
 
 
 class Maker(Protocol):
@@ -124,7 +127,7 @@ class Convolution:
             images = slice(i, i + step)
             if any(wanted[1:]):  # apart from the input's, for the sake of the workspaces of both
                 part = self._input(x, images, du.dtype)
-                more = self._call(du[images], part, parameters, [False, *wanted[1:]])[1:]
+                more = self._of_parameters(du[images], part, parameters, wanted)
                 total = [m if t is None else t.add_(m) for t, m in zip(total, more, strict=False)]
                 del part
             if wanted[0]:
@@ -144,7 +147,38 @@ class Convolution:
         part = x(lambda whole: whole[images])
         return part if part.is_floating_point() or self.prepare is None else self.prepare(part).to(dtype)
 
-    def _call(self, du: Tensor, x: Tensor, parameters: Sequence[Tensor], wanted: list[bool]) -> Any:
+    def _of_parameters(
+        self, du: Tensor, x: Tensor, parameters: Sequence[Tensor], wanted: list[bool]
+    ) -> Grads:
+        """Their gradients; for large maps in half precision on a CPU the sum of those of bands of rows, in float32.
+
+        A CPU copies such maps as a whole, into float32 or other layouts: three times each.
+        """
+        mask = [False, *wanted[1:]]
+        if x.element_size() > 2 or x.device.type != "cpu" or self.transposed or x.numel() < _LARGE:
+            return list(self._call(du, x, parameters, mask)[1:])
+        (s, _), (above, across), (d, _) = self.stride, self.padding, self.dilation
+        reach = d * (parameters[0].shape[2] - 1) + 1  # rows that one row of du has read
+        rows = max(1, _BAND * x.shape[2] // x.numel() // s)
+        wide = [p.float() for p in parameters]
+        total: Grads = [None] * len(parameters)
+        for first in range(0, du.shape[2], rows):
+            last = min(first + rows, du.shape[2])
+            start, stop = first * s - above, (last - 1) * s - above + reach
+            band = x[:, :, max(start, 0) : stop].float()
+            band = F.pad(band, (0, 0, max(-start, 0), max(stop - x.shape[2], 0)))
+            more = self._call(du[:, :, first:last].float(), band, wide, mask, [0, across])[1:]
+            total = [m if t is None else t.add_(m) for t, m in zip(total, more, strict=False)]
+        return [None if t is None else t.to(p.dtype) for t, p in zip(total, parameters, strict=True)]
+
+    def _call(
+        self,
+        du: Tensor,
+        x: Tensor,
+        parameters: Sequence[Tensor],
+        wanted: list[bool],
+        padding: Sequence[int] | None = None,
+    ) -> Any:
         bias = list(parameters[1].shape) if len(parameters) > 1 else None
         mask = (wanted[0], wanted[1], len(parameters) > 1 and wanted[2])
         return torch.ops.aten.convolution_backward(
@@ -153,7 +187,7 @@ class Convolution:
             parameters[0],
             bias,
             self.stride,
-            self.padding,
+            self.padding if padding is None else padding,
             self.dilation,
             self.transposed,
             self.output_padding,

@@ -30,6 +30,16 @@ def test_normalize_takes_the_mean_and_deviation_out_of_bytes():
     assert torch.equal(images, before)
 
 
+def test_normalize_gives_the_layout_that_convolutions_of_a_cpu_want(monkeypatch):
+    images = torch.randint(0, 256, (2, 3, 5, 7), dtype=torch.uint8)
+    result = normalize_images(images)
+    assert result.is_contiguous(memory_format=torch.channels_last)
+    monkeypatch.setenv("REVSEG_KERNELS", "0")
+    plain = normalize_images(images)
+    assert plain.is_contiguous()
+    assert torch.equal(plain, result)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_normalize_passes_floats_through(dtype):
     images = torch.randn(1, 3, 2, 2).to(dtype)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from revseg import ops
 from revseg.layers import BNAct
-from revseg.makers import Convolution, Grads, Source, gather, images_of
+from revseg.makers import Convolution, Grads, Source, gather, held, images_of
 from revseg.observers import has_hooks
 from revseg.stack import run_layers, stacks_are_right
 from revseg.stack_layer import Layer, layer_of
@@ -82,7 +82,7 @@ class CPP(nn.Module):
         layer = self.as_layer() if stacks_are_right(x) else None
         if layer is not None:
             return run_layers([layer], x)
-        new, pooled = self.pointwise(x), self.pooled(x)
+        new, pooled = self.pointwise(x.contiguous()), self.pooled(x)  # see `_every_second`
         if self.post_norm:
             return self.norm(torch.cat((new, pooled), dim=1))  # type: ignore[no-any-return]
         return torch.cat((self.norm(new), pooled), dim=1)
@@ -95,15 +95,14 @@ class CPP(nn.Module):
 
     def as_layer(self) -> Layer | None:
         """CPP as a layer of a stack; None where its parts are not normed together, or hooked."""
-        if Convolution.of(self.pointwise) is None or not self.post_norm:
+        pointwise = Convolution.of(self.pointwise)
+        if pointwise is None or not self.post_norm or has_hooks(self.norm, self.pools, *self.pools):
             return None
-        if has_hooks(self.norm, self.pools, *self.pools):
-            return None
-        maker = _CPPMaker(self.pooled)
+        pointwise.stride = (1, 1)  # on every second pixel
+        maker = _CPPMaker(pointwise, self.pooled)
         if all(isinstance(pool, nn.AvgPool2d) for pool in self.pools):
-            maker = _AveragePools(
-                self.pooled, self.sizes, 1 / len(self.sizes) if self.merge == "mean" else 1.0
-            )
+            share = 1 / len(self.sizes) if self.merge == "mean" else 1.0
+            maker = _AveragePools(pointwise, self.pooled, self.sizes, share)
         bn, act = self.norm
         return layer_of(maker, (self.pointwise.weight,), bn, act)
 
@@ -111,15 +110,15 @@ class CPP(nn.Module):
 class _CPPMaker:
     """The raw map of CPP, an image at a time: new channels from every second pixel, old ones from the pools."""
 
-    def __init__(self, pooled: Callable[[Tensor], Tensor]) -> None:
-        self.pooled = pooled
+    def __init__(self, pointwise: Convolution, pooled: Callable[[Tensor], Tensor]) -> None:
+        self.pointwise, self.pooled = pointwise, pooled
 
     def forward(self, x: Tensor, *parameters: Tensor) -> Tensor:
-        return torch.cat((torch.conv2d(x, parameters[0], stride=2), self.pooled(x)), 1)
+        return torch.cat((self.pointwise.forward(_every_second(x), *parameters), self.pooled(x)), 1)
 
     def make(self, x: Source, like: Tensor, parameters: Sequence[Tensor], computed: bool) -> Tensor:
         maps = (
-            torch.cat((torch.conv2d(_every_second(image), parameters[0]), self.pool(image)), 1)
+            torch.cat((self.pointwise.forward(_every_second(image), *parameters), self.pool(image)), 1)
             for image in images_of(x, len(like))
         )
         return gather(maps, len(like))
@@ -135,9 +134,7 @@ class _CPPMaker:
         for i, (d, point, image) in enumerate(
             zip(torch.split(du, 1), torch.split(points, 1), torch.split(shapes, 1), strict=True)
         ):
-            dpoint, more, _ = torch.ops.aten.convolution_backward(
-                d[:, :-old], point, weight, None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1, (*wanted, False)
-            )
+            dpoint, more = self.pointwise.backward(d[:, :-old], held(point), point, parameters, wanted)
             if dweight is not None:
                 dweight += more
             if dx is not None:
@@ -161,8 +158,14 @@ class _CPPMaker:
 class _AveragePools(_CPPMaker):
     """The same for average pools at stride 2, whose gradient does not depend on their input."""
 
-    def __init__(self, pooled: Callable[[Tensor], Tensor], sizes: Sequence[int], share: float) -> None:
-        super().__init__(pooled)
+    def __init__(
+        self,
+        pointwise: Convolution,
+        pooled: Callable[[Tensor], Tensor],
+        sizes: Sequence[int],
+        share: float,
+    ) -> None:
+        super().__init__(pointwise, pooled)
         self.sizes, self.share = sizes, share
 
     def input_of_pools(self, x: Source, like: Tensor) -> Tensor:
@@ -176,8 +179,13 @@ class _AveragePools(_CPPMaker):
 
 
 def _every_second(x: Tensor) -> Tensor:
-    """The pixels that a 1 x 1 convolution with stride 2 reads."""
-    return x[:, :, ::2, ::2].contiguous()
+    """The pixels that a 1 x 1 convolution with stride 2 reads.
+
+    The convolution itself will not do: its weight gradient for less than 16 channels in channels_last writes
+    beyond its memory on a CPU (torch 2.13).
+    """
+    layout = torch.contiguous_format if x.is_contiguous() else torch.channels_last
+    return x[:, :, ::2, ::2].contiguous(memory_format=layout)
 
 
 def _pool(pool: str, style: str, size: int) -> nn.Module:
