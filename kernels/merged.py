@@ -39,7 +39,7 @@ _TYPICAL = {
 MOST = 1 << 31  # beyond, indices are of another type
 KINDS = 8  # of dtype, layout and settings: each makes its own loops, which takes seconds
 
-_OPTIONS = {
+_OPTIONS: dict[str, Any] = {
     "emulate_precision_casts": True,  # or a value is added to a stream before it is rounded to the dtype of its map
     "realize_reads_threshold": 1000,  # or what several sums share is written to a map of its own
     "realize_opcount_threshold": 1000,

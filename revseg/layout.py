@@ -26,8 +26,8 @@ from revseg.ordinary import Recompute
 from revseg.stack import Stack
 
 _INDIFFERENT = (  # to the layout of what they are given; nn.Dropout draws in the order of memory
-    *(nn.Sequential, Stack, ConvBNAct, Recompute),
-    *(nn.BatchNorm2d, nn.GroupNorm, nn.PReLU, nn.ReLU, nn.LeakyReLU, nn.SiLU, nn.GELU, nn.Identity, nn.Dropout2d),
+    *(nn.Sequential, Stack, ConvBNAct, Recompute, nn.BatchNorm2d, nn.GroupNorm, nn.Identity, nn.Dropout2d),
+    *(nn.PReLU, nn.ReLU, nn.LeakyReLU, nn.SiLU, nn.GELU),
 )
 
 

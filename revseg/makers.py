@@ -128,7 +128,7 @@ class Convolution:
             if any(wanted[1:]):  # apart from the input's, for the sake of the workspaces of both
                 part = self._input(x, images, du.dtype)
                 more = self._of_parameters(du[images], part, parameters, wanted)
-                total = [m if t is None else t.add_(m) for t, m in zip(total, more, strict=False)]
+                total = _sum(total, more)
                 del part
             if wanted[0]:
                 shape = (
@@ -141,7 +141,7 @@ class Convolution:
                 else:
                     dx = found
                 del found, shape  # before the next image
-        return [dx, *total]
+        return [dx, *(None if t is None else t.to(p.dtype) for t, p in zip(total, parameters, strict=True))]
 
     def _input(self, x: Source, images: slice, dtype: torch.dtype) -> Tensor:
         part = x(lambda whole: whole[images])
@@ -168,8 +168,8 @@ class Convolution:
             band = x[:, :, max(start, 0) : stop].float()
             band = F.pad(band, (0, 0, max(-start, 0), max(stop - x.shape[2], 0)))
             more = self._call(du[:, :, first:last].float(), band, wide, mask, [0, across])[1:]
-            total = [m if t is None else t.add_(m) for t, m in zip(total, more, strict=False)]
-        return [None if t is None else t.to(p.dtype) for t, p in zip(total, parameters, strict=True)]
+            total = _sum(total, more)
+        return total
 
     def _call(
         self,
@@ -194,6 +194,11 @@ class Convolution:
             self.groups,
             mask,
         )
+
+
+def _sum(total: Grads, more: Sequence[Tensor | None]) -> Grads:
+    """The sums of gradients, in place; None for those that are none."""
+    return [m if t is None or m is None else t.add_(m) for t, m in zip(total, more, strict=False)]
 
 
 def prepared(x: Tensor, prepare: Callable[[Tensor], Tensor] | None, dtype: torch.dtype) -> Tensor:

@@ -96,4 +96,3 @@ def test_the_compiled_network_is_timed_and_agrees():
 
 def test_logits_that_are_not_finite_are_no_agreement():
     assert not inference.difference(torch.tensor([torch.nan]), torch.ones(1)) <= inference.LARGEST
-

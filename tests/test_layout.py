@@ -36,6 +36,10 @@ def stacked(c=4):
     return Stack(*modules(c)[:3])
 
 
+def perceptron(c=4):
+    return nn.Sequential(nn.GroupNorm(1, c), nn.Conv2d(c, 2 * c, 1), nn.GELU(), nn.Conv2d(2 * c, c, 1))
+
+
 class Spy(nn.Conv2d):
     """A convolution that notes the layout of its input; of a kind that the engine does not know."""
 
@@ -50,7 +54,7 @@ def chain(make, depth=3, **options):
 
 
 @small
-@pytest.mark.parametrize("make", [ordinary, stacked, lambda: asymmetric_pairs(4, (1, 2))])
+@pytest.mark.parametrize("make", [ordinary, stacked, perceptron, lambda: asymmetric_pairs(4, (1, 2))])
 def test_known_functions_run_in_channels_last(make):
     x = torch.randn(2, 4, 5, 6)
     assert inner_layout(x, [make()]) is torch.channels_last
@@ -90,7 +94,7 @@ def test_small_streams_keep_their_layout(passes, monkeypatch):
 
 
 @small
-@pytest.mark.parametrize("make", [ordinary, stacked])
+@pytest.mark.parametrize("make", [ordinary, stacked, perceptron])
 @pytest.mark.parametrize("options", [{}, {"keep": 1}, {"per_block": True}], ids=str)
 @pytest.mark.parametrize("pair", [False, True], ids=["joined", "pair"])
 def test_a_step_is_that_of_the_twin(make, options, pair):

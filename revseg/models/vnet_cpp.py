@@ -135,9 +135,9 @@ class _CPPMaker:
             zip(torch.split(du, 1), torch.split(points, 1), torch.split(shapes, 1), strict=True)
         ):
             dpoint, more = self.pointwise.backward(d[:, :-old], held(point), point, parameters, wanted)
-            if dweight is not None:
+            if dweight is not None and more is not None:
                 dweight += more
-            if dx is not None:
+            if dx is not None and dpoint is not None:
                 dx[i : i + 1] = self.pool_backward(d[:, -old:], image.to(du.dtype))
                 dx[i : i + 1, :, ::2, ::2] += dpoint
         return [dx, dweight]
