@@ -138,16 +138,12 @@ def _networks(result: Result) -> list[str]:
 
 
 def fragment(results: Path) -> str:
-    """The short table for the README of the project: memory by depth, and the price in time."""
+    """What the README of the project shows: a picture, who is right, and what fits, before the rest."""
     parts = []
-    if memory := _load(results, "memory_depth"):
-        shape = " x ".join(map(str, memory["settings"]["shape"]))
-        if (results / "memory_depth.png").is_file():
-            parts.append(MEMORY_PICTURE)
-        parts.append(
-            f"Peak MiB of a training step beyond input, parameters and gradients; input {shape} float32:\n"
-        )
-        parts.append(_table(*report_depth.memory_table(memory, saved=False)))
+    if (memory := _load(results, "memory_depth")) and (results / "memory_depth.png").is_file():
+        parts += [MEMORY_PICTURE, report_depth.in_short(memory)]
+    if times := _load(results, "step_time"):
+        parts.append(report_depth.time_in_short(times))
     if correctness := _load(results, "correctness"):
         parts.append("The same blocks in the same situations, each held against plain autograd:\n")
         parts += [_table(*report_correctness.in_short(correctness)), report_correctness.SHORT_FOOT]
@@ -165,8 +161,6 @@ def fragment(results: Path) -> str:
     if drift := _load(results, "drift"):
         parts.append("Error of the gradients against float64 at the same streams, on the same blocks:\n")
         parts += [_table(*report_exact.drift_in_short(drift)), DRIFT_PICTURE]
-    if times := _load(results, "step_time"):
-        parts.append(report_depth.time_in_short(times))
     if parts:
         parts.append(
             "All figures, with machine, versions and commands: [benchmarks](benchmarks/README.md).\n"

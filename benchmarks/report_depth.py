@@ -46,16 +46,29 @@ def by_depth(result: Result) -> list[Row]:
     return [row for row in result["rows"] if row.get("shape", shape) == shape]
 
 
-def memory_table(result: Result, saved: bool = True) -> Table:
+def memory_table(result: Result) -> Table:
     """Ways down, depths across."""
     rows = by_depth(result)
     depths = _unique(row["depth"] for row in rows)
     cells = {(row["way"], row["depth"]): row for row in rows}
     table = [
-        [way, *(_memory_cell(cells.get((way, depth)), saved) for depth in depths)]
+        [way, *(_memory_cell(cells.get((way, depth)), True) for depth in depths)]
         for way in _unique(row["way"] for row in rows)
     ]
     return ["", *(f"depth {depth}" for depth in depths)], table
+
+
+def in_short(result: Result) -> str:
+    """One sentence: the peaks at the greatest depth, from the least on."""
+    rows = [row for row in by_depth(result) if row["peak_mib"] is not None]
+    depth = max(row["depth"] for row in rows)
+    shape = " x ".join(map(str, result["settings"]["shape"]))
+    deepest = sorted((row for row in rows if row["depth"] == depth), key=lambda row: row["peak_mib"])
+    peaks = ", ".join(f"{row['way']} {row['peak_mib']:,.0f}" for row in deepest)
+    return (
+        f"Peak MiB of a training step of {depth} blocks beyond input, parameters and gradients, input {shape} in "
+        f"float32: {peaks}.\n"
+    )
 
 
 def notes(result: Result) -> str:
@@ -134,12 +147,13 @@ def functions_table(result: Result) -> Table | None:
 
 
 def time_in_short(result: Result) -> str:
-    """One sentence: the ratios at the greatest depth, on the heap that keeps its pages."""
+    """One sentence: the ratios at the greatest depth, on the heap that keeps its pages, from the least on."""
     rows = [row for row in result["rows"] if row["function"] == "conv pair" and "ratio" in row]
     heap = list(result["settings"]["heaps"])[-1]
     rows = [row for row in rows if row["heap"] == heap and row["threads"] == rows[0]["threads"]]
     depth = max(row["depth"] for row in rows)
-    ratios = ", ".join(f"{row['way']} {row['ratio']['median']:.2f}" for row in rows if row["depth"] == depth)
+    deepest = sorted((row for row in rows if row["depth"] == depth), key=lambda row: row["ratio"]["median"])
+    ratios = ", ".join(f"{row['way']} {row['ratio']['median']:.2f}" for row in deepest)
     return f"Time of a step as a multiple of the plain step, depth {depth}: {ratios}.\n"
 
 

@@ -80,6 +80,9 @@ class Convolution:
         self.transposed, self.output_padding = conv.transposed, conv.output_padding
         self.prepare = prepare
         self.asymmetric = None if prepare else _asymmetric(conv)
+        self.every = _steps(conv)  # pixels are picked before the convolution, which then has no stride
+        if self.every:
+            self.stride = (1,) * 2
 
     @classmethod
     def of(cls, conv: nn.Module, prepare: Callable[[Tensor], Tensor] | None = None) -> Convolution | None:
@@ -93,7 +96,7 @@ class Convolution:
     def forward(self, x: Tensor, *parameters: Tensor) -> Tensor:
         weight, bias = parameters[0], parameters[1] if len(parameters) > 1 else None
         return torch.convolution(
-            prepared(x, self.prepare, weight.dtype),
+            self._picked(prepared(x, self.prepare, weight.dtype)),
             weight,
             bias,
             self.stride,
@@ -127,14 +130,18 @@ class Convolution:
             images = slice(i, i + step)
             if any(wanted[1:]):  # apart from the input's, for the sake of the workspaces of both
                 part = self._input(x, images, du.dtype)
-                more = self._of_parameters(du[images], part, parameters, wanted)
+                more = self._of_parameters(du[images], self._picked(part), parameters, wanted)
                 total = _sum(total, more)
                 del part
             if wanted[0]:
                 shape = (
                     like[images] if like.dtype == du.dtype else torch.empty_like(like[images], dtype=du.dtype)
                 )
-                found = self._call(du[images], shape, parameters, [True, False, False])[0]
+                found = self._call(du[images], self._picked(shape), parameters, [True, False, False])[0]
+                if self.every:
+                    down, across = self.every
+                    dpicked, found = found, torch.zeros_like(shape)
+                    found[..., ::down, ::across] = dpicked
                 if step < count:
                     dx = _memory_for(du, like) if dx is None else dx
                     dx[images] = found
@@ -146,6 +153,10 @@ class Convolution:
     def _input(self, x: Source, images: slice, dtype: torch.dtype) -> Tensor:
         part = x(lambda whole: whole[images])
         return part if part.is_floating_point() or self.prepare is None else self.prepare(part).to(dtype)
+
+    def _picked(self, x: Tensor) -> Tensor:
+        """The pixels that are read."""
+        return x if self.every is None else x[..., :: self.every[0], :: self.every[1]]
 
     def _of_parameters(
         self, du: Tensor, x: Tensor, parameters: Sequence[Tensor], wanted: list[bool]
@@ -215,6 +226,15 @@ def _asymmetric(conv: nn.Conv2d | nn.ConvTranspose2d) -> int | None:
     keeps = conv.padding == (down * (height // 2), across * (width // 2)) and conv.stride == (1, 1)
     fits = keeps and min(height, width) == 1 and height * width % 2 == 1 and conv.groups == 1
     return (down if height > 1 else across) if fits and conv.bias is None else None
+
+
+def _steps(conv: nn.Conv2d | nn.ConvTranspose2d) -> tuple[int, ...] | None:
+    """The stride of a 1 x 1 convolution of few channels; None for all others.
+
+    Its weight gradient in channels_last writes beyond its memory on a CPU (torch 2.13).
+    """
+    few = conv.in_channels < 16 and not conv.transposed and conv.padding == (0, 0)
+    return conv.stride if few and conv.kernel_size == (1, 1) and max(conv.stride) > 1 else None
 
 
 class SideBySide:

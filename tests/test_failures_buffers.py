@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from revseg import AdditiveCoupling, InversionError, OneSidedCoupling, ReversibleSequence
+from revseg import AdditiveCoupling, InversionError, ReversibleSequence
 from tests.helpers import (
     all_couplings,
     assert_same_result,
@@ -17,25 +17,7 @@ from tests.helpers import (
     small_input,
     twin,
 )
-
-
-def sequence_of(make, **options):
-    """An additive and a one-sided block of functions of four channels, always the same."""
-    torch.manual_seed(0)
-    return ReversibleSequence(AdditiveCoupling(make(), make()), OneSidedCoupling(make()), **options).double()
-
-
-def conv_and(*layers):
-    return nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), *layers)
-
-
-def train(net, steps=3):
-    """A few steps of SGD on different inputs; the results of the last."""
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.05)
-    for seed in range(steps):
-        result = run_step(net, small_input(seed=seed))
-        optimizer.step()
-    return result
+from tests.small_training import conv_and, sequence_of, train
 
 
 def spectral(layer):

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from revseg import AdditiveCoupling, OneSidedCoupling, ReversibleSequence
+from revseg import AdditiveCoupling, ReversibleSequence
 from revseg.couplings import COUPLINGS
 from tests.helpers import (
     all_couplings,
@@ -21,25 +21,7 @@ from tests.helpers import (
     small_sequence,
     twin,
 )
-
-
-def sequence_of(make, **options):
-    """An additive and a one-sided block of functions of four channels, always the same."""
-    torch.manual_seed(0)
-    return ReversibleSequence(AdditiveCoupling(make(), make()), OneSidedCoupling(make()), **options).double()
-
-
-def conv_and(*layers):
-    return nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), *layers)
-
-
-def train(net, steps=3):
-    """A few steps of SGD on different inputs; the results of the last."""
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.05)
-    for seed in range(steps):
-        result = run_step(net, small_input(seed=seed))
-        optimizer.step()
-    return result
+from tests.small_training import conv_and, sequence_of, train
 
 
 @pytest.mark.parametrize("options", [{}, {"keep": 1}, {"per_block": True}], ids=str)

@@ -68,3 +68,18 @@ def test_a_weight_gradient_in_half_precision_takes_no_copies_of_the_maps():
         maker.backward(du, held(x), x, [conv.weight.detach()], [False, True])
 
     assert peak_bytes(step) < 12 * 2**20  # a band of each in float32; 24 MiB as a whole
+
+
+@pytest.mark.parametrize("stride", [2, (1, 3)])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_strided_pointwise_convolution_of_few_channels(layout, stride):
+    """Whose weight gradient in channels_last corrupts memory where PyTorch takes it."""
+    conv = nn.Conv2d(8, 16, 1, stride=stride).double()
+    x = torch.randn(2, 8, 9, 14).double().contiguous(memory_format=layout).requires_grad_()
+    maker, y = Convolution.of(conv), conv(x.contiguous())
+    assert maker.every == conv.stride
+    du = torch.randn_like(y)
+    parameters = list(conv.parameters())
+    torch.testing.assert_close(maker.forward(x, *parameters), y)
+    found = maker.backward(du, held(x.detach()), x.detach(), [p.detach() for p in parameters], [True] * 3)
+    torch.testing.assert_close(tuple(found), torch.autograd.grad(y, [x, *parameters], du))

@@ -82,7 +82,10 @@ class CPP(nn.Module):
         layer = self.as_layer() if stacks_are_right(x) else None
         if layer is not None:
             return run_layers([layer], x)
-        new, pooled = self.pointwise(x.contiguous()), self.pooled(x)  # see `_every_second`
+        new, pooled = (
+            self.pointwise(x.contiguous()),
+            self.pooled(x),
+        )  # else its gradient can crash, see `revseg.makers`
         if self.post_norm:
             return self.norm(torch.cat((new, pooled), dim=1))  # type: ignore[no-any-return]
         return torch.cat((self.norm(new), pooled), dim=1)
@@ -98,7 +101,7 @@ class CPP(nn.Module):
         pointwise = Convolution.of(self.pointwise)
         if pointwise is None or not self.post_norm or has_hooks(self.norm, self.pools, *self.pools):
             return None
-        pointwise.stride = (1, 1)  # on every second pixel
+        pointwise.stride, pointwise.every = (1, 1), None  # of every second pixel, picked here
         maker = _CPPMaker(pointwise, self.pooled)
         if all(isinstance(pool, nn.AvgPool2d) for pool in self.pools):
             share = 1 / len(self.sizes) if self.merge == "mean" else 1.0
@@ -179,11 +182,7 @@ class _AveragePools(_CPPMaker):
 
 
 def _every_second(x: Tensor) -> Tensor:
-    """The pixels that a 1 x 1 convolution with stride 2 reads.
-
-    The convolution itself will not do: its weight gradient for less than 16 channels in channels_last writes
-    beyond its memory on a CPU (torch 2.13).
-    """
+    """The pixels that a 1 x 1 convolution with stride 2 reads, in the layout of the map."""
     layout = torch.contiguous_format if x.is_contiguous() else torch.channels_last
     return x[:, :, ::2, ::2].contiguous(memory_format=layout)
 
