@@ -36,7 +36,8 @@ Ratio to the plain step that ran next to it in the same process: median, quartil
 A ratio of 1.3 is one more forward pass. The default heap of Linux gives large blocks back to the system,
 so the plain step pays page faults for every activation it stores; a heap that keeps its pages does
 not, like the caching allocator of a GPU, and is the fairer comparison. "plain, channels_last" is the plain step on
-maps in the layout that a CPU's convolutions prefer; chains of revseg go into it by themselves.
+maps in the layout that a CPU's convolutions prefer; chains of revseg go into it by themselves. "plain + forward" is
+the plain step and its forward pass once more: what running every function again costs at least.
 """
 
 

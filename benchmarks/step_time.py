@@ -37,10 +37,12 @@ HEAPS: dict[str, dict[str, str]] = {
     "default": {},
     "keeps pages": {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000"},
 }
+ONE_MORE = "plain + forward"  # what running every function again costs at least
 LAST = ", channels_last"  # behind a way: on maps and weights in that layout
 ALL = [
     *(way for way in WAYS if way not in ("plain", "save_on_cpu")),  # on a CPU `save_on_cpu` is plain
     *(way + LAST for way in ("plain", "plain Stack", "revseg Stack")),
+    ONE_MORE,
 ]
 
 
@@ -56,7 +58,7 @@ def measure(
 
     Args:
         depth: The number of blocks.
-        ways: Names in `WAYS`, with `LAST` behind them for the other layout.
+        ways: Names in `WAYS`, with `LAST` behind them for the other layout; `ONE_MORE`.
         rounds: How often each way is timed, after a warm-up.
         function: A name in `FUNCTIONS`.
         shape: N, C, H, W of the input.
@@ -67,7 +69,11 @@ def measure(
         cpu_ratio (wall clock and processor time): median, quartiles, least and greatest.
     """
     plain = workload("plain", depth, function, shape, device)
-    others = {way: _workload(way, depth, function, shape, device) for way in ways if is_available(way)}
+    others = {
+        way: _OneMore(**vars(plain)) if way == ONE_MORE else _workload(way, depth, function, shape, device)
+        for way in ways
+        if is_available(way)
+    }
     for work in (plain, *others.values()):
         _time(work)
     pairs: dict[str, list[tuple[tuple[float, float], tuple[float, float]]]] = {way: [] for way in others}
@@ -91,6 +97,15 @@ def measure(
         row["cpu_ratio"] = spread([b[1] / a[1] for a, b in pairs[way]])
         rows.append(row)
     return rows
+
+
+class _OneMore(Workload):
+    """The plain step, and the forward pass once more, without a graph."""
+
+    def step(self) -> None:
+        super().step()
+        with torch.no_grad():
+            self.forward()
 
 
 def _workload(way: str, *args: Any) -> Workload:
@@ -179,7 +194,7 @@ def main() -> None:
 
     main_case = {"ways": args.ways, "rounds": args.rounds, "shape": args.shape, "device": args.device}
     deep_case = main_case | {"rounds": args.deep_rounds}
-    any_case = main_case | {"ways": ["revseg", "revseg Stack", "plain Stack", "plain" + LAST]}
+    any_case = main_case | {"ways": ["revseg", "revseg Stack", "plain Stack", "plain" + LAST, ONE_MORE]}
     cases: list[tuple[str, int, dict[str, Any]]] = []
     for depth in args.depths:
         cases += [(h, t, main_case | {"depth": depth}) for h in args.heaps for t in args.threads]
