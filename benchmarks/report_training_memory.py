@@ -11,8 +11,8 @@ HEAD = """\
 MiB of a training step at 1024 x 2048, 19 classes, float32, batch 4: predicted on fake tensors; parameters and gradients
 come on top, images and labels are in. A step of validation that follows one of training peaks below it
 unless "validation" says otherwise. "off" is how far the prediction is from a measurement at batch 1, at
-most, over the levels that were measured here: convolutions of a CPU copy maps into other layouts, which a prediction
-does not count. Of a batch they copy one image at a time, so that this matters most at batch 1.
+most, over the levels that were measured here: on contiguous maps convolutions of a CPU copy their maps into other
+layouts, an image at a time, which a prediction does not count.
 """
 
 LARGEST_HEAD = """\
