@@ -42,7 +42,6 @@ KINDS = 8  # of dtype, layout and settings: each makes its own loops, which take
 _OPTIONS: dict[str, Any] = {
     "emulate_precision_casts": True,  # or a value is added to a stream before it is rounded to the dtype of its map
     "realize_reads_threshold": 1000,  # or what several sums share is written to a map of its own
-    "realize_opcount_threshold": 1000,
 }
 
 _log = logging.getLogger(__name__)

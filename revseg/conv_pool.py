@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from revseg.layers import BNAct, normalize_images
-from revseg.makers import Convolution, Grads, Source, gather, held, images_of, prepared
+from revseg.makers import Convolution, Grads, Source, gather, held, images_of, prepared, summed
 from revseg.stack import run_layers, stacks_are_right
 from revseg.stack_layer import Layer, layer_of
 
@@ -91,13 +91,13 @@ class _ConvPoolMaker:
         self, du: Tensor, x: Source, like: Tensor, parameters: Sequence[Tensor], wanted: list[bool]
     ) -> Grads:
         dx = torch.empty_like(like, dtype=du.dtype) if wanted[0] else None
-        total: list[Tensor | None] = [None] * len(parameters)
+        total: Grads = [None] * len(parameters)
         old = like.shape[1]
         for i, image in enumerate(images_of(x, len(like))):
             image = prepared(image, self.prepare, du.dtype)
             d = du[i : i + 1]
             part, *more = self.conv.backward(d[:, :-old], held(image), image, parameters, wanted)
-            total = [m if t is None or m is None else t.add_(m) for t, m in zip(total, more, strict=True)]
+            total = summed(total, more)
             if dx is not None and part is not None:
                 dx[i : i + 1] = part.add_(_pool_backward(d[:, -old:], image))
         return [dx, *total]

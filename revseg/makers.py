@@ -70,28 +70,37 @@ class Convolution:
         conv: Gives stride, padding, dilation and groups.
         prepare: Makes the input out of images that are bytes, of one image at a time; the batch as
             a whole then never exists as floats.
+        picked: Whether the input is, of a strided 1 x 1 convolution, the pixels that it reads.
     """
 
     def __init__(
-        self, conv: nn.Conv2d | nn.ConvTranspose2d, prepare: Callable[[Tensor], Tensor] | None = None
+        self,
+        conv: nn.Conv2d | nn.ConvTranspose2d,
+        prepare: Callable[[Tensor], Tensor] | None = None,
+        picked: bool = False,
     ) -> None:
         self.stride, self.dilation, self.groups = conv.stride, conv.dilation, conv.groups
         self.padding: Any = conv.padding
         self.transposed, self.output_padding = conv.transposed, conv.output_padding
         self.prepare = prepare
         self.asymmetric = None if prepare else _asymmetric(conv)
-        self.every = _steps(conv)  # pixels are picked before the convolution, which then has no stride
-        if self.every:
-            self.stride = (1,) * 2
+        self.every = None if picked else _steps(conv)  # of the pixels that are picked here
+        if picked or self.every:
+            self.stride = (1, 1)
 
     @classmethod
-    def of(cls, conv: nn.Module, prepare: Callable[[Tensor], Tensor] | None = None) -> Convolution | None:
+    def of(
+        cls,
+        conv: nn.Module,
+        prepare: Callable[[Tensor], Tensor] | None = None,
+        picked: bool = False,
+    ) -> Convolution | None:
         """The maker of this module; None if it is no ordinary convolution."""
         if not isinstance(conv, (nn.Conv2d, nn.ConvTranspose2d)) or has_hooks(conv):
             return None
         ordinary = type(conv) in (nn.Conv2d, nn.ConvTranspose2d)
         zeros = conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
-        return cls(conv, prepare) if ordinary and zeros else None
+        return cls(conv, prepare, picked) if ordinary and zeros else None
 
     def forward(self, x: Tensor, *parameters: Tensor) -> Tensor:
         weight, bias = parameters[0], parameters[1] if len(parameters) > 1 else None
@@ -110,7 +119,7 @@ class Convolution:
     def make(self, x: Source, like: Tensor, parameters: Sequence[Tensor], computed: bool) -> Tensor:
         # A CPU copies the input into another layout; with few channels, or in half precision, the output too.
         copies = like.shape[1] < 16 or like.element_size() < 4
-        if (computed or copies) and _by_image(like):
+        if (computed or copies) and by_image(like):
             return gather((self.forward(image, *parameters) for image in images_of(x, len(like))), len(like))
         return self.forward(x(lambda whole: whole), *parameters)
 
@@ -123,15 +132,14 @@ class Convolution:
         wanted: list[bool],
     ) -> Grads:
         count = len(like)
-        step = 1 if _by_image(like) or self.prepare is not None else count
+        step = 1 if by_image(like) or self.prepare is not None else count
         total: Grads = [None] * len(parameters)
         dx: Tensor | None = None
         for i in range(0, count, step):
             images = slice(i, i + step)
             if any(wanted[1:]):  # apart from the input's, for the sake of the workspaces of both
                 part = self._input(x, images, du.dtype)
-                more = self._of_parameters(du[images], self._picked(part), parameters, wanted)
-                total = _sum(total, more)
+                total = summed(total, self._of_parameters(du[images], part, parameters, wanted))
                 del part
             if wanted[0]:
                 shape = (
@@ -151,8 +159,7 @@ class Convolution:
         return [dx, *(None if t is None else t.to(p.dtype) for t, p in zip(total, parameters, strict=True))]
 
     def _input(self, x: Source, images: slice, dtype: torch.dtype) -> Tensor:
-        part = x(lambda whole: whole[images])
-        return part if part.is_floating_point() or self.prepare is None else self.prepare(part).to(dtype)
+        return self._picked(prepared(x(lambda whole: whole[images]), self.prepare, dtype))
 
     def _picked(self, x: Tensor) -> Tensor:
         """The pixels that are read."""
@@ -176,10 +183,11 @@ class Convolution:
         for first in range(0, du.shape[2], rows):
             last = min(first + rows, du.shape[2])
             start, stop = first * s - above, (last - 1) * s - above + reach
-            band = x[:, :, max(start, 0) : stop].float()
-            band = F.pad(band, (0, 0, max(-start, 0), max(stop - x.shape[2], 0)))
+            band, rim = x[:, :, max(start, 0) : stop].float(), (max(-start, 0), max(stop - x.shape[2], 0))
+            if any(rim):
+                band = F.pad(band, (0, 0, *rim))
             more = self._call(du[:, :, first:last].float(), band, wide, mask, [0, across])[1:]
-            total = _sum(total, more)
+            total = summed(total, more)
         return total
 
     def _call(
@@ -192,7 +200,7 @@ class Convolution:
     ) -> Any:
         bias = list(parameters[1].shape) if len(parameters) > 1 else None
         mask = (wanted[0], wanted[1], len(parameters) > 1 and wanted[2])
-        return torch.ops.aten.convolution_backward(
+        found = torch.ops.aten.convolution_backward(
             du,
             x,
             parameters[0],
@@ -205,11 +213,12 @@ class Convolution:
             self.groups,
             mask,
         )
+        return found[: len(parameters) + 1]
 
 
-def _sum(total: Grads, more: Sequence[Tensor | None]) -> Grads:
+def summed(total: Grads, more: Sequence[Tensor | None]) -> Grads:
     """The sums of gradients, in place; None for those that are none."""
-    return [m if t is None or m is None else t.add_(m) for t, m in zip(total, more, strict=False)]
+    return [m if t is None or m is None else t.add_(m) for t, m in zip(total, more, strict=True)]
 
 
 def prepared(x: Tensor, prepare: Callable[[Tensor], Tensor] | None, dtype: torch.dtype) -> Tensor:
@@ -237,39 +246,7 @@ def _steps(conv: nn.Conv2d | nn.ConvTranspose2d) -> tuple[int, ...] | None:
     return conv.stride if few and conv.kernel_size == (1, 1) and max(conv.stride) > 1 else None
 
 
-class SideBySide:
-    """The maker of several convolutions of one input, without biases, their maps joined by channels.
-
-    Args:
-        makers: One for each convolution.
-    """
-
-    def __init__(self, makers: Sequence[Convolution]) -> None:
-        self.makers = makers
-
-    def forward(self, x: Tensor, *parameters: Tensor) -> Tensor:
-        return torch.cat([m.forward(x, weight) for m, weight in zip(self.makers, parameters, strict=True)], 1)
-
-    def make(self, x: Source, like: Tensor, parameters: Sequence[Tensor], computed: bool) -> Tensor:
-        if _by_image(like):  # the maps and the joint one exist together for one image alone
-            return gather((self.forward(image, *parameters) for image in images_of(x, len(like))), len(like))
-        return self.forward(x(lambda whole: whole), *parameters)
-
-    def backward(
-        self, du: Tensor, x: Source, like: Tensor, parameters: Sequence[Tensor], wanted: list[bool]
-    ) -> Grads:
-        whole = x(lambda whole: whole) if any(wanted[1:]) else like
-        parts = torch.split(du, [len(weight) for weight in parameters], dim=1)
-        found: Grads = []
-        dx: Tensor | None = None
-        for maker, part, weight, asked in zip(self.makers, parts, parameters, wanted[1:], strict=True):
-            more, dweight = maker.backward(part, lambda pick: pick(whole), like, [weight], [wanted[0], asked])
-            found.append(dweight)
-            dx = more if dx is None or more is None else dx.add_(more)
-        return [dx, *found]
-
-
-def _by_image(like: Tensor) -> bool:
+def by_image(like: Tensor) -> bool:
     """Whether a batch like this goes through a convolution image by image, for the sake of its copies in other layouts."""
     needs_none = like.element_size() >= 4 and _is_channels_last(like)
     return like[0].numel() >= _LARGE and not needs_none

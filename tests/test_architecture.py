@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = [  # the lowest first; a module imports from lines below its own
     {"__version__", "settings", "remember", "observers", "kernels", "ambient", "structure"},
     {"ops", "recompute", "data", "metrics", "checkpoint", "seeds", "makers"},
-    {"steps", "stack_layer"},
+    {"steps", "stack_layer", "side_by_side"},
     {"drift", "gradients", "residue", "stack_plan"},
     {"stack"},
     {"ordinary"},

@@ -8,6 +8,7 @@ import torch
 from revseg.kernels import flat
 from revseg.kernels.bn_act import Norm, batch_statistics, bn_act, reference
 from revseg.kernels.bn_act_backward import bn_act_backward, bn_act_sums
+from revseg.memory import peak_bytes
 from tests.bn_act_cases import HALF, assert_near, both_ways, case, layouts, ours, plain, ratios, sizes, slopes
 
 
@@ -183,3 +184,15 @@ def test_sums_are_those_of_the_gradients(layout, slope, train):
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
     turned = given.dz.transpose(2, 3).contiguous().transpose(2, 3)
     assert torch.equal(bn_act_sums(given.u, turned, norm), found)
+
+
+@layouts
+@pytest.mark.parametrize("channels", [8, 32])
+def test_sums_over_a_large_map_make_no_map(channels, layout):
+    given = case((4, channels, 128, 256), torch.float32, layout)
+    norm, dz = given.norm(), torch.ones_like(given.u)
+
+    def sums():
+        bn_act_sums(given.u, dz, norm)
+
+    assert peak_bytes(sums, before=sums) < given.u.nbytes / 2

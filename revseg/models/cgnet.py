@@ -22,9 +22,10 @@ from torch import Tensor, nn
 
 from revseg.layers import BNAct, ConvBNAct, ImageConvBNAct, Joined, JoinedClassifier, image_pyramid
 from revseg.levels import check_level, run_again, run_block_again
-from revseg.makers import Convolution, SideBySide
+from revseg.makers import Convolution
 from revseg.models.official import renamed
 from revseg.observers import has_hooks
+from revseg.side_by_side import SideBySide
 from revseg.stack import Stack, run_layers, stacks_are_right
 from revseg.stack_layer import Layer, layer_of
 

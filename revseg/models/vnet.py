@@ -68,7 +68,7 @@ class VNet(nn.Module):
         dropout: Probability of dropping a channel at the end of each F.
         memory: "lowest", "balanced" or "fastest", see `revseg.levels`. The V modules are undone at the
             first two; at the lowest level the stem and CPP run again too. Peak of a training step,
-            batch 4 at 1024 x 2048 in float32: 416, 769 and 1,280 MiB (4,640 with
+            batch 4 at 1024 x 2048 in float32: 416, 768 and 1,280 MiB (4,640 with
             PyTorch's own modules and loss), in 0.83, 0.66 and 0.56 of their time on a CPU.
         save_activations: Train with ordinary autograd: same numbers, same state dict, more memory.
         exact: Bit-for-bit inversion of the V modules: True, or "lossless"; see `ReversibleSequence`.

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from revseg import ops
 from revseg.layers import BNAct
-from revseg.makers import Convolution, Grads, Source, gather, held, images_of
+from revseg.makers import Convolution, Grads, Source, gather, held, images_of, summed
 from revseg.observers import has_hooks
 from revseg.stack import run_layers, stacks_are_right
 from revseg.stack_layer import Layer, layer_of
+from revseg.steps import dense
 
 POOLS = ("avg", "max")
 MERGES = ("sum", "mean")
@@ -82,10 +83,8 @@ class CPP(nn.Module):
         layer = self.as_layer() if stacks_are_right(x) else None
         if layer is not None:
             return run_layers([layer], x)
-        new, pooled = (
-            self.pointwise(x.contiguous()),
-            self.pooled(x),
-        )  # else its gradient can crash, see `revseg.makers`
+        new = self.pointwise(x.contiguous())  # on channels_last its gradient can crash, see `revseg.makers`
+        pooled = self.pooled(x)
         if self.post_norm:
             return self.norm(torch.cat((new, pooled), dim=1))  # type: ignore[no-any-return]
         return torch.cat((self.norm(new), pooled), dim=1)
@@ -98,10 +97,9 @@ class CPP(nn.Module):
 
     def as_layer(self) -> Layer | None:
         """CPP as a layer of a stack; None where its parts are not normed together, or hooked."""
-        pointwise = Convolution.of(self.pointwise)
+        pointwise = Convolution.of(self.pointwise, picked=True)
         if pointwise is None or not self.post_norm or has_hooks(self.norm, self.pools, *self.pools):
             return None
-        pointwise.stride, pointwise.every = (1, 1), None  # of every second pixel, picked here
         maker = _CPPMaker(pointwise, self.pooled)
         if all(isinstance(pool, nn.AvgPool2d) for pool in self.pools):
             share = 1 / len(self.sizes) if self.merge == "mean" else 1.0
@@ -129,21 +127,20 @@ class _CPPMaker:
     def backward(
         self, du: Tensor, x: Source, like: Tensor, parameters: Sequence[Tensor], wanted: list[bool]
     ) -> Grads:
-        old, (weight,) = like.shape[1], parameters
+        old = like.shape[1]
         points = x(_every_second)
         shapes = self.input_of_pools(x, like) if wanted[0] else like
         dx = torch.empty_like(like, dtype=du.dtype) if wanted[0] else None
-        dweight = torch.zeros_like(weight) if wanted[1] else None
+        of_weight: Grads = [None]
         for i, (d, point, image) in enumerate(
             zip(torch.split(du, 1), torch.split(points, 1), torch.split(shapes, 1), strict=True)
         ):
-            dpoint, more = self.pointwise.backward(d[:, :-old], held(point), point, parameters, wanted)
-            if dweight is not None and more is not None:
-                dweight += more
+            dpoint, *more = self.pointwise.backward(d[:, :-old], held(point), point, parameters, wanted)
+            of_weight = summed(of_weight, more)
             if dx is not None and dpoint is not None:
                 dx[i : i + 1] = self.pool_backward(d[:, -old:], image.to(du.dtype))
                 dx[i : i + 1, :, ::2, ::2] += dpoint
-        return [dx, dweight]
+        return [dx, *of_weight]
 
     def input_of_pools(self, x: Source, like: Tensor) -> Tensor:
         return x(lambda whole: whole)  # the gradient of a maximum depends on where it was
@@ -183,8 +180,7 @@ class _AveragePools(_CPPMaker):
 
 def _every_second(x: Tensor) -> Tensor:
     """The pixels that a 1 x 1 convolution with stride 2 reads, in the layout of the map."""
-    layout = torch.contiguous_format if x.is_contiguous() else torch.channels_last
-    return x[:, :, ::2, ::2].contiguous(memory_format=layout)
+    return dense(x[:, :, ::2, ::2])
 
 
 def _pool(pool: str, style: str, size: int) -> nn.Module:
