@@ -18,9 +18,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from revseg.kernels.bn_act import Norm, batch_statistics, bn_act
+from revseg.kernels.bn_act import batch_statistics, bn_act
 from revseg.kernels.bn_act_backward import bn_act_backward, bn_act_sums
 from revseg.kernels.launch import has_kernel
+from revseg.kernels.norm import Norm
 
 CHANNELS = range(8, 129)  # fewer waste most of a tile's multiplications, more do not fit in registers
 OLDEST_CUDA = (8, 0)  # Triton multiplies without tensor cores on older ones, where cuDNN is faster

@@ -37,9 +37,9 @@ from revseg.kernels.asymmetric_conv_triton import (
     vector_at,
     warps,
 )
-from revseg.kernels.bn_act import Norm
 from revseg.kernels.bn_act_triton import parameters_of
 from revseg.kernels.flat import as_dense
+from revseg.kernels.norm import Norm
 from revseg.kernels.norm_vectors_triton import vectors_of
 from revseg.kernels.rounding_triton import rounded
 

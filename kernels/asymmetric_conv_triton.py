@@ -19,10 +19,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from revseg.kernels.bn_act import Norm
 from revseg.kernels.bn_act_triton import parameters_of
 from revseg.kernels.launch import is_interpreting
 from revseg.kernels.merge_triton import merged
+from revseg.kernels.norm import Norm
 from revseg.kernels.norm_vectors_triton import vectors_of
 from revseg.kernels.rounding_triton import rounded
 

@@ -7,7 +7,7 @@ Plain PyTorch keeps u for batch norm, n for the activation and z for the next co
 alone is kept: z and all gradients follow from it and a few vectors. A block of u goes through all
 operations before the next one (`revseg.kernels.flat`). Sums are taken per block and then added,
 always in the same order: more exact than one long sum, and the same bits twice. On a CPU this takes
-half the time of PyTorch's batch norm and PReLU.
+half the time of PyTorch's batch norm and PReLU; very small maps go through these (`revseg.kernels.small`).
 
 Letters: u the raw map [N, C, H, W], n the normalised one, z the activated one; M = N * H * W.
 """
@@ -15,55 +15,22 @@ Letters: u the raw map [N, C, H, W], n the normalised one, z the activated one; 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from revseg.kernels import small
 from revseg.kernels.flat import Flat, as_dense, memory_like
 from revseg.kernels.launch import has_kernel
 from revseg.kernels.merged import is_merged, run
+from revseg.kernels.norm import Norm
 from revseg.kernels.shapes import has_values
-
-
-@dataclass(frozen=True)
-class Norm:
-    """What turns a raw map into an activated one; all vectors are [C].
-
-    Attributes:
-        mean: Mean by channel, float64, of the batch or running.
-        var: Variance by channel, float64, biased.
-        weight: Of batch norm; None for 1.
-        bias: Of batch norm; None for 0.
-        slope: Of the activation below 0: PReLU's weight, [C] or [1]; a number for a constant; 1.0 for none.
-        eps: Added to the variance.
-    """
-
-    mean: Tensor
-    var: Tensor
-    weight: Tensor | None
-    bias: Tensor | None
-    slope: Tensor | float
-    eps: float
-
-    def inverse_deviation(self) -> Tensor:
-        return (self.var + self.eps).rsqrt()
-
-    def vectors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Mean, scale, bias and slope of each channel [C]."""
-        scale = self.inverse_deviation()
-        if self.weight is not None:
-            scale = scale * self.weight
-        bias = torch.zeros_like(self.mean) if self.bias is None else self.bias
-        if isinstance(self.slope, Tensor):
-            return self.mean, scale, bias, self.slope.expand(self.mean.shape)
-        return self.mean, scale, bias, torch.full_like(self.mean, self.slope)
 
 
 def reference(u: Tensor, norm: Norm) -> Tensor:
     """The activated map from the raw one, in a few lines of differentiable PyTorch."""
     wide = torch.promote_types(u.dtype, torch.float32)
-    mean, scale, bias, slope = (v.to(wide)[:, None, None] for v in norm.vectors())
+    mean, scale, bias, slope = (v.to(wide)[:, None, None] for v in norm.vectors)
     n = (u.to(wide) - mean) * scale + bias
     return torch.where(n > 0, n, n * slope).to(u.dtype)
 
@@ -81,6 +48,8 @@ def batch_statistics(u: Tensor) -> tuple[Tensor, Tensor]:
         from revseg.kernels import batch_statistics_triton
 
         return batch_statistics_triton.batch_statistics(u)  # type: ignore[no-any-return]
+    if small.is_small(u):
+        return small.statistics(u)
     flat = Flat(u)
     if not has_values(u):
         flat.one_block(2)
@@ -114,12 +83,14 @@ def bn_act(u: Tensor, norm: Norm, out: Tensor | None = None) -> Tensor:
         from revseg.kernels import bn_act_triton
 
         return bn_act_triton.bn_act(u, norm, z)
+    if small.is_small(u):
+        return z.copy_(small.activated(u, norm))
     flat, written = Flat(u), Flat(z)
     if not has_values(u):
         flat.one_block(2)
         return z
     if is_merged(flat):
-        vectors = map(flat.along, norm.vectors())
+        vectors = flat.along(norm.vectors)
         run("act_in_place", flat.whole(), *vectors) if z is u else run(
             "act", flat.whole(), *vectors, written.whole()
         )
@@ -160,30 +131,36 @@ def bn_act_add(
         from revseg.kernels import bn_act_triton
 
         return bn_act_triton.bn_act_add(u, norm, x, sign, step, y)
+    if small.is_small(u):
+        return _add(x, small.activated(u, norm), sign, step, y)
     flat, added, written = Flat(u), Flat(x), Flat(y)
     if not has_values(u):
         flat.one_block(3)
         return y
     own = y.data_ptr() not in (u.data_ptr(), x.data_ptr())
     if step is None and abs(sign) == 1 and own and is_merged(flat):
-        args = flat.whole(), *map(flat.along, norm.vectors()), added.whole(), written.whole()
+        args = flat.whole(), *flat.along(norm.vectors), added.whole(), written.whole()
         run("act_added" if sign > 0 else "act_subtracted", *args)
         return y
     for n, before, after in zip(
         _activated(flat, norm, flat.scratch()), added.blocks(), written.blocks(), strict=True
     ):
-        z = n.to(u.dtype)
-        if step is not None:
-            z = torch.mul(z.to(x.dtype), 1 / step).round_()
-        torch.add(before, z, alpha=sign if step is None else sign * step, out=after)
+        _add(before, n.to(u.dtype), sign, step, after)
     return y
+
+
+def _add(x: Tensor, z: Tensor, sign: float, step: float | None, out: Tensor) -> Tensor:
+    """A stream, or a block of it, updated by the activated values."""
+    if step is not None:
+        z, sign = torch.mul(z.to(x.dtype), 1 / step).round_(), sign * step
+    return torch.add(x, z, alpha=sign, out=out)
 
 
 def _activated(u: Flat, norm: Norm, results: Iterable[Tensor]) -> Iterator[Tensor]:
     """Every block of z, in `results`, not yet rounded to the dtype of u."""
     fixed = norm.slope if isinstance(norm.slope, float) else None
-    for x, mean, scale, bias, slope, n, t in zip(
-        u.blocks(), *map(u.spread, norm.vectors()), results, u.scratch(), strict=True
+    for x, (mean, scale, bias, slope), n, t in zip(
+        u.blocks(), u.spread(norm.vectors), results, u.scratch(), strict=True
     ):
         torch.sub(x, mean, out=n).mul_(scale).add_(bias)
         if fixed == 0.0:

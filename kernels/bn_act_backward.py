@@ -11,10 +11,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from revseg.kernels.bn_act import Norm
+from revseg.kernels import small
 from revseg.kernels.flat import Flat, as_dense, memory_like
 from revseg.kernels.launch import has_kernel
 from revseg.kernels.merged import is_merged, run
+from revseg.kernels.norm import Norm
 from revseg.kernels.shapes import has_values
 
 
@@ -41,6 +42,9 @@ def bn_act_backward(
         from revseg.kernels import bn_act_backward_triton
 
         return bn_act_backward_triton.bn_act_backward(u, dz, norm, batch, du)
+    if small.is_small(u):
+        found, *of_parameters = small.gradients(u, dz.to(u.dtype), norm, batch)
+        return du.copy_(found), *of_parameters
     maps = Flat(u), Flat(dz), Flat(du)
     if not has_values(u):
         maps[0].one_block(4)
@@ -49,7 +53,7 @@ def bn_act_backward(
     # where possible, the first pass writes dn, so that the second need not make it again
     once = du is not u and maps[0].direct and not is_merged(maps[0])
     dbias, dot, dslope = _sums(*maps, norm, once)
-    dweight = dot * norm.inverse_deviation()
+    dweight = dot * norm.inverse_deviation
     m = u.numel() // u.shape[1]
     _apply(*maps, norm, once, (dweight / m, dbias / m) if batch else None)
     return du, dweight, dbias, dslope
@@ -81,12 +85,12 @@ def bn_act_sums(u: Tensor, dz: Tensor, norm: Norm) -> Tensor:
 def _sums(u: Flat, dz: Flat, du: Flat, norm: Norm, write: bool) -> Tensor:
     """The sums of dn, of dn * (u - mean) and of dz * n below 0, by channel [3, C]; dn itself into du."""
     if is_merged(u):
-        sums = run("sums", u.whole(), dz.whole(), *map(u.along, norm.vectors()))
+        sums = run("sums", u.whole(), dz.whole(), *u.along(norm.vectors))
         return u.added_whole(torch.stack(sums).double())
     blocks = []
-    for x, g, y, mean, scale, bias, slope, c, n, t in zip(
+    for x, g, y, (mean, scale, bias, slope), c, n, t in zip(
         *(each.blocks() for each in (u, dz, du)),
-        *map(u.spread, norm.vectors()),
+        u.spread(norm.vectors),
         *(u.scratch() for _ in range(3)),
         strict=True,
     ):
@@ -102,18 +106,19 @@ def _apply(
     u: Flat, dz: Flat, du: Flat, norm: Norm, written: bool, of_batch: tuple[Tensor, Tensor] | None
 ) -> None:
     """The gradient of the raw map into du: (dn - dbias - (u - mean) / deviation * dweight) * scale."""
-    mean, scale, bias, slope = norm.vectors()
-    dweight, dbias = (torch.zeros_like(mean),) * 2 if of_batch is None else of_batch
-    by_u, constant = -scale * norm.inverse_deviation() * dweight, scale * dbias
+    scale = norm.vectors[1]
+    dweight, dbias = (torch.zeros_like(scale),) * 2 if of_batch is None else of_batch
+    more = torch.stack((-scale * norm.inverse_deviation * dweight, scale * dbias))
+    vectors = torch.cat((norm.vectors, more))
     if is_merged(u):
-        args = u.whole(), dz.whole(), *map(u.along, (mean, scale, bias, slope, by_u, constant))
+        args = u.whole(), dz.whole(), *u.along(vectors)
         in_place = {u.data.data_ptr(): "apply_to_map", dz.data.data_ptr(): "apply_to_gradient"}
         name = in_place.get(du.data.data_ptr())
         run(name, *args) if name else run("apply", *args, du.whole())
         return
-    for x, g, y, m, k, b, s, p, q, c, n in zip(
+    for x, g, y, (m, k, b, s, p, q), c, n in zip(
         *(each.blocks() for each in (u, dz, du)),
-        *map(u.spread, (mean, scale, bias, slope, by_u, constant)),
+        u.spread(vectors),
         *(u.scratch() for _ in range(2)),
         strict=True,
     ):

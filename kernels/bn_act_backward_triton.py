@@ -15,8 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from revseg.kernels.bn_act import Norm
 from revseg.kernels.bn_act_triton import of_slope, parameters_of, vectors
+from revseg.kernels.norm import Norm
 from revseg.kernels.rounding_triton import rounded
 from revseg.kernels.tiles_triton import Parts, Tiles, part_of, place_of, sum_of_pixels
 

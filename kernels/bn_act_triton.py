@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from revseg.kernels.bn_act import Norm
+from revseg.kernels.norm import Norm
 from revseg.kernels.rounding_triton import rounded, whole
 from revseg.kernels.tiles_triton import Tiles, place_of
 

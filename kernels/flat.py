@@ -48,7 +48,7 @@ class Flat:
         return fold if self.width % fold == 0 else 1
 
     def blocks(self) -> Sequence[Tensor]:
-        return torch.split(self.data, self.step)
+        return (self.data,) if len(self.data) <= self.step else self.data.split(self.step)
 
     def scratch(self) -> Iterator[Tensor]:
         """Memory for one block, cut to the size of each; every block gets the same."""
@@ -63,15 +63,19 @@ class Flat:
         """Memory as every block takes it, for tensors without values: taken once, where its peak is counted."""
         assert [next(self.scratch()) for _ in range(count)]
 
-    def spread(self, vector: Tensor) -> Sequence[Tensor]:
-        """A value for each channel [C], for each block: as a column, or as one row."""
+    def spread(self, vectors: Tensor) -> Iterator[Sequence[Tensor]]:
+        """Values for each channel [K, C], for each block: K columns, or K single rows."""
         if not self.by_row:
-            return [vector.to(self.dtype)[None]] * len(self.blocks())
-        return torch.split(self.column(vector), self.step)
+            return repeat(vectors.to(self.dtype)[:, None].unbind(), len(self.blocks()))
+        columns = self._columns(vectors)
+        blocks = (columns,) if len(self.data) <= self.step else columns.split(self.step, 1)
+        return (block.unbind() for block in blocks)
 
-    def column(self, vector: Tensor) -> Tensor:
-        """A value for each channel [C], for each row [R, 1]."""
-        return vector.to(self.dtype).repeat(self.images).repeat_interleave(self.parts)[:, None]
+    def _columns(self, vectors: Tensor) -> Tensor:
+        """Values for each channel [K, C], for each row [K, R, 1]."""
+        count, rows = len(vectors), len(self.data)
+        shape = count, self.images, self.channels, self.parts
+        return vectors.to(self.dtype)[:, None, :, None].expand(shape).reshape(count, rows, 1)
 
     def whole(self) -> Tensor:
         """The map in one piece, whose sums over dim 1 are short enough for its dtype.
@@ -82,9 +86,11 @@ class Flat:
             return self.data
         return self.data.view(-1, self.width // self.fold, self.fold * self.channels)
 
-    def along(self, vector: Tensor) -> Tensor:
-        """A value for each channel [C], for `whole()`: [R, 1], or [1, 1, fold * C]."""
-        return self.column(vector) if self.by_row else vector.to(self.dtype).repeat(self.fold)[None, None]
+    def along(self, vectors: Tensor) -> Sequence[Tensor]:
+        """Values for each channel [K, C], for `whole()`: K times [R, 1], or [1, 1, fold * C]."""
+        if self.by_row:
+            return self._columns(vectors).unbind()
+        return vectors.to(self.dtype).repeat(1, self.fold)[:, None, None].unbind()
 
     def added_whole(self, sums: Tensor) -> Tensor:
         """Sums of `whole()` over dim 1, [K, R] or [K, N * H, fold * C], as sums [K, C]."""
@@ -95,30 +101,37 @@ class Flat:
         if self.by_row:
             return self.merged([mean], [square])
         each, square = (v.view(-1, self.channels).mT for v in (mean, square))
-        return _merged(each, square, torch.full_like(each, self.width // self.fold))
+        return _merged(each, square, self.width // self.fold)
 
     def added(self, sums: list[Tensor]) -> Tensor:
         """Sums [K, rows or C] of every block as sums [K, C]."""
         if not self.by_row:
             return torch.stack(sums).sum(0)
-        return torch.cat(sums, 1).view(-1, self.images, self.channels, self.parts).sum((1, 3))
+        return _one(sums, 1).view(-1, self.images, self.channels, self.parts).sum((1, 3))
 
     def merged(self, means: list[Tensor], squares: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Mean and variance [C] from those of every row, or of every block."""
         if self.by_row:
             shape = (self.images, self.channels, self.parts)
-            each, square = (torch.cat(v).view(shape).transpose(0, 1).flatten(1) for v in (means, squares))
-            counts = torch.full_like(each, self.data.shape[1])  # [C, rows]
-        else:
-            each, square = torch.stack(means, 1), torch.stack(squares, 1)  # [C, blocks]
-            counts = torch.full_like(each, self.step)
-            counts[:, -1] = len(self.data) - self.step * (len(means) - 1)
+            each, square = (_one(v).view(shape).transpose(0, 1).flatten(1) for v in (means, squares))
+            return _merged(each, square, self.data.shape[1])  # [C, rows]
+        each, square = torch.stack(means, 1), torch.stack(squares, 1)  # [C, blocks]
+        counts = torch.full_like(each[0], self.step)
+        counts[-1] = len(self.data) - self.step * (len(means) - 1)
         return _merged(each, square, counts)
 
 
-def _merged(each: Tensor, square: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance [C] of parts: their means, squared distances from these and sizes, each [C, parts]."""
-    total = counts.sum(1)
+def _one(parts: list[Tensor], dim: int = 0) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
+
+
+def _merged(each: Tensor, square: Tensor, counts: Tensor | int) -> tuple[Tensor, Tensor]:
+    """Mean and variance [C] of parts: their means and squared distances from these [C, parts], and sizes [parts]."""
+    if isinstance(counts, int):  # the same of all
+        mean = each.mean(1)
+        squares = torch.add(square, (each - mean[:, None]).square_(), alpha=counts)
+        return mean, squares.sum(1).div_(counts * each.shape[1])
+    total = counts.sum()
     mean = (each * counts).sum(1) / total
     return mean, (square + (each - mean[:, None]).square() * counts).sum(1) / total
 

@@ -38,15 +38,14 @@ def is_interpreting() -> bool:
 def has_kernel(*tensors: Tensor) -> bool:
     """Whether an operation on these tensors, all of one device, runs as a Triton kernel."""
     first = tensors[0]
+    on_cpu = first.device.type == "cpu"
+    if on_cpu and not (_forced.get() or is_interpreting()):
+        return False
     return (
         first.dtype in DTYPES
         and all(has_values(x) for x in tensors)
         and kernels_are_on()
-        and (
-            _forced.get() or is_interpreting()
-            if first.device.type == "cpu"
-            else device_has_triton(first.device)
-        )
+        and (on_cpu or device_has_triton(first.device))
         and has_triton()
     )
 

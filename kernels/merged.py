@@ -31,7 +31,7 @@ from revseg.kernels.flat import Flat
 from revseg.kernels.launch import kernels_are_on
 from revseg.kernels.shapes import has_values
 
-LEAST = 1 << 19  # values of a map that is worth a call
+LEAST = 1 << 18  # values of a map that is worth a call
 _TYPICAL = {
     True: ((32, 1 << 14), (32, 1)),
     False: ((64, 256, 32), (1, 1, 32)),

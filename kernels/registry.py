@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from revseg.kernels import asymmetric_conv, bn_act, sum_of_pools, upsample_argmax, upsample_cross_entropy
-from revseg.kernels.bn_act import Norm
 from revseg.kernels.bn_act_backward import bn_act_backward, bn_act_sums
 from revseg.kernels.contract import Kernel
+from revseg.kernels.norm import Norm
 
 
 def _batch_statistics(u: Tensor) -> tuple[Tensor, Tensor]:
@@ -60,7 +60,7 @@ def _bn_act_add_inputs(device: torch.device, dtype: torch.dtype) -> tuple[Any, .
 
 def _bn_act_sums(u: Tensor, dz: Tensor, norm: Norm) -> Tensor:
     _, dweight, dbias, dslope = _bn_act_backward(u, dz, norm, False)
-    return torch.stack((dbias, dweight / norm.inverse_deviation().to(dweight.dtype), dslope)).double()
+    return torch.stack((dbias, dweight / norm.inverse_deviation.to(dweight.dtype), dslope)).double()
 
 
 def _bn_act_sums_inputs(device: torch.device, dtype: torch.dtype) -> tuple[Any, ...]:

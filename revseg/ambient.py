@@ -16,6 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 Autocast = dict[str, tuple[bool, torch.dtype]]  # by type of device
 RandomState = list[tuple[torch.device, Tensor]]  # of each generator; all of them on the CPU
 
+NO_CHANGE = nullcontext()  # a function of a small network takes little longer than a few contexts
+
 
 def gpu_is_awake() -> bool:
     """Whether anything has used a GPU yet; before, its generators have no state."""
@@ -44,13 +46,21 @@ def autocast_state(devices: Iterable[torch.device]) -> Autocast:
     }
 
 
-@contextmanager
-def autocast_as(state: Autocast) -> Iterator[None]:
+def autocast_as(state: Autocast) -> AbstractContextManager[Any]:
     """Autocast as `autocast_state` found it, without its cache of cast weights."""
+    casts = [
+        torch.autocast(kind, dtype, enabled, cache_enabled=False)
+        for kind, (enabled, dtype) in state.items()
+        if enabled or torch.is_autocast_enabled(kind)
+    ]
+    return _all_of(casts) if casts else NO_CHANGE
+
+
+@contextmanager
+def _all_of(contexts: Iterable[AbstractContextManager[Any]]) -> Iterator[None]:
     with ExitStack() as stack:
-        for kind, (enabled, dtype) in state.items():
-            if enabled or torch.is_autocast_enabled(kind):
-                stack.enter_context(torch.autocast(kind, dtype, enabled, cache_enabled=False))
+        for context in contexts:
+            stack.enter_context(context)
         yield
 
 
@@ -69,12 +79,13 @@ def random_state(devices: Iterable[torch.device]) -> RandomState:
     ]
 
 
-@contextmanager
-def random_as(states: RandomState) -> Iterator[None]:
+def random_as(states: RandomState) -> AbstractContextManager[Any]:
     """The generators in these states; afterwards as they were before."""
-    if not states:
-        yield
-        return
+    return _random_as(states) if states else NO_CHANGE
+
+
+@contextmanager
+def _random_as(states: RandomState) -> Iterator[None]:
     present = random_state(device for device, _ in states)
     _set_random_state(states)
     try:
@@ -85,7 +96,7 @@ def random_as(states: RandomState) -> Iterator[None]:
 
 def drawing_refused_in_capture() -> AbstractContextManager[Any]:
     """While a CUDA graph is captured, an error for whatever draws; a second run could not draw the same."""
-    return _NoDraws() if is_capturing() else nullcontext()  # type: ignore[no-untyped-call]
+    return _NoDraws() if is_capturing() else NO_CHANGE  # type: ignore[no-untyped-call]
 
 
 class _NoDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]

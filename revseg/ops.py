@@ -8,9 +8,10 @@ from revseg.kernels.asymmetric_conv import (
     asymmetric_conv_backward,
     has_asymmetric_conv,
 )
-from revseg.kernels.bn_act import Norm, batch_statistics, bn_act, bn_act_add
+from revseg.kernels.bn_act import batch_statistics, bn_act, bn_act_add
 from revseg.kernels.bn_act_backward import bn_act_backward, bn_act_sums
 from revseg.kernels.launch import has_kernel, kernels_are_on
+from revseg.kernels.norm import Norm
 from revseg.kernels.relaid import relaid
 from revseg.kernels.sum_of_pools import sum_of_pools, sum_of_pools_backward
 from revseg.kernels.upsample_argmax import upsample_argmax

@@ -8,8 +8,8 @@ what `make()` gives, the second run is handed the note. Outside of such runs it 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -26,28 +26,31 @@ def remember(make: Callable[[], T]) -> T:
     return make() if notes is None else notes.next(make)
 
 
-@contextmanager
-def noting() -> Iterator[list[Any]]:
+def noting() -> AbstractContextManager[list[Any]]:
     """A first run: the results, collected while the context lasts.
 
     Inside of another run its notes are asked first, so that nothing is made twice.
     """
-    results: list[Any] = []
-    with _taking(_Notes(results, getattr(_thread, "notes", None), again=False)):
-        yield results
+    return _Notes([], getattr(_thread, "notes", None), again=False)
 
 
-@contextmanager
-def reminding(results: list[Any]) -> Iterator[None]:
+def reminding(results: list[Any]) -> AbstractContextManager[list[Any]]:
     """A second run: the results of the first are handed out in their order."""
-    with _taking(_Notes(results, None, again=True)):
-        yield
+    return _Notes(results, None, again=True)
 
 
 class _Notes:
     def __init__(self, results: list[Any], outer: _Notes | None, again: bool) -> None:
         self.results, self.outer, self.again = results, outer, again
         self.position = 0
+
+    def __enter__(self) -> list[Any]:
+        self.before: _Notes | None = getattr(_thread, "notes", None)
+        _thread.notes = self
+        return self.results
+
+    def __exit__(self, *error: object) -> None:
+        _thread.notes = self.before
 
     def next(self, make: Callable[[], T]) -> T:
         if not self.again:
@@ -57,13 +60,3 @@ class _Notes:
         self.position += 1
         result: T = self.results[self.position - 1]
         return result
-
-
-@contextmanager
-def _taking(notes: _Notes) -> Iterator[None]:
-    outer = getattr(_thread, "notes", None)
-    _thread.notes = notes
-    try:
-        yield
-    finally:
-        _thread.notes = outer

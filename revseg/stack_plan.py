@@ -45,24 +45,26 @@ class Plan:
     def forward(self, x: Tensor, parameters: Sequence[Tensor], kept: list[Tensor] | None) -> Tensor:
         """The output; `kept` receives the raw maps, and `statistics` their means and variances."""
         self.statistics: list[tuple[Tensor, Tensor]] = []
+        norm: ops.Norm | None = None  # what follows the raw map that a layer reads
         with self.no_autocast():
             for i, layer in enumerate(self.layers):
                 own = [self.lowered(p) for p in self.of_maker(i, parameters)]
                 like = kept[-1] if kept else x
                 dilation = layer.dilation(like)
                 if dilation is None:
-                    made = layer.maker.make(self.source(i, x, parameters, kept), like, own, i > 0)
+                    made = layer.maker.make(self.source(x, kept, norm), like, own, i > 0)
                     statistics = remember(partial(layer.statistics, made))
                 else:
-                    raw, norm = self.lowered(like), self.norm_before(i, parameters)
-                    made, statistics = layer.convolve(raw, norm, own[0], dilation)
+                    made, statistics = layer.convolve(self.lowered(like), norm, own[0], dilation)
                 self.statistics.append(statistics)
+                norm = self.norm(i, parameters)
                 if kept is not None:
                     kept.append(made)
                 elif i < len(self.layers) - 1:
                     reads_raw = self.layers[i + 1].dilation(made) is not None
-                    x = made if reads_raw else ops.bn_act(made, self.norm(i, parameters), out=made)
-            return self.finish(made, self.norm(i, parameters), made if kept is None else None)
+                    x = made if reads_raw else ops.bn_act(made, norm, out=made)
+            assert norm is not None
+            return self.finish(made, norm, made if kept is None else None)
 
     def finish(self, u: Tensor, norm: ops.Norm, out: Tensor | None) -> Tensor:
         """The output of the last layer, added to the stream if there is one that fits."""
@@ -73,13 +75,11 @@ class Plan:
         self.coupled = u.dtype
         return ops.bn_act_add(u, norm, stream, sign)
 
-    def source(
-        self, i: int, x: Tensor, parameters: Sequence[Tensor], kept: Sequence[Tensor] | None
-    ) -> Source:
-        """The input of layer i: of the stack, or computed from the raw map of the layer before, if that was kept."""
-        if not kept:
+    def source(self, x: Tensor, kept: Sequence[Tensor] | None, norm: ops.Norm | None) -> Source:
+        """The input of a layer: of the stack, or computed from the raw map of the layer before, if that was kept."""
+        if not kept or norm is None:
             return lambda pick: self.lowered(pick(x))
-        u, norm = kept[-1], self.norm(i - 1, parameters)
+        u = kept[-1]
         return lambda pick: ops.bn_act(pick(u), norm)
 
     def plain(self, x: Tensor, parameters: Sequence[Tensor]) -> Tensor:
@@ -111,10 +111,6 @@ class Plan:
             self.layers[i].bn.eps,
         )
 
-    def norm_before(self, i: int, parameters: Sequence[Tensor]) -> ops.Norm | None:
-        """What follows the raw map that layer i reads; None for the input of the stack."""
-        return self.norm(i - 1, parameters) if i else None
-
     def no_autocast(self) -> AbstractContextManager[Any]:
         """Arguments are cast here: autocast would keep casts that were made without a graph."""
         return torch.autocast(self.device, enabled=False) if self.cast else nullcontext()
@@ -136,11 +132,13 @@ def gradients_of(
 ) -> Grads:
     """Of the input and the parameters. `kept` is emptied on the way, and overwritten in the last pass."""
     found: Grads = [None] * len(parameters)
+    norms = [plan.norm(i, parameters) for i in range(len(plan.layers))]
     dx: Tensor | None = dz
     sums: Tensor | None = None  # over the map of the layer, if the one behind took them
     for i in reversed(range(len(plan.layers))):
         assert dx is not None
-        slots, norm, maker = plan.slots[i], plan.norm(i, parameters), plan.layers[i].maker
+        slots, norm, maker = plan.slots[i], norms[i], plan.layers[i].maker
+        norm_before = norms[i - 1] if i else None
         mine = [slot for slot in slots[:-3] if slot is not None]
         before = [slot for each in plan.slots[:i] for slot in each if slot is not None]
         asked = [wanted[0] or any(wanted[slot + 1] for slot in before), *(wanted[slot + 1] for slot in mine)]
@@ -154,13 +152,13 @@ def gradients_of(
             out = dx if ours else u if last else None
             du, *of_norm = ops.bn_act_backward(u, dx, norm, plan.batch[i], out)
             del u, dx, out
-            dx, *of_maker = maker.backward(du, plan.source(i, x, parameters, kept), like, own, asked)
+            dx, *of_maker = maker.backward(du, plan.source(x, kept, norm_before), like, own, asked)
             del du
             sums = None
         else:
             sums = ops.bn_act_sums(u, dx, norm) if sums is None else sums
-            of_norm = [sums[1] * norm.inverse_deviation(), sums[0], sums[2]]
-            of_x = plan.lowered(like), plan.norm_before(i, parameters)
+            of_norm = [sums[1] * norm.inverse_deviation, sums[0], sums[2]]
+            of_x = plan.lowered(like), norm_before
             dx, dweight, sums = ops.asymmetric_conv_backward(
                 u, dx, norm, sums, plan.batch[i], *of_x, own[0], dilation, (asked[0], asked[1])
             )

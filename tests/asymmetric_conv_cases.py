@@ -7,8 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from revseg.kernels.asymmetric_conv import asymmetric_conv, asymmetric_conv_backward, reference
-from revseg.kernels.bn_act import Norm, batch_statistics
+from revseg.kernels.bn_act import batch_statistics
 from revseg.kernels.bn_act_backward import bn_act_sums
+from revseg.kernels.norm import Norm
 from tests.helpers import small_input
 
 F64 = torch.float64
@@ -120,7 +121,7 @@ def sums_by_autograd(x: Tensor, dz: Tensor, norm: Norm) -> Tensor:
     slope = slope.to(wide).expand(len(one)).clone().requires_grad_()
     z = bn_act_of(x, replace(norm, weight=weight, bias=bias, slope=slope), False)
     dweight, dbias, dslope = torch.autograd.grad(z, (weight, bias, slope), dz)
-    return torch.stack((dbias, dweight / norm.inverse_deviation().to(wide), dslope))
+    return torch.stack((dbias, dweight / norm.inverse_deviation.to(wide), dslope))
 
 
 def error(found: Tensor, exact: Tensor) -> float:

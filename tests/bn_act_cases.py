@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from revseg.kernels.bn_act import Norm, batch_statistics, bn_act
+from revseg.kernels.bn_act import batch_statistics, bn_act
 from revseg.kernels.bn_act_backward import bn_act_backward
+from revseg.kernels.norm import Norm
 from tests.helpers import small_input
 
 SIZES = [(2, 3, 5, 7), (1, 3, 5, 7), (2, 1, 4, 6), (3, 4, 1, 1), (2, 5, 1, 9), (1, 1, 3, 2)]
@@ -19,10 +20,14 @@ layouts = pytest.mark.parametrize("layout", [torch.contiguous_format, torch.chan
 slopes = pytest.mark.parametrize("slope", ["prelu", "shared", "negative", 0.0, 0.01, 1.0], ids=str)
 
 
-def both_ways(test):
-    """Runs a test for both ways to go through a map."""
-    test = pytest.mark.usefixtures("passes")(test)
-    return pytest.mark.parametrize("passes", ["block by block", "merged"], indirect=True)(test)
+def ways(*passes):
+    """Runs a test for these ways to go through a map; by default for all."""
+
+    def decorate(test):
+        test = pytest.mark.usefixtures("passes")(test)
+        return pytest.mark.parametrize("passes", passes or ("whole", "blocks", "merged"), indirect=True)(test)
+
+    return decorate
 
 
 @dataclass

@@ -38,15 +38,19 @@ def _seeded():
 
 @pytest.fixture
 def passes(request, monkeypatch):
-    """How maps are gone through: block by block; or "merged", small ones too, and of every dtype."""
-    if request.param != "merged":
+    """How maps are gone through: "whole", as small ones are; "blocks" or "merged", small ones too, and of every dtype."""
+    if request.param == "whole":
+        yield
+        return
+    monkeypatch.setattr(merged, "LEAST", 1)
+    if request.param == "blocks":
+        monkeypatch.setenv("REVSEG_COMPILE", "0")
         yield
         return
     if not merged._has_compiler():
         pytest.skip("no C++ compiler")
     import torch._dynamo  # takes seconds, and most tests need it not
 
-    monkeypatch.setattr(merged, "LEAST", 1)
     monkeypatch.setattr(merged, "KINDS", 100)
     with torch._dynamo.config.patch(recompile_limit=100):
         yield

@@ -7,7 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from revseg.exact import STEP, GridRule
 from revseg.kernels import flat
 from revseg.kernels.bn_act import bn_act, bn_act_add
-from tests.bn_act_cases import SIZES, added, both_ways, case, layouts, sizes, slopes, stream
+from tests.bn_act_cases import SIZES, added, case, layouts, sizes, slopes, stream, ways
 
 F16, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
 DTYPES = [(F32, F32), (F32, BF16), (F32, F16), (BF16, BF16), (F16, F16), (F64, F64), (F64, F32)]
@@ -20,7 +20,7 @@ signs = pytest.mark.parametrize("sign", [1.0, -1.0])
 @layouts
 @dtypes
 @signs
-@both_ways
+@ways()
 def test_equals_the_sum_of_stream_and_map_to_the_bit(size, layout, wide, dtype, sign):
     given = case(size, dtype, layout, "prelu")
     x, norm = stream(given, wide), given.norm()
@@ -43,6 +43,7 @@ def test_equals_it_for_any_activation(layout, slope, sign, train):
 @layouts
 @dtypes
 @pytest.mark.parametrize("block", [1, 7, 16, 40])
+@ways("blocks")
 def test_equals_it_for_blocks_of_any_size(monkeypatch, layout, wide, dtype, block):
     monkeypatch.setattr(flat, "BLOCK", block)
     given = case((3, 2, 8, 12), dtype, layout, "prelu")
@@ -117,6 +118,7 @@ class Allocations(TorchDispatchMode):
 @layouts
 @pytest.mark.parametrize("step", [None, 2.0**-12])
 @pytest.mark.parametrize(("wide", "dtype"), [(F32, F32), (F32, BF16)])
+@ways("blocks")
 def test_no_map_is_made_on_the_way(monkeypatch, layout, step, wide, dtype):
     monkeypatch.setattr(flat, "BLOCK", 96)
     given = case((3, 2, 8, 12), dtype, layout, "prelu")

@@ -35,8 +35,9 @@ ODD = (2, 5, 9, 7)
 
 @pytest.fixture(autouse=True)
 def _no_plain_version(monkeypatch):
-    """Blocks are what the plain versions go by."""
+    """What the plain versions go by."""
     monkeypatch.setattr(plain_kernel, "Flat", None)
+    monkeypatch.setattr(plain_kernel, "small", None)
 
 
 @pytest.fixture
