@@ -62,6 +62,7 @@ def in_short(result: Result) -> Table:
     head = [
         "",
         "parameters, M",
+        "the paper's",
         "GFLOPs",
         *(f"{name}, fps" for name in RUNTIMES.values()),
         "the paper's card",
@@ -70,6 +71,7 @@ def in_short(result: Result) -> Table:
         [
             row["network"],
             f"{row['parameters'] / 1e6:.3f}",
+            _paper_millions(row),
             f"{row['gflops']:,.1f}",
             *(_fps(row.get("inference", {}).get(runtime)) for runtime in RUNTIMES),
             _paper_fps(row),
