@@ -10,8 +10,8 @@ demo: $(INSTALLED)  ## train VNet on generated street scenes; table, curves and 
 	$(BIN)/revseg train --data synthetic --size 128 256 --train-samples 192 --val-samples 24 --epochs 12 --threads 1 --out runs/demo --overwrite
 
 test: $(INSTALLED)  ## all tests; those of the kernels in Triton's interpreter, which a process chooses once
-	$(BIN)/python -m pytest --numprocesses 2
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest --numprocesses 2 tests/interpreted
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal tests/interpreted
 
 lint: $(INSTALLED)  ## style and types
 	$(BIN)/ruff format --check .

@@ -23,8 +23,9 @@ import torch
 from torch import Tensor
 
 from benchmarks import record
+from benchmarks.chain import Found
 from benchmarks.rivals import RIVALS, is_available
-from benchmarks.scenarios import SCENARIOS, Found
+from benchmarks.scenarios import SCENARIOS
 from benchmarks.ways import OURS, WAYS
 
 QUESTION = "Which library is right in which situation, which says so if not, and which is silently wrong?"

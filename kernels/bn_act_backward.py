@@ -43,8 +43,8 @@ def bn_act_backward(
 
         return bn_act_backward_triton.bn_act_backward(u, dz, norm, batch, du)
     if small.is_small(u):
-        found, *of_parameters = small.gradients(u, dz.to(u.dtype), norm, batch)
-        return du.copy_(found), *of_parameters
+        found, dweight, dbias, dslope = small.gradients(u, dz.to(u.dtype), norm, batch)
+        return du.copy_(found), dweight, dbias, dslope
     maps = Flat(u), Flat(dz), Flat(du)
     if not has_values(u):
         maps[0].one_block(4)

@@ -30,12 +30,14 @@ class Kernel:
         reference: Plain PyTorch with the same arguments and results.
         example_inputs: Called with a device and a dtype; the arguments of a call with odd sizes.
         differentiable: Places of the arguments whose gradients autograd gives.
+        rule: Called with these arguments; whether they run in Triton where their first tensor's like do.
     """
 
     function: Callable[..., Any]
     reference: Callable[..., Any]
     example_inputs: Callable[[torch.device, torch.dtype], tuple[Any, ...]]
     differentiable: tuple[int, ...] = ()
+    rule: Callable[..., bool] = lambda *inputs: True
 
     def example(self, device: Device, dtype: torch.dtype) -> tuple[Any, ...]:
         """The arguments of the example, the same at each call; random state stays as it was."""
@@ -46,7 +48,8 @@ class Kernel:
     def is_live(self, inputs: tuple[Any, ...]) -> bool:
         """Whether a call with these arguments runs in Triton, not in plain PyTorch."""
         in_triton = find_spec(f"{self.function.__module__}_triton") is not None
-        return in_triton and has_kernel(next(x for x in inputs if isinstance(x, Tensor)))
+        first = next(x for x in inputs if isinstance(x, Tensor))
+        return in_triton and has_kernel(first) and self.rule(*inputs)
 
 
 class Comparison(NamedTuple):

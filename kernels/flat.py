@@ -48,7 +48,7 @@ class Flat:
         return fold if self.width % fold == 0 else 1
 
     def blocks(self) -> Sequence[Tensor]:
-        return (self.data,) if len(self.data) <= self.step else self.data.split(self.step)
+        return (self.data,) if len(self.data) <= self.step else torch.split(self.data, self.step)
 
     def scratch(self) -> Iterator[Tensor]:
         """Memory for one block, cut to the size of each; every block gets the same."""
@@ -68,7 +68,7 @@ class Flat:
         if not self.by_row:
             return repeat(vectors.to(self.dtype)[:, None].unbind(), len(self.blocks()))
         columns = self._columns(vectors)
-        blocks = (columns,) if len(self.data) <= self.step else columns.split(self.step, 1)
+        blocks = (columns,) if len(self.data) <= self.step else torch.split(columns, self.step, 1)
         return (block.unbind() for block in blocks)
 
     def _columns(self, vectors: Tensor) -> Tensor:

@@ -99,12 +99,18 @@ KERNELS = {
     "bn_act_add": Kernel(bn_act.bn_act_add, _bn_act_add, _bn_act_add_inputs),
     "bn_act_sums": Kernel(bn_act_sums, _bn_act_sums, _bn_act_sums_inputs),
     "asymmetric_conv": Kernel(
-        asymmetric_conv.asymmetric_conv, asymmetric_conv.reference, asymmetric_conv.example_inputs
+        asymmetric_conv.asymmetric_conv,
+        asymmetric_conv.reference,
+        asymmetric_conv.example_inputs,
+        rule=lambda x, norm, weight, *_: asymmetric_conv.has_asymmetric_conv(x, weight),
     ),
     "asymmetric_conv_backward": Kernel(
         asymmetric_conv.asymmetric_conv_backward,
         asymmetric_conv.reference_backward,
         _asymmetric_conv_backward_inputs,
+        rule=lambda u, dz, norm, sums, batch, x, norm_x, weight, *_: asymmetric_conv.has_asymmetric_conv(
+            x, weight
+        ),
     ),
     "sum_of_pools": Kernel(sum_of_pools.sum_of_pools, sum_of_pools.reference, sum_of_pools.example_inputs),
     "sum_of_pools_backward": Kernel(

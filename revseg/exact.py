@@ -26,12 +26,14 @@ from __future__ import annotations
 
 import math
 from operator import attrgetter
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from revseg.drift import InversionError, report
+
+Exact = bool | Literal["lossless"]
 
 LIMIT = 2.0**12
 STEP = {torch.float32: 2.0**-12, torch.float64: 2.0**-41}  # 24 and 53 bits below the limit

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from revseg.drift import Check
-from revseg.engine import Exact, run_reversible
-from revseg.exact import GridRule, check_range, extremes_of, snap
+from revseg.engine import run_reversible
+from revseg.exact import Exact, GridRule, check_range, extremes_of, snap
 from revseg.observers import has_hooks, is_traced
 from revseg.ordinary import Recompute
 from revseg.recompute import swapped_buffers

@@ -17,7 +17,7 @@ LAYERS = [  # the lowest first; a module imports from lines below its own
     {"stack"},
     {"ordinary"},
     {"exact", "layers", "losses", "levels"},
-    {"layout"},
+    {"layout", "link"},
     {"engine", "conv_pool"},
     {"couplings", "downsample"},
     {"sequence"},

@@ -41,7 +41,8 @@ def outcome(way, function, depth=2):
         (way, function)
         for way in WAYS
         for function in FUNCTIONS
-        if way != "plain" and (not way.startswith("compile") or function == "conv pair")  # the compiler is slow
+        if way != "plain"
+        and (not way.startswith("compile") or function == "conv pair")  # the compiler is slow
     ],
 )
 @pytest.mark.filterwarnings("ignore")  # memcnn uses names that torch has deprecated

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 import torch
 
 from benchmarks import record
-from benchmarks.gpu import block, losses, network, operations
+from benchmarks.gpu import block, depth, losses, network, operations
 from benchmarks.gpu.isolation import Part
 from benchmarks.gpu.setup import Row, Setup, name_of
 from benchmarks.gpu.timing import bandwidth
@@ -79,6 +79,7 @@ TIMED: dict[str, Part] = {
     **{f"VNet {name_of(dtype)}": partial(network.measure_time, dtype=dtype) for dtype in (SINGLE, HALF)},
     **{f"memory {name_of(dtype)}": partial(network.measure_memory, dtype=dtype) for dtype in (SINGLE, HALF)},
     **{f"operations {name_of(dtype)}": partial(operations.measure, dtype=dtype) for dtype in (HALF, SINGLE)},
+    "depth": depth.measure,
 }
 PARTS = UNTIMED | TIMED
-WARMED = [name for name in TIMED if not name.startswith(("copy", "memory"))]
+WARMED = [name for name in TIMED if not name.startswith(("copy", "memory", "depth"))]

@@ -16,7 +16,7 @@ from functools import partial
 from torch import nn
 
 from revseg.couplings import AdditiveCoupling
-from revseg.engine import Exact
+from revseg.exact import Exact
 from revseg.levels import check_level, run_again
 from revseg.models.enet import ENetLayers, Kind, Wrap, bottleneck
 from revseg.sequence import ReversibleSequence

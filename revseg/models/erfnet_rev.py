@@ -16,7 +16,7 @@ from functools import partial
 from torch import nn
 
 from revseg.couplings import AdditiveCoupling
-from revseg.engine import Exact
+from revseg.exact import Exact
 from revseg.levels import check_level, run_again
 from revseg.models.erfnet import ERFNetLayers, Wrap, factorized
 from revseg.sequence import ReversibleSequence

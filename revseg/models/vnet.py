@@ -26,7 +26,7 @@ from functools import partial
 from torch import Tensor, nn
 
 from revseg.couplings import COUPLINGS
-from revseg.engine import Exact
+from revseg.exact import Exact
 from revseg.layers import ConvBNAct, ImageConvBNAct, asymmetric_pairs
 from revseg.levels import check_level, run_again
 from revseg.models.vnet_cpp import CPP, check_choice

@@ -56,7 +56,12 @@ def test_each_operation_runs(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "cases"), [("VNet tf32", {"VNet step", "VNet frame"}), ("memory bfloat16", {"VNet memory"})]
+    ("name", "cases"),
+    [
+        ("VNet tf32", {"VNet step", "VNet frame"}),
+        ("memory bfloat16", {"VNet memory"}),
+        ("depth", {"peak", "time"}),
+    ],
 )
 def test_the_network_runs(name, cases, monkeypatch):
     monkeypatch.delenv(

@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from revseg import doctor
+from revseg.kernels import asymmetric_conv
 from revseg.kernels.contract import compare
 from revseg.kernels.launch import DTYPES
+from revseg.kernels.registry import KERNELS
 from tests.scaling import SCALE, scale
 
 CPU = torch.device("cpu")
@@ -32,6 +34,13 @@ def test_doctor_tells_an_operation_without_kernel(monkeypatch):
     assert doctor.runs_as(replace(SCALE, function=torch.mul), CPU, torch.float32) == "PyTorch"
     monkeypatch.setenv("REVSEG_KERNELS", "0")
     assert doctor.runs_as(SCALE, CPU, torch.float32) == "PyTorch"
+
+
+@pytest.mark.parametrize("name", ["asymmetric_conv", "asymmetric_conv_backward"])
+def test_doctor_asks_an_operation_that_has_a_rule_of_its_own(monkeypatch, name):
+    assert doctor.runs_as(KERNELS[name], CPU, torch.float32) == "interpreter"
+    monkeypatch.setattr(asymmetric_conv, "CHANNELS", range(16, 129))
+    assert doctor.runs_as(KERNELS[name], CPU, torch.float32) == "PyTorch"
 
 
 def test_doctor_finds_a_wrong_kernel():
