@@ -18,13 +18,13 @@ graph of it, ONNX Runtime runs its export for this size. The paper's frames are 
 DETAILS = """\
 Behind the frames per second stands the time as a multiple of VNet's in PyTorch next to it: median, quartiles in
 brackets. "made in" are the seconds of torch.compile until the first image is through, with empty caches;
-"off by" is the greatest difference of ONNX Runtime from PyTorch, relative to the largest logit.
+"off by" is the greatest difference of ONNX Runtime from PyTorch, relative to the largest logit. The `_rev` networks
+are changes of architecture.
 """
 
 FOOT = """\
 [1] The paper prints 49 and 5.8: these are megabytes of a file, not parameters. [2] The paper prints 7.8 for ICNet, which
-is its file of 31 MB divided by four bytes; the deployed network has 6.7. The `_rev` networks are changes of
-architecture.
+is its file of 31 MB divided by four bytes; the deployed network has 6.7.
 """
 
 
@@ -58,7 +58,7 @@ def table(result: Result) -> Table:
 
 
 def in_short(result: Result) -> Table:
-    """Networks down; frames per second alone."""
+    """The paper's networks down; frames per second alone."""
     head = [
         "",
         "parameters, M",
@@ -77,6 +77,7 @@ def in_short(result: Result) -> Table:
             _paper_fps(row),
         ]
         for row in result["rows"]
+        if row["paper_fps"]
     ]
     return head, rows
 
