@@ -5,13 +5,17 @@ registers of a thread, instructions that spill them, shared memory of a program.
 part of the cases; this is all of them, about an hour on two cores.
 
     python -m benchmarks.compile_ahead --targets sm_90 --operations asymmetric_conv --jobs 2
+
+Of a part, rows of the other cases stay as they are in the file, if Triton is the same.
 """
 
 import argparse
+import json
 import os
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
+from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -75,6 +79,19 @@ def complaints(rows: list[dict[str, Any]]) -> list[str]:
     return found
 
 
+def kept_rows(path: Path, cases: list[tuple[str, Case]]) -> list[dict[str, Any]]:
+    """The rows of a file but those of these cases, each with commit and date; none by another Triton."""
+    if not path.is_file():
+        return []
+    before = json.loads(path.read_text())
+    if before["settings"]["triton"] != version("triton"):
+        return []
+    again = {(target, *case) for target, case in cases}
+    stamp = {name: before[name] for name in ("commit", "date")}
+    keys = ("target", *Case._fields)
+    return [stamp | row for row in before["rows"] if tuple(row[key] for key in keys) not in again]
+
+
 def _start(cache: str) -> None:
     os.environ["TRITON_CACHE_DIR"] = cache
     torch.set_num_threads(1)
@@ -98,7 +115,7 @@ def main() -> None:
         and (case.channels in args.channels or case.operation in OF_CLASSES)
         and case.runs_on(target)
     ]
-    rows: list[dict[str, Any]] = []
+    rows = kept_rows(args.out / "compile_ahead.json", cases)
     with tempfile.TemporaryDirectory() as cache:
         pool = ProcessPoolExecutor(args.jobs, get_context("spawn"), _start, (cache,))
         with pool:
@@ -106,7 +123,7 @@ def main() -> None:
                 rows += found
                 print(f"{done}/{len(cases)}", *complaints(found), sep="  ", flush=True)
     known = {", ".join(key): f"at most {most}: {why}" for key, (most, why) in SPILLS_KNOWN.items()}
-    settings = {"spills_known": known}
+    settings = {"triton": version("triton"), "spills_known": known}
     print("wrote", record.write("compile_ahead", QUESTION, rows, settings, args.out))
 
 

@@ -30,6 +30,7 @@ from revseg.kernels.asymmetric_conv_triton import (
     arithmetic,
     columns,
     dense,
+    has_room,
     padded,
     pixels_of,
     place_of,
@@ -44,7 +45,7 @@ from revseg.kernels.norm_vectors_triton import vectors_of
 from revseg.kernels.rounding_triton import rounded
 
 PROGRAMS = 256  # that share the gradient of the weight: neither sums nor memory depend on the GPU's size
-ACCUMULATED = 48  # numbers of that gradient that a thread holds
+ACCUMULATED = 48  # numbers of that gradient that a thread holds where there is room, else half
 
 
 def asymmetric_conv_backward(
@@ -110,7 +111,7 @@ def _launch(
     if not weight_wanted:
         block_in, block_out = columns(x, channels), summed(x, out)
     elif not input_wanted:
-        block_out = _held(x, weight)
+        block_in, block_out = min(block_in, 2 * columns(x, channels)), _held(x, weight)
     both = input_wanted and weight_wanted
     dz_x = by = partials = parts = None
     if input_wanted:
@@ -123,7 +124,7 @@ def _launch(
     _backward_kernel[grid](
         u, dz, of_u, x, of_x, by, dz_x, partials, parts, tiles.count, *tiles.sizes,
         C=channels, D=out, BC=block_in, BD=block_out, BATCH=len(of_u) == 6,
-        **tiles.constants, **arithmetic(x), num_warps=warps(channels, out, both=both), num_stages=1,
+        **tiles.constants, **arithmetic(x), num_warps=warps(x, channels, out, both=both), num_stages=1,
     )  # fmt: skip
     nothing = x.new_empty(0)
     if parts is None:
@@ -138,15 +139,17 @@ def _launch(
 
 
 def _fits_one_pass(x: Tensor, weight: Tensor) -> bool:
-    """Whether registers hold both: 32 channels of two bytes, 16 of four, and no more than three taps."""
+    """Whether registers hold both: of three taps, 32 channels of two bytes where there is room, else 16."""
     channels, taps = max(weight.shape[:2]), max(weight.shape[2:])
-    return channels * x.element_size() <= 64 and taps <= 3
+    fits = channels * x.element_size() <= (64 if has_room() else 32) and taps <= 3
+    return fits and arithmetic(x)["PRECISION"] != "tf32x3"
 
 
 def _held(x: Tensor, weight: Tensor) -> int:
     """Channels of u whose part of the gradient of the weight a program holds."""
     out, channels, *size = weight.shape
-    most, held = ACCUMULATED * 32 * warps(out, channels), columns(x, out)
+    most, held = ACCUMULATED * 32 * warps(x, out, channels), columns(x, out)
+    most //= 1 if has_room() else 2
     while held > 16 and held * padded(channels) * max(size) > most:
         held //= 2
     return held

@@ -56,7 +56,7 @@ def _asymmetric_conv(
         _forward_kernel[(tiles.count, triton.cdiv(out, block))](
             x, vectors, weight.flatten(2).permute(2, 1, 0).contiguous(), u, counts, partials,
             *tiles.sizes, C=channels, D=out, BC=summed(x, channels), BD=block,
-            **tiles.constants, **arithmetic(x), num_warps=warps(channels, out), num_stages=1,
+            **tiles.constants, **arithmetic(x), num_warps=warps(x, channels, out), num_stages=1,
         )  # fmt: skip
         if counts is None or partials is None:
             return u, x.new_empty(2, 0, dtype=torch.float64)
@@ -118,17 +118,27 @@ def padded(channels: int) -> int:
 
 def columns(x: Tensor, channels: int) -> int:
     """Channels of a block that a product makes; three products for one take more registers."""
-    return min(padded(channels), 32 if arithmetic(x)["PRECISION"] == "tf32x3" else 64)
+    most = 64 if has_room() or x.dtype != torch.float32 else 32
+    return min(padded(channels), 16 if arithmetic(x)["PRECISION"] == "tf32x3" else most)
 
 
 def summed(x: Tensor, channels: int) -> int:
     """Channels of a block that is summed over in one product."""
-    return min(padded(channels), 32 if x.dtype == torch.float32 else 64)
+    return min(padded(channels), 64 if has_room() and x.dtype != torch.float32 else 32)
 
 
-def warps(*channels: int, both: bool = False) -> int:
+def has_room() -> bool:
+    """Whether operands of products lie in shared memory, which leaves more registers: Hopper and later."""
+    if is_interpreting():
+        return True
+    target = triton.runtime.driver.active.get_current_target()
+    return target.backend == "cuda" and target.arch >= 90
+
+
+def warps(x: Tensor, *channels: int, both: bool = False) -> int:
     """Of a program whose blocks have up to so many channels, and which may make both gradients."""
-    return 4 if max(channels) <= (16 if both else 32) else 8
+    few = max(channels) <= (16 if both else 32)
+    return 4 if few and arithmetic(x)["PRECISION"] != "tf32x3" else 8
 
 
 def arithmetic(x: Tensor) -> dict[str, Any]:

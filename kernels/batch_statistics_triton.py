@@ -28,7 +28,7 @@ def batch_statistics(u: Tensor) -> tuple[Tensor, Tensor]:
     var = torch.empty_like(mean)
     with torch.cuda.device_of(u):
         _moments_kernel[count, tiles.groups](u, parts, tiles.pixels, tiles.count, count, **tiles.constants)
-        _merge_kernel[(merged.groups,)](parts, mean, var, count, **merged.constants)
+        _merge_kernel[(merged.groups,)](parts, mean, var, count, **merged.constants, num_warps=8)
     return mean, var
 
 

@@ -68,7 +68,7 @@ def _bn_act_gradient(
     with torch.cuda.device_of(u):
         _gradient_kernel[count, tiles.groups](
             u, dz, mean, var, weight, bias, slope, eps, sums, m, out, tiles.pixels, tiles.count, count,
-            **of_slope(slope, fixed), **tiles.constants,
+            **of_slope(slope, fixed), **tiles.constants, num_warps=8,
         )  # fmt: skip
 
 

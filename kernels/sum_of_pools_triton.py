@@ -94,6 +94,7 @@ def _launch(x: Tensor, y: Tensor, sizes: Sequence[int], width: int) -> tuple[tup
     images, channels, *size = y.shape
     rows, columns, groups = map(triton.next_power_of_2, (*size, channels))
     last = x.stride(1) == 1 and channels >= 8
+    width = width if channels > 8 else min(width, 8)  # or registers spill
     values = THREADS * (width // x.element_size() if last else 2)
     q = min(groups, max(1, values // 8)) if last else 1
     bi = min(rows, 4)

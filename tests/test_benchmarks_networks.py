@@ -41,8 +41,9 @@ def test_networks_are_counted_timed_and_drawn(tmp_path, rows_of):
     assert "| bisenet_xception39 | 1.542 | 5.8 [1] | 55.5 |" in text
     assert "one image of 32 x 64 on a CPU, 1 threads" in text
     assert f"| vnet | 0.162 | 0.16 | 12.7 | {eager['fps']:.1f}; " in text
-    assert f"| vnet | 0.162 | 0.16 | 12.7 | {eager['fps']:.1f} | not run | not run | 37.4 |" in report.fragment(
-        tmp_path
+    assert (
+        f"| vnet | 0.162 | 0.16 | 12.7 | {eager['fps']:.1f} | not run | not run | 37.4 |"
+        in report.fragment(tmp_path)
     )
 
 
