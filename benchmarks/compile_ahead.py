@@ -10,7 +10,6 @@ Of a part, rows of the other cases stay as they are in the file, if Triton is th
 """
 
 import argparse
-import json
 import os
 import tempfile
 import time
@@ -79,17 +78,13 @@ def complaints(rows: list[dict[str, Any]]) -> list[str]:
     return found
 
 
-def kept_rows(path: Path, cases: list[tuple[str, Case]]) -> list[dict[str, Any]]:
-    """The rows of a file but those of these cases, each with commit and date; none by another Triton."""
-    if not path.is_file():
-        return []
-    before = json.loads(path.read_text())
-    if before["settings"]["triton"] != version("triton"):
-        return []
+def kept_rows(path: Path, settings: dict[str, Any], cases: list[tuple[str, Case]]) -> list[dict[str, Any]]:
+    """`record.earlier_rows` without those of these cases, which are compiled again."""
     again = {(target, *case) for target, case in cases}
-    stamp = {name: before[name] for name in ("commit", "date")}
     keys = ("target", *Case._fields)
-    return [stamp | row for row in before["rows"] if tuple(row[key] for key in keys) not in again]
+    return [
+        row for row in record.earlier_rows(path, settings) if tuple(row[key] for key in keys) not in again
+    ]
 
 
 def _start(cache: str) -> None:
@@ -115,15 +110,15 @@ def main() -> None:
         and (case.channels in args.channels or case.operation in OF_CLASSES)
         and case.runs_on(target)
     ]
-    rows = kept_rows(args.out / "compile_ahead.json", cases)
+    limits = {name: target.shared for name, target in TARGETS.items()}
+    settings = {"triton": version("triton"), "shared_memory": limits}
+    rows = kept_rows(args.out / "compile_ahead.json", settings, cases)
     with tempfile.TemporaryDirectory() as cache:
         pool = ProcessPoolExecutor(args.jobs, get_context("spawn"), _start, (cache,))
         with pool:
             for done, found in enumerate(pool.map(compile_case, *zip(*cases, strict=True)), 1):
                 rows += found
                 print(f"{done}/{len(cases)}", *complaints(found), sep="  ", flush=True)
-    known = {", ".join(key): f"at most {most}: {why}" for key, (most, why) in SPILLS_KNOWN.items()}
-    settings = {"triton": version("triton"), "spills_known": known}
     print("wrote", record.write("compile_ahead", QUESTION, rows, settings, args.out))
 
 

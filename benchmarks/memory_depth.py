@@ -5,6 +5,8 @@ forward pass. Both are counts of the allocator, the same on a busy machine. The 
 parameters, as after `optimizer.zero_grad()`; those it leaves behind are not counted.
 
     python -m benchmarks.memory_depth
+
+With `--missing`, what the file has is not measured again, if it is of the same machine and torch.
 """
 
 import argparse
@@ -122,6 +124,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--limit-gib", type=float, default=16, help="steps that save more are not run")
     parser.add_argument("--depths-only", action="store_true", help="no other sizes")
+    parser.add_argument("--missing", action="store_true", help="only what the file lacks")
     parser.add_argument("--out", type=Path, default=record.RESULTS)
     parser.add_argument("--job", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -134,16 +137,21 @@ def main() -> None:
     if not args.depths_only:
         cases += [(shape, DEPTH) for shape in SIZES if (shape, DEPTH) not in cases]
         cases.append(TOO_MUCH)
+    settings = {"shape": list(args.shape), "dtype": "float32", "device": args.device, "function": "conv pair"}
+    there = record.earlier_rows(args.out / "memory_depth.json", settings) if args.missing else []
+    found = {(*row["shape"], row["depth"], row["way"]): row for row in there if row["peak_mib"]}
     rows = []
     for shape, depth in cases:
         for way in args.ways if (shape, depth) != TOO_MUCH else [w for w in args.ways if w in LEAN]:
+            if (case := (*shape, depth, way)) in found:
+                rows.append(found[case])
+                continue
             rows.append(_in_new_process(way, depth, shape, args.device, args.limit_gib))
             peak, saved = (f"{rows[-1][k] or float('nan'):10.2f}" for k in ("peak_mib", "saved_mib"))
             print(
                 f"{shape} depth {depth:3}  {way:16} peak {peak} MiB  saved {saved} MiB  {rows[-1]['note']}",
                 flush=True,
             )
-    settings = {"shape": list(args.shape), "dtype": "float32", "device": args.device, "function": "conv pair"}
     print("wrote", record.write("memory_depth", QUESTION, rows, settings, args.out))
     draw(rows, args.out / "memory_depth.png")
 

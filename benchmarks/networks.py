@@ -13,7 +13,6 @@ network. With `--rounds 0` nothing is timed.
 """
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -51,24 +50,9 @@ def counts(name: str) -> dict[str, Any]:
 
 
 def kept_rows(path: Path, names: Sequence[str], settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Rows of earlier runs, by network, without those of `names`, which are measured again.
-
-    Raises:
-        ValueError: If they are of another machine, torch or settings, so that one table cannot hold both.
-    """
-    if not path.is_file():
-        return {}
-    old = json.loads(path.read_text())
-    rows = {row["network"]: row for row in old["rows"] if row["network"] not in names}
-    here = _conditions({"machine": record.machine(), "versions": record.versions(), "settings": settings})
-    if rows and _conditions(old) != here:
-        raise ValueError(f"{path} has rows of {_conditions(old)}, not of {here}: give another --out")
-    return rows
-
-
-def _conditions(result: dict[str, Any]) -> dict[str, Any]:
-    machine = {key: result["machine"][key] for key in ("cpu", "cores", "gpu")}
-    return machine | {"torch": result["versions"]["torch"]} | result["settings"]
+    """`record.earlier_rows`, by network, without those of `names`, which are measured again."""
+    rows = record.earlier_rows(path, settings)
+    return {row["network"]: row for row in rows if row["network"] not in names}
 
 
 def measure(name: str, rounds: int, options: dict[str, Any]) -> dict[str, Any]:

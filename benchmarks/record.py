@@ -50,6 +50,26 @@ def write(name: str, question: str, rows: list[dict[str, Any]], settings: dict[s
     return path
 
 
+def earlier_rows(path: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of a file that is written again, each with commit and date; none if there is no file.
+
+    Raises:
+        ValueError: If they are of another machine, torch or settings, so that one table cannot hold both.
+    """
+    if not path.is_file():
+        return []
+    old = json.loads(path.read_text())
+    here = _conditions({"machine": machine(), "versions": versions(), "settings": settings})
+    if old["rows"] and _conditions(old) != here:
+        raise ValueError(f"{path} has rows of {_conditions(old)}, not of {here}: give another --out")
+    return [{name: old[name] for name in ("commit", "date")} | row for row in old["rows"]]
+
+
+def _conditions(result: dict[str, Any]) -> dict[str, Any]:
+    found = {key: result["machine"][key] for key in ("cpu", "cores", "gpu")}
+    return found | {"torch": result["versions"]["torch"]} | result["settings"]
+
+
 def _arguments() -> list[str]:
     """Of this process, but where the file goes, which changes nothing in it."""
     arguments = sys.argv[1:]

@@ -17,6 +17,7 @@ from benchmarks import (
     drift_plot,
     memory_plot,
     record,
+    report_ahead,
     report_camvid,
     report_correctness,
     report_depth,
@@ -73,6 +74,8 @@ def readme(results: Path) -> str:
         parts += ["## Every network of the paper's tables\n", *_networks(networks), _source(networks)]
     if micro := _load(results, "micro"):
         parts += [report_micro.HEAD, _table(*report_micro.table(micro)), _source(micro)]
+    if ahead := _load(results, "compile_ahead"):
+        parts += [report_ahead.HEAD, _table(*report_ahead.table(ahead)), _source(ahead)]
     if training := _load(results, "training_memory"):
         overhead = training["settings"]["overhead_mib"]
         parts += ["## Who can be trained on which card\n", report_training_memory.HEAD]

@@ -132,7 +132,7 @@ def has_room() -> bool:
     if is_interpreting():
         return True
     target = triton.runtime.driver.active.get_current_target()
-    return target.backend == "cuda" and target.arch >= 90
+    return bool(target.backend == "cuda" and target.arch >= 90)
 
 
 def warps(x: Tensor, *channels: int, both: bool = False) -> int:

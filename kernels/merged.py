@@ -111,10 +111,11 @@ def _tried(dtype: torch.dtype, by_row: bool) -> bool:
     vectors = [torch.full(of_vector, v, dtype=wide) for v in (0.1, 1.5, 0.2, 0.3)]
     try:
         with torch.no_grad():
-            found, expected = torch.empty_like(x), torch.empty_like(x)
+            found = torch.empty_like(x)
             run("act", x, *vectors, found)
-            PASSES["act"](x, *vectors, expected)
-        if torch.allclose(found, expected, rtol=1e-2):
+            part, expected = x[:1], torch.empty_like(x[:1])  # of the first step this may be the peak
+            PASSES["act"](part, *(v[:1] for v in vectors), expected)
+        if torch.allclose(found[:1], expected, rtol=1e-2):
             return True
         _log.warning("torch.compile gives wrong values here; elementwise passes stay unmerged")
     except Exception as error:  # noqa: BLE001, whatever it is, the plain passes do

@@ -5,13 +5,15 @@ every dtype, precision, layout and number of channels meets some.
 """
 
 import os
+from importlib.metadata import version
 
 import pytest
 import torch
 
+from benchmarks import record, report
 from benchmarks.ahead import TARGETS, compile_launches
 from benchmarks.ahead_cases import DTYPES, LAYOUTS, OF_CLASSES, OPERATIONS, Case, all_cases
-from benchmarks.compile_ahead import SPILLS_KNOWN, compile_case, complaints
+from benchmarks.compile_ahead import SPILLS_KNOWN, compile_case, complaints, kept_rows
 from revseg.kernels.registry import KERNELS
 from tests.scaling import example_inputs, scale
 
@@ -128,3 +130,24 @@ def test_a_case_that_does_not_compile_is_a_row(monkeypatch):
     (found,) = compile_case("sm_90", Case("bn_act", 32, "float16"))
     assert found["error"] == "ValueError: no such thing"
     assert found["target"] == "sm_90"
+
+
+def test_a_part_keeps_the_rows_of_the_others_and_the_table_counts(tmp_path):
+    cases = [("sm_90", case) for case in all_cases()[:2]]
+    rows = [
+        {"target": target, **case._asdict(), "kernel": "_kernel", "warps": 4}
+        | {"registers": 255, "spills": spills, "shared": 1024}
+        for spills, (target, case) in enumerate(cases)
+    ]
+    settings = {"triton": version("triton"), "shared_memory": {"sm_90": 2048, "sm_80": 1024}}
+    path = record.write("compile_ahead", "?", rows, settings, tmp_path)
+    assert kept_rows(path, settings, cases) == []
+    (kept,) = kept_rows(path, settings, cases[:1])
+    assert rows[1].items() <= kept.items()
+    assert kept["commit"]
+    spilled = f"1 ({cases[1][1].operation}, {cases[1][1].numbers}, {cases[1][1].channels} channels)"
+    text = report.readme(tmp_path)
+    assert f"| sm_90 | 2 | 0 | 1 | {spilled} | 255 | 1,024 | 2,048 |" in text
+    assert "| sm_80 | 0 | 0 |" in text
+    with pytest.raises(ValueError, match="has rows of"):
+        kept_rows(path, settings | {"triton": "0.0"}, cases[:1])
