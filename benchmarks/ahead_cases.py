@@ -48,7 +48,7 @@ class Case(NamedTuple):
 
     def runs_on(self, target: str) -> bool:
         """Whether a GPU of this kind is ever given the kernels, see `has_asymmetric_conv`."""
-        return not (target == "sm_75" and self.operation == "asymmetric_conv" and self.channels > 32)
+        return not (target == "sm_75" and self.operation == "asymmetric_conv")
 
 
 class _Maps(NamedTuple):

@@ -31,14 +31,13 @@ FEW = "a few of thousands of instructions, of values used once a tile"
 
 # Kernels that spill and are used all the same: by operation, kernel and target how often at most, and why.
 SPILLS_KNOWN: dict[tuple[str, str, str], tuple[int, str]] = {
-    ("asymmetric_conv", "_backward_kernel", "sm_75"): (
-        1793,
-        "Triton uses no matrix units of Turing, so that products are unrolled in registers; not yet timed there",
-    ),
     ("asymmetric_conv", "_backward_kernel", "sm_80"): (6, FEW),
-    ("asymmetric_conv", "_backward_kernel", "sm_86"): (6, FEW),
-    ("asymmetric_conv", "_backward_kernel", "sm_90"): (2, FEW),
-    ("asymmetric_conv", "_backward_kernel", "gfx942"): (13, FEW),
+    ("asymmetric_conv", "_forward_kernel", "sm_86"): (2, FEW),
+    ("asymmetric_conv", "_backward_kernel", "sm_86"): (9, FEW),
+    ("asymmetric_conv", "_backward_kernel", "sm_90"): (3, FEW),
+    ("asymmetric_conv", "_forward_kernel", "sm_100"): (3, FEW),
+    ("asymmetric_conv", "_backward_kernel", "sm_100"): (8, FEW),
+    ("asymmetric_conv", "_backward_kernel", "gfx942"): (8, FEW),
     ("bn_act_backward", "_add_kernel", "sm_86"): (4, FEW),
     ("upsample_cross_entropy", "_pass_kernel", "sm_75"): (5, FEW),
 }
@@ -79,12 +78,11 @@ def complaints(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def kept_rows(path: Path, settings: dict[str, Any], cases: list[tuple[str, Case]]) -> list[dict[str, Any]]:
-    """`record.earlier_rows` without those of these cases, which are compiled again."""
-    again = {(target, *case) for target, case in cases}
+    """`record.earlier_rows` without those of these cases, which are compiled again, and of cases that are no more."""
+    present = {(target, *case) for target in TARGETS for case in all_cases() if case.runs_on(target)}
+    kept = present - {(target, *case) for target, case in cases}
     keys = ("target", *Case._fields)
-    return [
-        row for row in record.earlier_rows(path, settings) if tuple(row[key] for key in keys) not in again
-    ]
+    return [row for row in record.earlier_rows(path, settings) if tuple(row[key] for key in keys) in kept]
 
 
 def _start(cache: str) -> None:

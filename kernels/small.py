@@ -1,4 +1,4 @@
-"""Batch norm and activation of maps so small that calls take longer than loops: PyTorch's own passes, a few of them.
+"""Batch norm and activation of contiguous maps so small that calls take longer than loops: PyTorch's own passes, a few of them.
 
 The other ways go through a map block by block (`revseg.kernels.flat`) or in one merged loop (`revseg.kernels.merged`);
 their vectors alone take more calls than these passes.
@@ -18,10 +18,14 @@ _OTHERS = (0, 2, 3)  # dimensions of a map besides its channels
 
 
 def is_small(u: Tensor) -> bool:
-    """Whether these passes are taken. Half precision is not, as PyTorch would round in between."""
+    """Whether these passes are taken.
+
+    Not in half precision, which PyTorch would round in between; nor in channels_last, where it sums in float32.
+    """
     return (
         u.device.type == "cpu"
         and u.numel() < merged.LEAST
+        and u.is_contiguous()
         and u.dtype in (torch.float32, torch.float64)
         and has_values(u)
     )
