@@ -139,11 +139,12 @@ def main() -> None:
         cases.append(TOO_MUCH)
     settings = {"shape": list(args.shape), "dtype": "float32", "device": args.device, "function": "conv pair"}
     there = record.earlier_rows(args.out / "memory_depth.json", settings) if args.missing else []
-    found = {(*row["shape"], row["depth"], row["way"]): row for row in there if row["peak_mib"]}
+    found = {(*row["shape"], row["depth"], row["way"]): row for row in there}
     rows = []
     for shape, depth in cases:
         for way in args.ways if (shape, depth) != TOO_MUCH else [w for w in args.ways if w in LEAN]:
-            if (case := (*shape, depth, way)) in found:
+            case = (*shape, depth, way)
+            if case in found and found[case]["peak_mib"] is not None:
                 rows.append(found[case])
                 continue
             rows.append(_in_new_process(way, depth, shape, args.device, args.limit_gib))
@@ -152,6 +153,8 @@ def main() -> None:
                 f"{shape} depth {depth:3}  {way:16} peak {peak} MiB  saved {saved} MiB  {rows[-1]['note']}",
                 flush=True,
             )
+    measured = {(*row["shape"], row["depth"], row["way"]) for row in rows}
+    rows += [row for case, row in found.items() if case not in measured]
     print("wrote", record.write("memory_depth", QUESTION, rows, settings, args.out))
     draw(rows, args.out / "memory_depth.png")
 
