@@ -39,6 +39,7 @@ SPILLS_KNOWN: dict[tuple[str, str, str], tuple[int, str]] = {
     ("asymmetric_conv", "_backward_kernel", "sm_100"): (8, FEW),
     ("asymmetric_conv", "_backward_kernel", "gfx942"): (8, FEW),
     ("bn_act_backward", "_add_kernel", "sm_86"): (4, FEW),
+    ("sum_of_pools", "_forward_kernel", "gfx942"): (2, FEW),
     ("upsample_cross_entropy", "_pass_kernel", "sm_75"): (5, FEW),
 }
 
