@@ -155,7 +155,8 @@ def main() -> None:
             )
     measured = {(*row["shape"], row["depth"], row["way"]) for row in rows}
     rows += [row for case, row in found.items() if case not in measured]
-    rows.sort(key=lambda row: (row["shape"], row["depth"], ALL.index(row["way"])))
+    main_shape = list(args.shape)  # first, which the picture is of
+    rows.sort(key=lambda row: (row["shape"] != main_shape, row["shape"], row["depth"], ALL.index(row["way"])))
     print("wrote", record.write("memory_depth", QUESTION, rows, settings, args.out))
     draw(rows, args.out / "memory_depth.png")
 

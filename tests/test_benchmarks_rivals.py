@@ -1,5 +1,7 @@
 """The rivals, the correctness matrix and the tables of memory, at toy size."""
 
+import json
+
 import pytest
 import torch
 
@@ -137,3 +139,37 @@ def test_scale_and_its_table(tmp_path, monkeypatch):
     text = report.readme(tmp_path)
     assert "| batch, 1 to 2 | plain |" in text
     assert "no limit" in text
+
+
+def test_what_a_file_has_is_not_measured_again(tmp_path, monkeypatch):
+    shape = (1, 8, 6, 10)
+    run = []
+
+    def row(way, depth, shape, device, limit_gib):
+        run.append((way, depth))
+        peak = None if way == "compile" else 1.0 * depth
+        return {
+            "way": way,
+            "depth": depth,
+            "shape": list(shape),
+            "peak_mib": peak,
+            "saved_mib": 1.0,
+            "note": "",
+        }
+
+    def main(*more):
+        arguments = ["--depths-only", "--shape", *map(str, shape), "--out", str(tmp_path), *more]
+        monkeypatch.setattr("sys.argv", ["memory_depth", *arguments])
+        run.clear()
+        memory_depth.main()
+        found = json.loads((tmp_path / "memory_depth.json").read_text())["rows"]
+        return [(each["way"], each["depth"]) for each in found]
+
+    monkeypatch.setattr(memory_depth, "_in_new_process", row)
+    both = ["--ways", "plain", "compile", "--depths"]
+    assert main(*both, "1") == [("plain", 1), ("compile", 1)]
+    found = main("--missing", *both, "1", "2")
+    assert run == [("compile", 1), ("plain", 2), ("compile", 2)]
+    assert found == [("plain", 1), ("compile", 1), ("plain", 2), ("compile", 2)]
+    assert main("--missing", "--ways", "revseg", "--depths", "2") == [*found[:3], ("revseg", 2), found[3]]
+    assert run == [("revseg", 2)]
