@@ -2,11 +2,11 @@
 
 Every operation is compiled as it would be launched, forward and backward, for GPUs that need not be there:
 registers of a thread, instructions that spill them, shared memory of a program. The tests do this for a
-part of the cases; this is all of them, about an hour on two cores.
+part of the cases; this is all of them, half an hour on two cores.
 
     python -m benchmarks.compile_ahead --targets sm_90 --operations asymmetric_conv --jobs 2
 
-Of a part, rows of the other cases stay as they are in the file, if Triton is the same.
+Of a part, rows of the other cases stay as they are in the file, which must be of the same machine and Triton.
 """
 
 import argparse
@@ -78,12 +78,20 @@ def complaints(rows: list[dict[str, Any]]) -> list[str]:
     return found
 
 
+def everything() -> list[tuple[str, Case]]:
+    """Each GPU with each case that it may be given."""
+    return [(target, case) for target in TARGETS for case in all_cases() if case.runs_on(target)]
+
+
+def key_of(row: dict[str, Any]) -> tuple[str, Case]:
+    """The GPU and the case of a row."""
+    return row["target"], Case(*(row[field] for field in Case._fields))
+
+
 def kept_rows(path: Path, settings: dict[str, Any], cases: list[tuple[str, Case]]) -> list[dict[str, Any]]:
     """`record.earlier_rows` without those of these cases, which are compiled again, and of cases that are no more."""
-    present = {(target, *case) for target in TARGETS for case in all_cases() if case.runs_on(target)}
-    kept = present - {(target, *case) for target, case in cases}
-    keys = ("target", *Case._fields)
-    return [row for row in record.earlier_rows(path, settings) if tuple(row[key] for key in keys) in kept]
+    kept = set(everything()) - set(cases)
+    return record.earlier_rows(path, settings, lambda row: key_of(row) in kept)
 
 
 def _start(cache: str) -> None:
@@ -103,11 +111,10 @@ def main() -> None:
     args = parser.parse_args()
     cases = [
         (target, case)
-        for target in args.targets
-        for case in all_cases()
-        if case.operation in args.operations
+        for target, case in everything()
+        if target in args.targets
+        and case.operation in args.operations
         and (case.channels in args.channels or case.operation in OF_CLASSES)
-        and case.runs_on(target)
     ]
     limits = {name: target.shared for name, target in TARGETS.items()}
     settings = {"triton": version("triton"), "shared_memory": limits}

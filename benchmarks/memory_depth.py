@@ -6,7 +6,7 @@ parameters, as after `optimizer.zero_grad()`; those it leaves behind are not cou
 
     python -m benchmarks.memory_depth
 
-With `--missing`, what the file has is not measured again, if it is of the same machine and torch.
+With `--missing`, what the file has is not measured again; it must be of the same machine and torch.
 """
 
 import argparse
@@ -138,25 +138,25 @@ def main() -> None:
         cases += [(shape, DEPTH) for shape in SIZES if (shape, DEPTH) not in cases]
         cases.append(TOO_MUCH)
     settings = {"shape": list(args.shape), "dtype": "float32", "device": args.device, "function": "conv pair"}
-    there = record.earlier_rows(args.out / "memory_depth.json", settings) if args.missing else []
-    found = {(*row["shape"], row["depth"], row["way"]): row for row in there}
-    rows = []
+    path = args.out / "memory_depth.json"
+    earlier = record.earlier_rows(path, settings, lambda row: True) if args.missing else []
+    found = {(*row["shape"], row["depth"], row["way"]): row for row in earlier}
     for shape, depth in cases:
         for way in args.ways if (shape, depth) != TOO_MUCH else [w for w in args.ways if w in LEAN]:
             case = (*shape, depth, way)
             if case in found and found[case]["peak_mib"] is not None:
-                rows.append(found[case])
                 continue
-            rows.append(_in_new_process(way, depth, shape, args.device, args.limit_gib))
-            peak, saved = (f"{rows[-1][k] or float('nan'):10.2f}" for k in ("peak_mib", "saved_mib"))
+            row = found[case] = _in_new_process(way, depth, shape, args.device, args.limit_gib)
+            peak, saved = (f"{row[k] or float('nan'):10.2f}" for k in ("peak_mib", "saved_mib"))
             print(
-                f"{shape} depth {depth:3}  {way:16} peak {peak} MiB  saved {saved} MiB  {rows[-1]['note']}",
+                f"{shape} depth {depth:3}  {way:16} peak {peak} MiB  saved {saved} MiB  {row['note']}",
                 flush=True,
             )
-    measured = {(*row["shape"], row["depth"], row["way"]) for row in rows}
-    rows += [row for case, row in found.items() if case not in measured]
     main_shape = list(args.shape)  # first, which the picture is of
-    rows.sort(key=lambda row: (row["shape"] != main_shape, row["shape"], row["depth"], ALL.index(row["way"])))
+    rows = sorted(
+        found.values(),
+        key=lambda row: (row["shape"] != main_shape, row["shape"], row["depth"], ALL.index(row["way"])),
+    )
     print("wrote", record.write("memory_depth", QUESTION, rows, settings, args.out))
     draw(rows, args.out / "memory_depth.png")
 

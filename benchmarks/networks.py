@@ -51,8 +51,8 @@ def counts(name: str) -> dict[str, Any]:
 
 def kept_rows(path: Path, names: Sequence[str], settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """`record.earlier_rows`, by network, without those of `names`, which are measured again."""
-    rows = record.earlier_rows(path, settings)
-    return {row["network"]: row for row in rows if row["network"] not in names}
+    rows = record.earlier_rows(path, settings, lambda row: row["network"] not in names)
+    return {row["network"]: row for row in rows}
 
 
 def measure(name: str, rounds: int, options: dict[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Callable
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -50,8 +51,15 @@ def write(name: str, question: str, rows: list[dict[str, Any]], settings: dict[s
     return path
 
 
-def earlier_rows(path: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
-    """The rows of a file that is written again, each with commit and date; none if there is no file.
+def earlier_rows(
+    path: Path, settings: dict[str, Any], stays: Callable[[dict[str, Any]], bool]
+) -> list[dict[str, Any]]:
+    """Those rows that stay of a file which is written again, each with commit and date; none if there is no file.
+
+    Args:
+        path: The file.
+        settings: What will hold for all rows.
+        stays: Whether a row is not measured again.
 
     Raises:
         ValueError: If they are of another machine, torch or settings, so that one table cannot hold both.
@@ -59,10 +67,11 @@ def earlier_rows(path: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     old = json.loads(path.read_text())
+    rows = [{name: old[name] for name in ("commit", "date")} | row for row in old["rows"] if stays(row)]
     here = _conditions({"machine": machine(), "versions": versions(), "settings": settings})
-    if old["rows"] and _conditions(old) != here:
+    if rows and _conditions(old) != here:
         raise ValueError(f"{path} has rows of {_conditions(old)}, not of {here}: give another --out")
-    return [{name: old[name] for name in ("commit", "date")} | row for row in old["rows"]]
+    return rows
 
 
 def _conditions(result: dict[str, Any]) -> dict[str, Any]:

@@ -152,7 +152,7 @@ def functions_table(result: Result) -> Table | None:
 def time_in_short(result: Result) -> str:
     """One sentence: the ratios at the greatest depth, on the heap that keeps its pages, from the least on."""
     rows = [row for row in result["rows"] if row["function"] == "conv pair" and "ratio" in row]
-    rows = [row for row in rows if row["way"] != ONE_MORE]
+    rows = [row for row in rows if row["way"] != ONE_MORE]  # which is no way to train
     heap = list(result["settings"]["heaps"])[-1]
     rows = [row for row in rows if row["heap"] == heap and row["threads"] == rows[0]["threads"]]
     depth = max(row["depth"] for row in rows)

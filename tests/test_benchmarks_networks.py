@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 
-from benchmarks import inference, report
-from benchmarks.networks import main
+from benchmarks import inference, record, report
+from benchmarks.networks import kept_rows, main
 
 SIZES = ["--size", "32", "64", "--rounds", "1", "--threads", "1"]
 needs_onnx = pytest.mark.skipif(
@@ -97,3 +97,14 @@ def test_the_compiled_network_is_timed_and_agrees():
 
 def test_logits_that_are_not_finite_are_no_agreement():
     assert not inference.difference(torch.tensor([torch.nan]), torch.ones(1)) <= inference.LARGEST
+
+
+def test_networks_that_are_all_measured_again_may_come_from_another_machine(tmp_path):
+    path = record.write("networks", "?", [{"network": "vnet"}, {"network": "enet"}], {"threads": 2}, tmp_path)
+    assert list(kept_rows(path, ["enet"], {"threads": 2})) == ["vnet"]
+    result = json.loads(path.read_text())
+    result["machine"]["cpu"] = "another"
+    path.write_text(json.dumps(result))
+    assert kept_rows(path, ["vnet", "enet"], {"threads": 2}) == {}
+    with pytest.raises(ValueError, match="has rows of"):
+        kept_rows(path, ["enet"], {"threads": 2})

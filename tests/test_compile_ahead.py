@@ -14,7 +14,7 @@ import torch
 from benchmarks import record, report
 from benchmarks.ahead import TARGETS, compile_launches
 from benchmarks.ahead_cases import DTYPES, LAYOUTS, OF_CLASSES, OPERATIONS, Case, all_cases
-from benchmarks.compile_ahead import SPILLS_KNOWN, compile_case, complaints, kept_rows
+from benchmarks.compile_ahead import SPILLS_KNOWN, compile_case, complaints, everything, kept_rows, key_of
 from revseg.kernels.registry import KERNELS
 from tests.scaling import example_inputs, scale
 
@@ -52,7 +52,7 @@ ONLY_HERE = {
 
 @pytest.mark.parametrize(
     ("target", "operation"),
-    sorted({(target, case.operation) for target in TARGETS for case in all_cases() if case.runs_on(target)}),
+    sorted({(target, case.operation) for target, case in everything()}),
 )
 def test_kernels_compile(target, operation):
     cases = [case for case in (*COVERED, *ONLY_HERE[target]) if case.operation == operation]
@@ -154,11 +154,11 @@ def test_a_part_keeps_the_rows_of_the_others_and_the_table_counts(tmp_path):
     assert "| sm_80 | 0 | 0 |" in text
     with pytest.raises(ValueError, match="has rows of"):
         kept_rows(path, settings | {"triton": "0.0"}, cases[:1])
+    assert kept_rows(path, settings | {"triton": "0.0"}, cases) == []  # nothing of the file stays
 
 
 def test_all_cases_were_compiled_and_nothing_is_wrong():
     """What the tests compile a part of; `python -m benchmarks.compile_ahead` writes the file."""
     rows = json.loads((record.RESULTS / "compile_ahead.json").read_text())["rows"]
     assert complaints(rows) == []
-    compiled = {(row["target"], *(row[key] for key in Case._fields)) for row in rows}
-    assert compiled == {(target, *case) for target in TARGETS for case in all_cases() if case.runs_on(target)}
+    assert {key_of(row) for row in rows} == set(everything())
