@@ -46,6 +46,12 @@ class Chain:
     def leaf(self) -> Tensor:
         return self.x.clone().requires_grad_()
 
+    def step(self) -> Found:
+        """A training step, and what it leaves behind."""
+        x = self.leaf()
+        loss_of(self.net(x)).backward()
+        return self.left_behind(dx=x.grad)
+
     def left_behind(self, **more: Any) -> Found:
         """Gradients, buffers and random state, and what else a scenario saw."""
         found: Found = {f"gradient of {name}": p.grad for name, p in self.functions.named_parameters()}

@@ -18,10 +18,7 @@ def a_step(way: str) -> Found:
 
 def batch_norm(way: str) -> Found:
     """Running statistics count each batch once"""
-    chain = Chain(way, with_batch_norm)
-    x = chain.leaf()
-    loss_of(chain.net(x)).backward()
-    return chain.left_behind(dx=x.grad)
+    return Chain(way, with_batch_norm).step()
 
 
 def dropout(way: str) -> Found:
@@ -64,9 +61,7 @@ def partly_frozen(way: str) -> Found:
     for p in (*chain.pairs[0][0].parameters(), chain.pairs[1][1][0].weight):  # type: ignore[index]
         p.requires_grad_(False)
     chain.again()
-    x = chain.leaf()
-    loss_of(chain.net(x)).backward()
-    return chain.left_behind(dx=x.grad)
+    return chain.step()
 
 
 def all_frozen(way: str) -> Found:
@@ -74,9 +69,7 @@ def all_frozen(way: str) -> Found:
     chain = Chain(way)
     chain.functions.requires_grad_(False)
     chain.again()
-    x = chain.leaf()
-    loss_of(chain.net(x)).backward()
-    return chain.left_behind(dx=x.grad)
+    return chain.step()
 
 
 def shared_functions(way: str) -> Found:
@@ -85,9 +78,7 @@ def shared_functions(way: str) -> Found:
     f, g = chain.pairs[0]
     chain.pairs[:] = [(f, g), (f, g)]
     chain.again()
-    x = chain.leaf()
-    loss_of(chain.net(x)).backward()
-    return chain.left_behind(dx=x.grad)
+    return chain.step()
 
 
 def autograd_grad(way: str) -> Found:

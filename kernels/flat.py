@@ -48,7 +48,11 @@ class Flat:
         return fold if self.width % fold == 0 else 1
 
     def blocks(self) -> Sequence[Tensor]:
-        return (self.data,) if len(self.data) <= self.step else torch.split(self.data, self.step)
+        return self._cut(self.data)
+
+    def _cut(self, rows: Tensor, dim: int = 0) -> Sequence[Tensor]:
+        """As blocks; a call less where there is one."""
+        return (rows,) if rows.shape[dim] <= self.step else torch.split(rows, self.step, dim)
 
     def scratch(self) -> Iterator[Tensor]:
         """Memory for one block, cut to the size of each; every block gets the same."""
@@ -67,9 +71,7 @@ class Flat:
         """Values for each channel [K, C], for each block: K columns, or K single rows."""
         if not self.by_row:
             return repeat(vectors.to(self.dtype)[:, None].unbind(), len(self.blocks()))
-        columns = self._columns(vectors)
-        blocks = (columns,) if len(self.data) <= self.step else torch.split(columns, self.step, 1)
-        return (block.unbind() for block in blocks)
+        return (block.unbind() for block in self._cut(self._columns(vectors), 1))
 
     def _columns(self, vectors: Tensor) -> Tensor:
         """Values for each channel [K, C], for each row [K, R, 1]."""
