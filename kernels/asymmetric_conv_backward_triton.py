@@ -25,18 +25,14 @@ from torch import Tensor
 
 from revseg.kernels.asymmetric_conv_triton import (
     NO_NORM,
+    Products,
     Tiles,
     activated,
-    arithmetic,
-    columns,
     dense,
-    has_room,
     padded,
     pixels_of,
     place_of,
-    summed,
     vector_at,
-    warps,
 )
 from revseg.kernels.bn_act_triton import parameters_of
 from revseg.kernels.flat import as_dense
@@ -73,15 +69,15 @@ def _asymmetric_conv_backward(
     slope_x: Tensor | None, fixed_x: float, eps_x: float,
     weight: Tensor, dilation: int, input_wanted: bool, weight_wanted: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    tiles = Tiles.of(x, weight, dilation)
+    tiles, products = Tiles.of(x, weight, dilation), Products.of(x)
     with torch.cuda.device_of(x):
         pixels = u.numel() // u.shape[1]
         of_u = vectors_of((mean, var, scale, bias, slope, fixed, eps), sums, pixels)
         of_x = None
         if mean_x is not None:
             of_x = vectors_of((mean_x, var_x, scale_x, bias_x, slope_x, fixed_x, eps_x))
-        given = u, dz, of_u, x, of_x, weight, tiles
-        if input_wanted and weight_wanted and not _fits_one_pass(x, weight):
+        given = u, dz, of_u, x, of_x, weight, tiles, products
+        if input_wanted and weight_wanted and not _fits_one_pass(products, weight):
             dz_x, sums_x, _ = _launch(*given, True, False)
             _, _, dweight = _launch(*given, False, True)
             return dz_x, dweight, sums_x
@@ -102,16 +98,16 @@ def _(u: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 def _launch(
     u: Tensor, dz: Tensor, of_u: Tensor, x: Tensor, of_x: Tensor | None, weight: Tensor, tiles: Tiles,
-    input_wanted: bool, weight_wanted: bool,
+    products: Products, input_wanted: bool, weight_wanted: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """One pass: the gradient of the input and the sums of its norm, that of the weight; empty if not wanted."""
     out, channels, *size = weight.shape
     programs = min(PROGRAMS, tiles.count) if weight_wanted else tiles.count
     block_in, block_out = padded(channels), padded(out)
     if not weight_wanted:
-        block_in, block_out = columns(x, channels), summed(x, out)
+        block_in, block_out = products.columns(channels), products.summed(out)
     elif not input_wanted:
-        block_in, block_out = min(block_in, 2 * columns(x, channels)), _held(x, weight)
+        block_in, block_out = min(block_in, 2 * products.columns(channels)), _held(products, weight)
     both = input_wanted and weight_wanted
     dz_x = by = partials = parts = None
     if input_wanted:
@@ -124,7 +120,7 @@ def _launch(
     _backward_kernel[grid](
         u, dz, of_u, x, of_x, by, dz_x, partials, parts, tiles.count, *tiles.sizes,
         C=channels, D=out, BC=block_in, BD=block_out, BATCH=len(of_u) == 6,
-        **tiles.constants, **arithmetic(x), num_warps=warps(x, channels, out, both=both), num_stages=1,
+        **tiles.constants, **products.constants, num_warps=products.warps(channels, out, both=both), num_stages=1,
     )  # fmt: skip
     nothing = x.new_empty(0)
     if parts is None:
@@ -138,18 +134,18 @@ def _launch(
     )
 
 
-def _fits_one_pass(x: Tensor, weight: Tensor) -> bool:
+def _fits_one_pass(products: Products, weight: Tensor) -> bool:
     """Whether registers hold both: of three taps, 32 channels of two bytes where there is room, else 16."""
     channels, taps = max(weight.shape[:2]), max(weight.shape[2:])
-    fits = channels * x.element_size() <= (64 if has_room() else 32) and taps <= 3
-    return fits and arithmetic(x)["PRECISION"] != "tf32x3"
+    most = (32 if products.room else 16) // (2 if products.wide else 1)
+    return channels <= most and taps <= 3 and not products.tripled
 
 
-def _held(x: Tensor, weight: Tensor) -> int:
+def _held(products: Products, weight: Tensor) -> int:
     """Channels of u whose part of the gradient of the weight a program holds."""
     out, channels, *size = weight.shape
-    most, held = ACCUMULATED * 32 * warps(x, out, channels), columns(x, out)
-    most //= 1 if has_room() else 2
+    most, held = ACCUMULATED * 32 * products.warps(out, channels), products.columns(out)
+    most //= 1 if products.room else 2
     while held > 16 and held * padded(channels) * max(size) > most:
         held //= 2
     return held

@@ -45,7 +45,8 @@ def _asymmetric_conv(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     out, channels = weight.shape[:2]
     tiles = Tiles.of(x, weight, dilation)
-    block = columns(x, out)
+    products = Products.of(x)
+    block = products.columns(out)
     u = _like(x, out)
     with torch.cuda.device_of(x):
         vectors = None if mean is None else vectors_of((mean, var, scale, bias, slope, fixed, eps))
@@ -55,8 +56,8 @@ def _asymmetric_conv(
             partials = x.new_empty(tiles.count, 3, out, dtype=torch.float32)
         _forward_kernel[(tiles.count, triton.cdiv(out, block))](
             x, vectors, weight.flatten(2).permute(2, 1, 0).contiguous(), u, counts, partials,
-            *tiles.sizes, C=channels, D=out, BC=summed(x, channels), BD=block,
-            **tiles.constants, **arithmetic(x), num_warps=warps(x, channels, out), num_stages=1,
+            *tiles.sizes, C=channels, D=out, BC=products.summed(channels), BD=block,
+            **tiles.constants, **products.constants, num_warps=products.warps(channels, out), num_stages=1,
         )  # fmt: skip
         if counts is None or partials is None:
             return u, x.new_empty(2, 0, dtype=torch.float64)
@@ -116,43 +117,54 @@ def padded(channels: int) -> int:
     return max(16, int(triton.next_power_of_2(channels)))
 
 
-def columns(x: Tensor, channels: int) -> int:
-    """Channels of a block that a product makes; three products for one take more registers."""
-    most = 64 if has_room() or x.dtype != torch.float32 else 32
-    return min(padded(channels), 16 if arithmetic(x)["PRECISION"] == "tf32x3" else most)
+@dataclass(frozen=True)
+class Products:
+    """How matrices are multiplied, as PyTorch was told for convolutions, and how large they may be.
 
+    Attributes:
+        constants: What kernels are compiled for.
+        wide: Whether numbers have four bytes.
+        room: Whether operands lie in shared memory, which leaves more registers: Hopper and later.
+    """
 
-def summed(x: Tensor, channels: int) -> int:
-    """Channels of a block that is summed over in one product."""
-    return min(padded(channels), 64 if has_room() and x.dtype != torch.float32 else 32)
+    constants: dict[str, Any]
+    wide: bool
+    room: bool
 
+    @classmethod
+    def of(cls, x: Tensor) -> "Products":
+        wide = x.dtype == torch.float32
+        if is_interpreting():
+            return cls({"DOT": tl.float32, "PRECISION": "ieee"}, wide, True)
+        names = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
+        target = triton.runtime.driver.active.get_current_target()
+        on_cuda = target.backend == "cuda"
+        precision = "ieee"
+        if wide and on_cuda and target.arch >= 80:
+            precision = "tf32" if _tf32_is_allowed() else "tf32x3"
+        elif wide and target.arch == "gfx942" and _tf32_is_allowed():
+            precision = "tf32"
+        room = bool(on_cuda and target.arch >= 90)
+        return cls({"DOT": names[x.dtype], "PRECISION": precision}, wide, room)
 
-def has_room() -> bool:
-    """Whether operands of products lie in shared memory, which leaves more registers: Hopper and later."""
-    if is_interpreting():
-        return True
-    target = triton.runtime.driver.active.get_current_target()
-    return bool(target.backend == "cuda" and target.arch >= 90)
+    @property
+    def tripled(self) -> bool:
+        """Whether three products make one, which takes more registers."""
+        return bool(self.constants["PRECISION"] == "tf32x3")
 
+    def columns(self, channels: int) -> int:
+        """Channels of a block that a product makes."""
+        most = 64 if self.room or not self.wide else 32
+        return min(padded(channels), 16 if self.tripled else most)
 
-def warps(x: Tensor, *channels: int, both: bool = False) -> int:
-    """Of a program whose blocks have up to so many channels, and which may make both gradients."""
-    few = max(channels) <= (16 if both else 32)
-    return 4 if few and arithmetic(x)["PRECISION"] != "tf32x3" else 8
+    def summed(self, channels: int) -> int:
+        """Channels of a block that is summed over in one product."""
+        return min(padded(channels), 64 if self.room and not self.wide else 32)
 
-
-def arithmetic(x: Tensor) -> dict[str, Any]:
-    """How matrices are multiplied: as PyTorch was told for convolutions."""
-    if is_interpreting():
-        return {"DOT": tl.float32, "PRECISION": "ieee"}
-    names = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
-    target = triton.runtime.driver.active.get_current_target()
-    precision = "ieee"
-    if x.dtype == torch.float32 and target.backend == "cuda" and target.arch >= 80:
-        precision = "tf32" if _tf32_is_allowed() else "tf32x3"
-    elif x.dtype == torch.float32 and target.arch == "gfx942" and _tf32_is_allowed():
-        precision = "tf32"
-    return {"DOT": names[x.dtype], "PRECISION": precision}
+    def warps(self, *channels: int, both: bool = False) -> int:
+        """Of a program whose blocks have up to so many channels, and which may make both gradients."""
+        few = max(channels) <= (16 if both else 32)
+        return 4 if few and not self.tripled else 8
 
 
 def _tf32_is_allowed() -> bool:
