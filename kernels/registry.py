@@ -13,7 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from revseg.kernels import asymmetric_conv, bn_act, sum_of_pools, upsample_argmax, upsample_cross_entropy
+from revseg.kernels import (
+    asymmetric_conv,
+    bn_act,
+    running_statistics,
+    sum_of_pools,
+    upsample_argmax,
+    upsample_cross_entropy,
+)
 from revseg.kernels.bn_act_backward import bn_act_backward, bn_act_sums
 from revseg.kernels.contract import Kernel
 from revseg.kernels.norm import Norm
@@ -94,6 +101,9 @@ def _gradient_like(y: Tensor) -> Tensor:
 
 KERNELS = {
     "batch_statistics": Kernel(bn_act.batch_statistics, _batch_statistics, _batch_statistics_inputs),
+    "moved_statistics": Kernel(
+        running_statistics.moved_statistics, running_statistics.reference, running_statistics.example_inputs
+    ),
     "bn_act": Kernel(bn_act.bn_act, bn_act.reference, bn_act.example_inputs),
     "bn_act_backward": Kernel(bn_act_backward, _bn_act_backward, _bn_act_backward_inputs),
     "bn_act_add": Kernel(bn_act.bn_act_add, _bn_act_add, _bn_act_add_inputs),

@@ -9,15 +9,14 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
-from revseg.ambient import autocast_as
+from revseg.ambient import autocast_as, autocast_state, devices_of
 from revseg.exact import Exact
 from revseg.gradients import Grads, alias, gradients
-from revseg.recompute import Call
+from revseg.graphless import Graphless, graphless
+from revseg.recompute import Call, Turn
 from revseg.residue import Layout, pack, restore
+from revseg.second_run import SecondRun, WithGraph, WithoutGraph
 from revseg.steps import Streams, Update, laid_out, versions
-
-# The source, the parameters and the value of a run with a graph; whether the value is the stream before the update.
-_Run = tuple[Tensor, list[Tensor], Tensor, bool]
 
 
 class Link:
@@ -29,26 +28,22 @@ class Link:
         self.residue: Tensor | None = None
         self.layout: Layout | None = None
         self.call = Call(step.fn)
-        # a function that adds its value itself, in its last pass
-        additive = exact is False and getattr(step.rule, "additive", False)
-        self.coupled = getattr(step.fn, "coupled", None) if additive else None
+        # whether a function may add its value itself, in its last pass
+        self.additive = exact is False and getattr(step.rule, "additive", False)
+        self.coupled = getattr(step.fn, "coupled", None) if self.additive else None
         self.keep = False
         self.indices: list[int] = []
         self.place = 0
         self.source_wanted = wanted[step.source]
         wanted[step.target] |= self.source_wanted or any(p.requires_grad for p in self.call.parameters)
-        self._kept: _Run | None = None
+        self._kept: WithGraph | None = None
 
     def forward(self, streams: Streams) -> Streams:
         source, x = streams[self.step.source], streams[self.step.target]
         before = versions(source, x)
         self.strides = source.stride()
-        if self.keep:
-            h, added = self._run_and_keep(source), None
-        elif self.coupled is None:
-            (h, self.replay), added = self.call.run(source), None
-        else:
-            (h, added), self.replay = self.call.run(source, x, 1, fn=self.coupled)
+        self.graphless = None if self.keep else graphless(self.step.fn, source, self.call.parameters)
+        h, added = self._first_run(source, x)
         value = h.detach() if isinstance(h, Tensor) else h
         if added is not None:
             self.half = added.itemsize < value.element_size() == 4
@@ -56,9 +51,25 @@ class Link:
         y = self.step.checked(streams, value, before)
         self.half = value.element_size() < y.element_size() == 4
         if self.lossless:
-            with autocast_as(self.replay.autocast):
+            with autocast_as(self.autocast):
                 self.residue, self.layout = pack(x, self.step.rule.uncouple(y, value))
         return self.step.replace(streams, y)
+
+    def _first_run(self, source: Tensor, x: Tensor) -> tuple[Any, torch.dtype | None]:
+        """The value, or its sum with x and the dtype of what was added."""
+        if self.graphless is not None:
+            self.autocast = autocast_state(devices_of([source]))
+            with Turn():
+                return self.graphless.run(source, (x, 1) if self.additive else None)
+        if self.keep:
+            found = self._run_and_keep(source), None
+        elif self.coupled is None:
+            (h, self.replay), added = self.call.run(source), None
+            found = h, added
+        else:
+            found, self.replay = self.call.run(source, x, 1, fn=self.coupled)
+        self.autocast = self.replay.autocast
+        return found
 
     def _run_and_keep(self, source: Tensor) -> Any:
         leaf = source.detach().requires_grad_(self.source_wanted)
@@ -70,7 +81,7 @@ class Link:
             if "a leaf Variable that requires grad" in str(error):
                 raise self.step.overwritten() from error
             raise
-        self._kept = leaf, leaves, h, False
+        self._kept = WithGraph(leaf, leaves, h, False, self.step.name)
         return h
 
     def backward(
@@ -80,36 +91,46 @@ class Link:
         s, t = self.step.source, self.step.target
         dy = grads[t]
         own = [kept[i] for i in self.indices]
-        wanted = dy is not None and (self.source_wanted or any(p.requires_grad for p in own))
-        source, leaves, h, undone = self._kept or self._again(streams[s], streams[t], own, wanted)
+        run = self._kept or self._again(streams[s], streams[t], own, dy is not None)
         self._kept = None  # a second backward pass runs the function again
-        value = h.detach()
         dh = dy
-        if undone:
-            streams[t] = value
+        if run.undone:
+            streams[t] = run.value.detach()
         else:
-            with autocast_as(self.replay.autocast):
+            with autocast_as(self.autocast):
+                value = run.value.detach()
                 streams[t] = self._uncoupled(streams[t], value, kept)
                 if dy is not None:
                     grads[t], dh = self.step.rule.gradients(streams[t], value, dy)
-        if dh is None or not h.requires_grad:
+                del value
+        if dh is None or not run.has_gradients:
             return
-        edge = get_gradient_edge(h)
-        del h, value, dy  # the value of the function is freed before its gradients take room
-        before = [grads[s], *(dparameters[i] for i in self.indices)]
-        grads[s], *dleaves = gradients([edge], [source, *leaves], [dh], self.step.name, before)
+        del dy
+        found = run.gradients(dh, [grads[s], *(dparameters[i] for i in self.indices)])
+        grads[s] = found[0]
         grads[t] = _alone(grads[t])
-        for i, gradient in zip(self.indices, dleaves, strict=True):
+        for i, gradient in zip(self.indices, found[1:], strict=True):
             dparameters[i] = gradient
 
-    def _again(self, stream: Tensor, y: Tensor, own: list[Tensor], wanted: bool) -> _Run:
-        source, leaves = laid_out(stream.detach(), self.strides), self.call.leaves(own)
-        source.requires_grad_(wanted and self.source_wanted)
-        with torch.set_grad_enabled(wanted):
+    def _again(self, stream: Tensor, y: Tensor, own: list[Tensor], wanted: bool) -> SecondRun:
+        source, each = laid_out(stream.detach(), self.strides), [p.requires_grad for p in own]
+        asked = [wanted and w for w in (self.source_wanted, *each)]
+        if self.graphless is not None:
+            onto = (y, -1) if self.additive else None
+            return WithoutGraph(self.graphless, source, own, self._order(self.graphless), onto, asked)
+        source.requires_grad_(asked[0])
+        leaves = self.call.leaves(own)
+        with torch.set_grad_enabled(any(asked)):
             if self.coupled is None:
-                return source, leaves, self.call.rerun(self.replay, source, parameters=leaves), False
-            h, added = self.call.rerun(self.replay, source, y, -1, parameters=leaves, fn=self.coupled)
-            return source, leaves, h, added is not None
+                h, added = self.call.rerun(self.replay, source, parameters=leaves), None
+            else:
+                h, added = self.call.rerun(self.replay, source, y, -1, parameters=leaves, fn=self.coupled)
+        return WithGraph(source, leaves, h, added is not None, self.step.name)
+
+    def _order(self, fn: Graphless) -> list[int]:
+        """Which of the parameters stand where in a function that needs no graph."""
+        order = {id(p): i for i, p in enumerate(self.call.parameters)}
+        return [order[id(p)] for p in fn.parameters]
 
     def _uncoupled(self, y: Tensor, h: Tensor, kept: Sequence[Tensor]) -> Tensor:
         back = self.step.rule.uncouple(y, h)
@@ -131,14 +152,14 @@ class Link:
         dy = grads[t]
         own = [kept[i] for i in self.indices]
         streams[s] = laid_out(streams[s], self.strides)
-        h = self.call.rerun(self.replay, streams[s], parameters=own)
-        with autocast_as(self.replay.autocast):
+        h = self._with_graph(streams[s], own)
+        with autocast_as(self.autocast):
             streams[t] = self._uncoupled(streams[t], h, kept)
         if dy is None:
             return
         x, source, *leaves = (alias(p) for p in (streams[t], streams[s], *own))
-        h = self.call.rerun(self.replay, source, parameters=leaves)
-        with autocast_as(self.replay.autocast):
+        h = self._with_graph(source, leaves)
+        with autocast_as(self.autocast):
             edge = get_gradient_edge(rule.couple(x, h))
         before = [None, grads[s], *(dparameters[i] for i in self.indices)]
         grads[t], grads[s], *dleaves = gradients(
@@ -146,6 +167,11 @@ class Link:
         )
         for i, gradient in zip(self.indices, dleaves, strict=True):
             dparameters[i] = gradient
+
+    def _with_graph(self, source: Tensor, own: list[Tensor]) -> Tensor:
+        if self.graphless is None:
+            return self.call.rerun(self.replay, source, parameters=own)  # type: ignore[no-any-return]
+        return self.graphless.with_graph(source, [own[i] for i in self._order(self.graphless)])
 
 
 class _Restore(torch.autograd.Function):

@@ -13,6 +13,7 @@ from revseg.kernels.bn_act_backward import bn_act_backward, bn_act_sums
 from revseg.kernels.launch import has_kernel, kernels_are_on
 from revseg.kernels.norm import Norm
 from revseg.kernels.relaid import relaid
+from revseg.kernels.running_statistics import move_statistics
 from revseg.kernels.sum_of_pools import sum_of_pools, sum_of_pools_backward
 from revseg.kernels.upsample_argmax import upsample_argmax
 from revseg.kernels.upsample_cross_entropy import upsample_cross_entropy
@@ -29,6 +30,7 @@ __all__ = [
     "has_asymmetric_conv",
     "has_kernel",
     "kernels_are_on",
+    "move_statistics",
     "relaid",
     "sum_of_pools",
     "sum_of_pools_backward",

@@ -86,7 +86,7 @@ class Call:
 
     def __init__(self, fn: Callable[..., Any], module: nn.Module | None = None) -> None:
         self.fn = fn
-        with _Turn():
+        with Turn():
             self._collect(fn if module is None else module)
 
     def _collect(self, root: Callable[..., Any]) -> None:
@@ -118,7 +118,7 @@ class Call:
         devices = devices_of((*(x for x in inputs if isinstance(x, Tensor)), *self.parameters))
         autocast = autocast_state(devices)
         awake = gpu_is_awake()
-        with _Turn():
+        with Turn():
             before = random_state(devices)
             training = [module.training for module in self.modules]
             present = [dict(module._buffers) for module in self.modules]
@@ -154,7 +154,7 @@ class Call:
         _thread.depth = getattr(_thread, "depth", 0) + 1
         try:
             with (
-                _Turn(),
+                Turn(),
                 _without_cached_weights(),
                 self._swapped(parameters),
                 self._as_it_was(replay),
@@ -172,7 +172,7 @@ class Call:
         A parameter stands for itself unless `torch.autograd.grad` would then fire its hooks,
         which the caller's own backward pass fires again, or run on into its history.
         """
-        with _Turn():
+        with Turn():
             present = {id(owner[name]) for owner, name, _ in self._slots}
         return [
             p
@@ -216,7 +216,7 @@ def _swap(swaps: Sequence[tuple[dict[str, Any], str, Tensor, Tensor]]) -> Iterat
             owner[name] = present
 
 
-class _Turn:
+class Turn:
     """Wait until no other thread is inside a function."""
 
     def __enter__(self) -> None:

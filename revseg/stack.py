@@ -23,12 +23,13 @@ from torch._compile import _disable_dynamo
 from torch.nn.modules import module as hooks_of_all
 
 from revseg import ops
+from revseg.gradients import Grads
+from revseg.graphless import Coupled, Graphless, Onto
 from revseg.makers import Convolution
 from revseg.observers import has_hooks, is_traced
+from revseg.remember import noting, reminding
 from revseg.stack_layer import Layer, layer_of
 from revseg.stack_plan import Plan, differentiable, gradients_of
-
-Coupled = tuple[Tensor, torch.dtype | None]  # a sum, and the dtype of what was added; or a value, not added
 
 
 class Stack(nn.Sequential):
@@ -55,6 +56,14 @@ class Stack(nn.Sequential):
             return self(x), None
         return _run_stack(self.flat(), x, (stream, sign))
 
+    def graphless(self, x: Tensor) -> Graphless | None:
+        """This stack as a function that needs no graph; None if it is more than layers, or must not run as such."""
+        if not stacks_are_right(x) or has_hooks(self):
+            return None
+        parts = list(_parts(self.flat()))
+        layers = [part for part in parts if isinstance(part, Layer)]
+        return _Row(layers, x) if layers and len(layers) == len(parts) else None
+
     def flat(self) -> Iterator[nn.Module]:
         """The modules of this stack and of those in it."""
         for module in self:
@@ -64,20 +73,26 @@ class Stack(nn.Sequential):
                 yield module
 
 
-def _run_stack(modules: Iterable[nn.Module], x: Tensor, onto: tuple[Tensor, int] | None = None) -> Coupled:
+def _run_stack(modules: Iterable[nn.Module], x: Tensor, onto: Onto | None = None) -> Coupled:
     layers: list[Layer] = []
-    row = list(modules)
-    while row:
-        layer, length = _first_layer(row)
-        if layer is None:
-            x = row[0](run_layers(layers, x) if layers else x)
-            layers = []
+    for part in _parts(modules):
+        if isinstance(part, Layer):
+            layers.append(part)
         else:
-            layers.append(layer)
-        del row[:length]
+            x = part(run_layers(layers, x) if layers else x)
+            layers = []
     if layers and onto is not None:
         return _run_layers(layers, x, onto)
     return run_layers(layers, x) if layers else x, None
+
+
+def _parts(modules: Iterable[nn.Module]) -> Iterator[Layer | nn.Module]:
+    """Layers, and the modules that are part of none."""
+    row = list(modules)
+    while row:
+        layer, length = _first_layer(row)
+        yield row[0] if layer is None else layer
+        del row[:length]
 
 
 def _first_layer(row: Sequence[nn.Module]) -> tuple[Layer | None, int]:
@@ -117,7 +132,7 @@ def run_layers(layers: Sequence[Layer], x: Tensor) -> Tensor:
 
 
 @_disable_dynamo
-def _run_layers(layers: Sequence[Layer], x: Tensor, onto: tuple[Tensor, int] | None) -> Coupled:
+def _run_layers(layers: Sequence[Layer], x: Tensor, onto: Onto | None) -> Coupled:
     plan = Plan(layers, x, onto)
     if torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in plan.parameters)):
         output = _Stack.apply(plan, x, *plan.parameters)  # type: ignore[no-untyped-call]
@@ -161,3 +176,39 @@ def _is_last_pass(ctx: Any) -> bool:
         return not ctx.saved_tensors
     except RuntimeError:
         return True
+
+
+class _Row:
+    """A run of layers without a graph (`revseg.graphless`)."""
+
+    def __init__(self, layers: Sequence[Layer], x: Tensor) -> None:
+        self.plan = Plan(layers, x, None)
+        self.parameters = self.plan.parameters
+
+    @torch.no_grad()
+    def run(self, x: Tensor, onto: Onto | None) -> Coupled:
+        with noting() as self.noted:
+            return self._forward(x, self.parameters, onto, None)
+
+    @torch.no_grad()
+    def again(
+        self, x: Tensor, parameters: Sequence[Tensor], onto: Onto | None, kept: list[Tensor] | None
+    ) -> Coupled:
+        with reminding(self.noted):
+            return self._forward(x, parameters, onto, kept)
+
+    def gradients(
+        self, x: Tensor, parameters: Sequence[Tensor], kept: list[Tensor], dh: Tensor, wanted: Sequence[bool]
+    ) -> Grads:
+        with self.plan.no_autocast():
+            return gradients_of(self.plan, x, parameters, kept, dh, wanted, True)
+
+    def with_graph(self, x: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+        with reminding(self.noted):
+            return _Stack.apply(self.plan, x, *parameters)  # type: ignore[no-any-return, no-untyped-call]
+
+    def _forward(
+        self, x: Tensor, parameters: Sequence[Tensor], onto: Onto | None, kept: list[Tensor] | None
+    ) -> Coupled:
+        self.plan.onto = onto
+        return self.plan.forward(x, parameters, kept), self.plan.coupled

@@ -69,17 +69,15 @@ class Layer:
         bn = self.bn
         if not self.uses_batch():
             running: tuple[Any, Any] = bn.running_mean, bn.running_var
-            return running[0].double(), running[1].double()
+            mean, var = (each.to(torch.float64, copy=True) for each in running)  # training moves them on
+            return mean, var
         F._verify_batch_size(u.size())  # type: ignore[attr-defined]
         mean, var = ops.batch_statistics(u) if of_batch is None else of_batch
         if bn.training and bn.running_mean is not None and bn.running_var is not None:
-            momentum = bn.momentum
-            if bn.num_batches_tracked is not None:
-                bn.num_batches_tracked.add_(1)
-                momentum = 1 / float(bn.num_batches_tracked) if momentum is None else momentum
-            m, share = u.numel() // u.shape[1], 0.0 if momentum is None else momentum
-            bn.running_mean.copy_(torch.lerp(bn.running_mean.double(), mean, share))
-            bn.running_var.copy_(torch.lerp(bn.running_var.double(), var * (m / (m - 1)), share))
+            values = u.numel() // u.shape[1]
+            ops.move_statistics(
+                bn.running_mean, bn.running_var, bn.num_batches_tracked, mean, var, values, bn.momentum
+            )
         return mean, var
 
 

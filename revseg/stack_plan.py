@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from revseg import ops
+from revseg.graphless import Onto
 from revseg.makers import Grads, Source
 from revseg.remember import remember
 from revseg.stack_layer import Layer
@@ -24,7 +25,7 @@ from revseg.stack_layer import Layer
 class Plan:
     """What is fixed about one run of a stack: makers, settings, which parameter is whose."""
 
-    def __init__(self, layers: Sequence[Layer], x: Tensor, onto: tuple[Tensor, int] | None) -> None:
+    def __init__(self, layers: Sequence[Layer], x: Tensor, onto: Onto | None) -> None:
         self.layers = layers
         self.onto = onto
         self.coupled: torch.dtype | None = None  # that of the output before it was added, if it was
@@ -38,9 +39,7 @@ class Plan:
             self.slots.append(slots)
         self.batch = [layer.uses_batch() for layer in layers]
         self.device = x.device.type
-        self.cast: torch.dtype | None = None
-        if torch.amp.is_autocast_available(self.device) and torch.is_autocast_enabled(self.device):
-            self.cast = torch.get_autocast_dtype(self.device)
+        self.cast = torch.get_autocast_dtype(self.device) if self.is_casting() else None
 
     def forward(self, x: Tensor, parameters: Sequence[Tensor], kept: list[Tensor] | None) -> Tensor:
         """The output; `kept` receives the raw maps, and `statistics` their means and variances."""
@@ -69,6 +68,7 @@ class Plan:
     def finish(self, u: Tensor, norm: ops.Norm, out: Tensor | None) -> Tensor:
         """The output of the last layer, added to the stream if there is one that fits."""
         (stream, sign), self.onto = self.onto or (None, 0), None
+        self.coupled = None
         fits = stream is not None and stream.shape == u.shape
         if stream is None or not fits or torch.promote_types(u.dtype, stream.dtype) != stream.dtype:
             return ops.bn_act(u, norm, out=out)
@@ -113,7 +113,11 @@ class Plan:
 
     def no_autocast(self) -> AbstractContextManager[Any]:
         """Arguments are cast here: autocast would keep casts that were made without a graph."""
-        return torch.autocast(self.device, enabled=False) if self.cast else nullcontext()
+        return torch.autocast(self.device, enabled=False) if self.is_casting() else nullcontext()
+
+    def is_casting(self) -> bool:
+        """Whether autocast is on; a backward pass may run under another state than the forward pass."""
+        return torch.amp.is_autocast_available(self.device) and torch.is_autocast_enabled(self.device)
 
     def lowered(self, x: Tensor) -> Tensor:
         """As autocast casts the arguments of a convolution."""

@@ -1,0 +1,65 @@
+"""Functions of an update that give their gradients themselves.
+
+The engine runs a function again with a graph and differentiates through it. What a graph costs, copies of buffers,
+the state of generators and a walk through the graph among it, is more than the function itself where
+maps are small. A function that knows its gradients needs none of this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from revseg.gradients import Grads
+
+Onto = tuple[Tensor, int]  # a stream, and the sign with which the value is added to it
+Coupled = tuple[Tensor, torch.dtype | None]  # a sum, and the dtype of what was added; or a value, not added
+
+
+class Graphless(Protocol):
+    """One run of a function in a forward pass, to be repeated in backward passes.
+
+    What a function gives must follow from its input, its parameters and what `run` notes; it draws no random numbers,
+    and only `run` changes buffers. A module offers such runs by a method `graphless(x)`, which gives one, or
+    None where graphs are needed.
+    """
+
+    parameters: list[Tensor]  # one for each gradient; one tensor may stand here several times
+
+    def run(self, x: Tensor, onto: Onto | None) -> Coupled:
+        """The first run."""
+
+    def again(
+        self, x: Tensor, parameters: Sequence[Tensor], onto: Onto | None, kept: list[Tensor] | None
+    ) -> Coupled:
+        """Another run with the numbers of the first; `kept`, if given, receives what `gradients` needs."""
+
+    def gradients(
+        self, x: Tensor, parameters: Sequence[Tensor], kept: list[Tensor], dh: Tensor, wanted: Sequence[bool]
+    ) -> Grads:
+        """Of the input and of each parameter, None for those not wanted; `kept` is used up.
+
+        Args:
+            x: The input.
+            parameters: As given to `again`.
+            kept: As filled by `again`.
+            dh: The gradient of the value, in its dtype; in that of the sum where the value was added.
+            wanted: Whether the gradient of the input and of each parameter is.
+
+        Returns:
+            Tensors that nobody else holds.
+        """
+
+    def with_graph(self, x: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+        """Another run, by ordinary autograd, any number of times differentiable."""
+
+
+def graphless(fn: Any, x: Tensor, parameters: Sequence[Tensor]) -> Graphless | None:
+    """A run of this kind, if the function offers it; its parameters must be among those given."""
+    offer = getattr(fn, "graphless", None)
+    run: Graphless | None = None if offer is None else offer(x)
+    known = {id(p) for p in parameters}
+    return run if run is not None and all(id(p) in known for p in run.parameters) else None
