@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from revseg.gradients import Grads
+from revseg.observers import has_hooks
 
 Onto = tuple[Tensor, int]  # a stream, and the sign with which the value is added to it
 Coupled = tuple[Tensor, torch.dtype | None]  # a sum, and the dtype of what was added; or a value, not added
@@ -50,7 +51,7 @@ class Graphless(Protocol):
             wanted: Whether the gradient of the input and of each parameter is.
 
         Returns:
-            Tensors that nobody else holds.
+            Tensors that nobody else holds, or dh itself.
         """
 
     def with_graph(self, x: Tensor, parameters: Sequence[Tensor]) -> Tensor:
@@ -58,8 +59,9 @@ class Graphless(Protocol):
 
 
 def graphless(fn: Any, x: Tensor, parameters: Sequence[Tensor]) -> Graphless | None:
-    """A run of this kind, if the function offers it; its parameters must be among those given."""
+    """A run of this kind, if the function offers it and no hook waits for it; its parameters must be among those given."""
     offer = getattr(fn, "graphless", None)
-    run: Graphless | None = None if offer is None else offer(x)
+    watched = isinstance(fn, nn.Module) and has_hooks(fn)
+    run: Graphless | None = None if offer is None or watched else offer(x)
     known = {id(p) for p in parameters}
     return run if run is not None and all(id(p) in known for p in run.parameters) else None

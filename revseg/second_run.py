@@ -78,12 +78,12 @@ class WithoutGraph:
 
     def gradients(self, dh: Tensor, before: Grads) -> Grads:
         del self.value
-        dx, *dparameters = self.fn.gradients(
-            self.source, self.parameters, self.kept, dh.to(self.dtype), self.wanted
-        )
+        dh = dh.to(self.dtype)
+        dx, *dparameters = self.fn.gradients(self.source, self.parameters, self.kept, dh, self.wanted)
         found = list(before)
-        if dx is not None:  # in its own memory, as the sum in another one would be a third map
-            found[0] = dx if before[0] is None else dx.add_(before[0])
+        if dx is not None and before[0] is not None:  # in its own memory, as one more map would be a third
+            dx = before[0] + dx if dx is dh else dx.add_(before[0])
+        found[0] = before[0] if dx is None else dx
         for i, more in zip(self.indices, dparameters, strict=True):
             if more is not None:
                 so_far = found[i + 1]

@@ -58,7 +58,7 @@ class Stack(nn.Sequential):
 
     def graphless(self, x: Tensor) -> Graphless | None:
         """This stack as a function that needs no graph; None if it is more than layers, or must not run as such."""
-        if not stacks_are_right(x) or has_hooks(self):
+        if not stacks_are_right(x):
             return None
         parts = list(_parts(self.flat()))
         layers = [part for part in parts if isinstance(part, Layer)]
