@@ -5,7 +5,8 @@ small size, where plain rounding crosses few kinks of PReLU. Against two truths,
 
 - the network as it ran: the gradient at the very streams of the forward pass, each of which float64
   is handed after its update. What is left is the error of the backward pass. "revseg exact" rounds
-  its streams to 2^-12 and is held against its own, the others against those of plain float32;
+  its streams to 2^-12 and "revseg Stack" has layers of its own: both are held against their own streams, the
+  others against those of plain float32;
 - the ordinary network from the input on. This counts the rounding of the forward pass as well, so
   that of "revseg exact", which is another network by that rounding.
 
@@ -37,7 +38,11 @@ QUESTION = (
 )
 SHAPE = (2, 64, 16, 32)
 DEPTHS = [1, 2, 4, 8, 16, 32, 64, 100]
-ALL = ["plain", "revseg", "revseg exact", "revseg lossless", "memcnn", "revtorch"]
+# Those that reconstruct; the others' gradients are plain's.
+ALL = [
+    *("plain", "revseg", "revseg exact", "revseg lossless", "revseg Stack"),
+    *("memcnn", "revtorch", "revlib", "invtorch"),
+]
 DTYPES = {"float32": None, "bfloat16 autocast": torch.bfloat16}
 
 
@@ -162,7 +167,7 @@ def measure(
 
 def _twin(way: str) -> str:
     """The way that has the same plain twin, and stands for it."""
-    return way if way == "revseg exact" else "plain"
+    return way if way in ("revseg exact", "revseg Stack") else "plain"
 
 
 def parameter_gradients(work: Workload) -> dict[str, Tensor]:

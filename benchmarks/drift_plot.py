@@ -15,6 +15,8 @@ STYLES: dict[str, dict[str, Any]] = {
     "revseg": {"color": "#E69F00", "marker": "s"},
     "memcnn": {"color": "#CC79A7", "marker": "^"},
     "revtorch": {"color": "#009E73", "marker": "v"},
+    "revlib": {"color": "#D55E00", "marker": "x"},
+    "invtorch": {"color": "#999999", "marker": "+"},
 }
 
 
