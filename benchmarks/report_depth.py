@@ -121,13 +121,27 @@ def size_table(result: Result) -> tuple[str, Table] | None:
     return SIZE_HEAD.format(depth=depth, deepest=largest[1]), (["", *head], table)
 
 
+def timed(result: Result) -> list[Row]:
+    """The rows of the main function and shape."""
+    main = result["settings"].get("shape")
+    return [r for r in result["rows"] if r["function"] == "conv pair" and main in (None, r.get("shape"))]
+
+
 def time_table(result: Result) -> Table:
-    """Ways down; depth, threads and heap across."""
-    rows = [row for row in result["rows"] if row["function"] == "conv pair"]
-    cases = _unique((row["depth"], row["threads"], row["heap"]) for row in rows)
-    head = [f"depth {d}, {t} thread{'s' * (t > 1)}, heap {h}" for d, t, h in cases]
-    by_case = {(r["way"], r["depth"], r["threads"], r["heap"]): r for r in rows}
-    seconds = [_plain_seconds([r for r in rows if (r["depth"], r["threads"], r["heap"]) == c]) for c in cases]
+    """Ways down; depth, threads and heap across, and then the other sizes."""
+    main = timed(result)
+    rows = [*main, *(r for r in result["rows"] if r["function"] == "conv pair" and r not in main)]
+
+    def case_of(row: Row) -> tuple[Any, ...]:
+        return row["depth"], row["threads"], row["heap"], "" if row in main else _shape(row, result)
+
+    cases = _unique(map(case_of, rows))
+    head = [
+        f"depth {d}, {t} thread{'s' * (t > 1)}, heap {h}" + (f", {size}" if size else "")
+        for d, t, h, size in cases
+    ]
+    by_case = {(row["way"], *case_of(row)): row for row in rows}
+    seconds = [_plain_seconds([row for row in rows if case_of(row) == case]) for case in cases]
     table = [["plain", *(f"1 ({s:.2f} s)" if s else "not run" for s in seconds)]]
     for way in _unique(row["way"] for row in rows):
         table.append([way, *(_time_cell(by_case.get((way, *case))) for case in cases)])
@@ -151,8 +165,8 @@ def functions_table(result: Result) -> Table | None:
 
 def time_in_short(result: Result) -> str:
     """One sentence: the ratios at the greatest depth, on the heap that keeps its pages, from the least on."""
-    rows = [row for row in result["rows"] if row["function"] == "conv pair" and "ratio" in row]
-    rows = [row for row in rows if row["way"] != ONE_MORE]  # which is no way to train
+    # One forward pass more is no way to train.
+    rows = [row for row in timed(result) if "ratio" in row and row["way"] != ONE_MORE]
     heap = list(result["settings"]["heaps"])[-1]
     rows = [row for row in rows if row["heap"] == heap and row["threads"] == rows[0]["threads"]]
     depth = max(row["depth"] for row in rows)

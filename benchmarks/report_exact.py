@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.exact_formats import LARGEST
-from benchmarks.report_depth import by_depth
+from benchmarks.report_depth import by_depth, timed
 
 Result = dict[str, Any]
 Table = tuple[list[str], list[list[str]]]
@@ -53,8 +53,8 @@ def cost(memory: Result | None, times: Result | None) -> Table:
     peaks = {(r["way"], r["depth"]): r["peak_mib"] for r in by_depth(memory)} if memory else {}
     ratios = {
         (r["way"], (r["depth"], r["threads"], r["heap"])): r["ratio"]["median"]
-        for r in (times["rows"] if times else [])
-        if r["function"] == "conv pair" and "ratio" in r
+        for r in (timed(times) if times else [])
+        if "ratio" in r
     }
     head, columns = [""], []
     for name, values in (("peak", peaks), ("time", ratios)):

@@ -10,6 +10,8 @@ cost is gone. Both are reported. The settings of the heap are read when a proces
 case is a process of its own.
 
     python -m benchmarks.step_time --threads 1 2 --depths 4 --deep 16
+
+The other sizes are timed at the first depth, with the first thread count and the last heap.
 """
 
 import argparse
@@ -38,6 +40,7 @@ HEAPS: dict[str, dict[str, str]] = {
     "keeps pages": {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000"},
 }
 ONE_MORE = "plain + forward"  # what running every function again costs at least
+SIZES = ((2, 64, 64, 128), (2, 64, 256, 512))  # beside the main one
 LAST = ", channels_last"  # behind a way: on maps and weights in that layout
 ALL = [
     *(way for way in WAYS if way not in ("plain", "save_on_cpu")),  # on a CPU `save_on_cpu` is plain
@@ -184,6 +187,7 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", default=ALL, choices=ALL, metavar="WAY", help=", ".join(ALL))
     parser.add_argument("--functions", nargs="*", default=list(FUNCTIONS)[1:], choices=list(FUNCTIONS))
     parser.add_argument("--shape", type=int, nargs=4, default=SHAPE, metavar=("N", "C", "H", "W"))
+    parser.add_argument("--depths-only", action="store_true", help="no other sizes")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, default=record.RESULTS)
     parser.add_argument("--job", help=argparse.SUPPRESS)
@@ -204,13 +208,18 @@ def main() -> None:
         for function in args.functions
         for heap in args.heaps
     ]
-    rows = []
+    cases += [
+        (args.heaps[-1], args.threads[0], deep_case | {"depth": args.depths[0], "shape": list(shape)})
+        for shape in ([] if args.depths_only or not args.depths else SIZES)
+    ]
+    settings = {"dtype": "float32", "device": args.device, "heaps": HEAPS, "shape": list(args.shape)}
+    rows: list[dict[str, Any]] = []
     for heap, threads, case in cases:
         new = in_new_process(heap, threads, case)
         _print(new)
-        rows += [row | {"shape": case["shape"]} for row in new]
-    settings = {"dtype": "float32", "device": args.device, "heaps": HEAPS}
-    print("wrote", record.write("step_time", QUESTION, rows, settings, args.out))
+        rows += [row | {"shape": list(case["shape"])} for row in new]
+        path = record.write("step_time", QUESTION, rows, settings, args.out)
+    print("wrote", path)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ function that saves its outputs alone. In the backward pass each step, from the 
     undoes its update with the value,
     differentiates through that graph, and drops it.
 
-One extra run of each function, never two. Parameters are inputs of the autograd function and
+One extra run of each function, never two. A function that gives its gradients itself runs without a graph
+(`revseg.graphless`). Parameters are inputs of the autograd function and
 their gradients are returned, so `torch.autograd.grad`, hooks, tied parameters and distributed
 wrappers see what they see in plain autograd.
 """

@@ -85,10 +85,19 @@ def test_step_time_and_its_tables(tmp_path):
     for row in rows:
         assert row["ratio"]["min"] <= row["ratio"]["low"] <= row["ratio"]["median"]
         assert row["ratio"]["median"] <= row["ratio"]["high"] <= row["ratio"]["max"]
-    rows = [row | {"heap": "keeps pages", "threads": 1, "shape": TOY} for row in rows]
-    record.write("step_time", "?", rows, {"heaps": step_time.HEAPS}, tmp_path)
+    rows = [row | {"heap": "keeps pages", "threads": 1, "shape": list(TOY)} for row in rows]
+    half = dict.fromkeys(("median", "low", "high"), 0.5)
+    rows.append(rows[0] | {"shape": [1, 8, 2, 2], "plain_s": 0.25, "ratio": half})
+    settings = {"heaps": step_time.HEAPS, "shape": list(TOY)}
+    record.write("step_time", "?", rows, settings, tmp_path)
     table = report.readme(tmp_path)
-    assert "heap keeps pages" in table
+    assert (
+        "| depth 1, 1 thread, heap keeps pages | depth 1, 1 thread, heap keeps pages, 1 x 8 x 2 x 2 |"
+        in table
+    )
+    assert "1 (0.25 s) |\n| revseg |" in table
+    assert "0.50 (0.50 to 0.50) |\n| revseg keep=half |" in table
+    assert "0.50" not in report.fragment(tmp_path)  # the first screen is about the main size
     assert "| mlp | revseg |" in table
     assert "depth 1: revseg " in report.fragment(tmp_path)
 
