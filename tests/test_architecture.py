@@ -18,7 +18,7 @@ LAYERS = [  # the lowest first; a module imports from lines below its own
     {"second_run", "stack_plan"},
     {"stack"},
     {"ordinary"},
-    {"exact", "layers", "losses", "levels"},
+    {"exact", "doubling", "layers", "losses", "levels"},
     {"layout", "link"},
     {"engine", "conv_pool"},
     {"couplings", "downsample"},

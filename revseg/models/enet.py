@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from revseg.conv_pool import ImageConvPool
+from revseg.doubling import DoublingConv2d
 from revseg.layers import ACTIVATIONS, crop
 from revseg.levels import check_level, run_again, run_block_again
 from revseg.stack import Stack
@@ -76,7 +77,7 @@ class ENetLayers(nn.Module):
         self.stage3 = stage(units(w2, (1, 1), 0.0, "relu"))  # 1/4
         self.up2 = block(Doubling(w2, w1))
         self.stage4 = stage(units(w1, (1,), 0.0, "relu"))  # 1/2
-        self.classifier = nn.ConvTranspose2d(w1, num_classes, 2, stride=2)  # 1
+        self.classifier = DoublingConv2d(w1, num_classes)  # 1
 
     def forward(self, images: Tensor) -> Tensor:  # [N, 3, H, W] -> [N, C, H, W]
         x = self.stem(images)

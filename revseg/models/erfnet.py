@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from revseg.conv_pool import ConvPool, ImageConvPool
+from revseg.doubling import DoublingConv2d
 from revseg.layers import crop
 from revseg.levels import check_level, run_again, run_block_again
 from revseg.models.official import renamed
@@ -82,7 +83,7 @@ class ERFNetLayers(nn.Module):
         self.stage2 = stage(nn.Sequential(block(ConvPool(w2, w3)), eighth))  # 1/8
         self.stage3 = stage(nn.Sequential(block(_doubling(w3, w2)), units(w2, (1, 1), 0.0)))  # 1/4
         self.stage4 = stage(nn.Sequential(block(_doubling(w2, w1)), units(w1, (1, 1), 0.0)))  # 1/2
-        self.classifier = nn.ConvTranspose2d(w1, num_classes, 2, stride=2)  # 1
+        self.classifier = DoublingConv2d(w1, num_classes)  # 1
         if encoder_head:
             self.encoder_head = nn.Conv2d(w3, num_classes, 1)
 

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from revseg.doubling import DoublingConv2d
 from revseg.layers import BNAct, ConvBNAct, ImageConvBNAct, crop, normalize_images
 from revseg.levels import check_level, run_again, run_block_again
 from revseg.models.espnet_esp import DILATIONS, ESP
@@ -251,7 +252,7 @@ class Half(nn.Module):
     def __init__(self, in_channels: int, channels: int, num_classes: int) -> None:
         super().__init__()
         conv = ConvBNAct(channels + in_channels, channels)
-        self.classify = Stack(conv, _doubling(channels, num_classes))
+        self.classify = Stack(conv, DoublingConv2d(channels, num_classes, bias=False))
 
     def forward(self, x: Tensor, half: Tensor) -> Tensor:
         return self.classify(torch.cat((crop(x, half.shape[-2:]), half), 1))  # type: ignore[no-any-return]
