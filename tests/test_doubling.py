@@ -101,4 +101,4 @@ def test_copies_are_those_of_a_band():
     x = torch.randn(1, 5, 512, 512).requires_grad_()
     y = 3 * 1024 * 1024 * 4
     assert peak_bytes(lambda: ours(x).backward(torch.ones(1, 3, 1024, 1024))) < 3 * y
-    assert peak_bytes(lambda: plain(x).backward(torch.ones(1, 3, 1024, 1024))) > 5 * y
+    assert peak_bytes(lambda: plain(x).backward(torch.ones(1, 3, 1024, 1024))) > 3.6 * y
