@@ -64,8 +64,8 @@ class Link:
         if self.keep:
             found = self._run_and_keep(source), None
         elif self.coupled is None:
-            (h, self.replay), added = self.call.run(source), None
-            found = h, added
+            h, self.replay = self.call.run(source)
+            found = h, None
         else:
             found, self.replay = self.call.run(source, x, 1, fn=self.coupled)
         self.autocast = self.replay.autocast
