@@ -72,9 +72,13 @@ class _Maps(NamedTuple):
 
 
 def _batch_statistics(maps: _Maps) -> None:
-    mean, var = ops.batch_statistics(maps.map())
-    batches = torch.zeros((), dtype=torch.int64)
-    ops.move_statistics(*torch.zeros(2, maps.channels), batches, mean, var, 100, 0.1)
+    ops.batch_statistics(maps.map())
+
+
+def _moved_statistics(maps: _Maps) -> None:
+    batches, batch = torch.zeros((), dtype=torch.int64), torch.zeros(2, maps.channels, dtype=torch.float64)
+    for momentum in (0.1, None):
+        ops.move_statistics(*torch.zeros(2, maps.channels, dtype=maps.dtype), batches, *batch, 100, momentum)
 
 
 def _bn_act(maps: _Maps) -> None:
@@ -122,6 +126,7 @@ def _upsample_argmax(maps: _Maps) -> None:
 
 OPERATIONS: dict[str, Callable[[_Maps], Any]] = {
     "batch_statistics": _batch_statistics,
+    "moved_statistics": _moved_statistics,
     "bn_act": _bn_act,
     "bn_act_backward": _bn_act_backward,
     "asymmetric_conv": _asymmetric_conv,
@@ -130,6 +135,7 @@ OPERATIONS: dict[str, Callable[[_Maps], Any]] = {
     "upsample_argmax": _upsample_argmax,
 }
 OF_CLASSES = ("upsample_cross_entropy", "upsample_argmax")
+OF_VECTORS = ("moved_statistics",)  # which have no layout
 CHANNELS = (8, 16, 32, 64, 128)
 
 
@@ -139,5 +145,6 @@ def all_cases() -> list[Case]:
     for operation in OPERATIONS:
         for channels in (CLASSES,) if operation in OF_CLASSES else CHANNELS:
             for numbers in (*DTYPES, "tf32") if operation == "asymmetric_conv" else DTYPES:
-                cases += [Case(operation, channels, numbers, layout) for layout in LAYOUTS]
+                layouts = ["contiguous"] if operation in OF_VECTORS else LAYOUTS
+                cases += [Case(operation, channels, numbers, layout) for layout in layouts]
     return cases
