@@ -35,6 +35,7 @@ def _own_cache(tmp_path_factory, monkeypatch):
 COVERED = [
     *(Case(operation, 19, "bfloat16", "contiguous") for operation in OF_CLASSES),
     Case("batch_statistics", 32, "bfloat16"),
+    Case("moved_statistics", 32, "float32", "contiguous"),
     Case("bn_act", 64, "float32", "contiguous"),
     Case("bn_act_backward", 16, "float16"),
     Case("asymmetric_conv", 32, "bfloat16"),
