@@ -91,26 +91,26 @@ def cells(way: str, scenarios: Iterable[str]) -> list[Cell]:
     """The verdicts on one way, found in processes of their own, of which some may crash."""
     left, found = list(scenarios), []
     while left:
-        answer = _run(way, left)
+        answer, end = _run(way, left)
         found += answer
         left = left[len(answer) :]
         if left:  # the process ended in the first that is left
-            found.append(
-                {"way": way, "scenario": left.pop(0), "verdict": "crash", "detail": "the process ended"}
-            )
+            found.append({"way": way, "scenario": left.pop(0), "verdict": "crash", "detail": end})
     return found
 
 
-def _run(way: str, scenarios: list[str]) -> list[Cell]:
+def _run(way: str, scenarios: list[str]) -> tuple[list[Cell], str]:
+    """What one process found, and how it ended."""
     command = [sys.executable, "-m", "benchmarks.correctness", "--job", json.dumps([way, scenarios])]
     try:
         ran = subprocess.run(
             command, check=False, cwd=record.ROOT, capture_output=True, text=True, timeout=LIMIT_S
         )
-        text = ran.stdout
+        text, end = ran.stdout, f"the process ended with {ran.returncode}"
     except subprocess.TimeoutExpired as error:
         text = error.stdout.decode() if isinstance(error.stdout, bytes) else error.stdout or ""
-    return [json.loads(line) for line in text.splitlines() if line.startswith('{"way"')]
+        end = f"the process took more than {LIMIT_S} s"
+    return [json.loads(line) for line in text.splitlines() if line.startswith('{"way"')], end
 
 
 def _job(way: str, scenarios: list[str]) -> None:

@@ -45,12 +45,20 @@ def test_verdicts():
 def test_a_process_that_dies_is_a_crash_and_the_others_go_on(monkeypatch):
     def run(way, scenarios):
         alive = scenarios[: scenarios.index("second")] if "second" in scenarios else scenarios
-        return [{"way": way, "scenario": name, "verdict": "right", "detail": ""} for name in alive]
+        rows = [{"way": way, "scenario": name, "verdict": "right", "detail": ""} for name in alive]
+        return rows, "the process ended with -11"
 
     monkeypatch.setattr(correctness, "_run", run)
     found = cells("revseg", ["first", "second", "third", "fourth"])
+    assert found[1]["detail"] == "the process ended with -11"
     assert [row["verdict"] for row in found] == ["right", "crash", "right", "right"]
     assert [row["scenario"] for row in found] == ["first", "second", "third", "fourth"]
+
+
+def test_a_process_that_takes_too_long_says_so(monkeypatch):
+    monkeypatch.setattr(correctness, "LIMIT_S", 0.01)
+    (found,) = cells("revseg", ["a step"])
+    assert (found["verdict"], found["detail"]) == ("crash", "the process took more than 0.01 s")
 
 
 def test_a_cell_comes_out_of_another_process():
