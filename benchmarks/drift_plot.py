@@ -55,7 +55,7 @@ def _panel(axes: Any, rows: Sequence[dict[str, Any]]) -> None:
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlim(depths[0] * 0.9, depths[-1] * 1.1)
     low, high = math.log(min(row["error"] for row in rows)), math.log(max(row["error"] for row in rows))
-    margin = 0.08 * (high - low) + 0.1
+    margin = 0.14 * (high - low) + 0.1
     axes.set_ylim(math.exp(low - margin), math.exp(high + margin))
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
