@@ -123,17 +123,21 @@ def size_table(result: Result) -> tuple[str, Table] | None:
 
 def timed(result: Result) -> list[Row]:
     """The rows of the main function and shape."""
-    main = result["settings"].get("shape")
-    return [r for r in result["rows"] if r["function"] == "conv pair" and main in (None, r.get("shape"))]
+    return [row for row in result["rows"] if row["function"] == "conv pair" and not _other_size(row, result)]
+
+
+def _other_size(row: Row, result: Result) -> str:
+    """Its shape; empty for the main one."""
+    return "" if result["settings"].get("shape") in (None, row.get("shape")) else _shape(row, result)
 
 
 def time_table(result: Result) -> Table:
     """Ways down; depth, threads and heap across, and then the other sizes."""
-    main = timed(result)
-    rows = [*main, *(r for r in result["rows"] if r["function"] == "conv pair" and r not in main)]
+    rows = [row for row in result["rows"] if row["function"] == "conv pair"]
+    rows.sort(key=lambda row: bool(_other_size(row, result)))
 
     def case_of(row: Row) -> tuple[Any, ...]:
-        return row["depth"], row["threads"], row["heap"], "" if row in main else _shape(row, result)
+        return row["depth"], row["threads"], row["heap"], _other_size(row, result)
 
     cases = _unique(map(case_of, rows))
     head = [

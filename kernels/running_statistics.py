@@ -7,6 +7,8 @@ batch counts once is for the caller to see to.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -54,17 +56,11 @@ def move_statistics(
 
 
 def moved_statistics(
-    running_mean: Tensor,
-    running_var: Tensor,
-    batches: Tensor,
-    mean: Tensor,
-    var: Tensor,
-    values: int,
-    momentum: float | None,
+    running_mean: Tensor, running_var: Tensor, batches: Tensor, *batch: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The same on copies: the new running mean, running variance and count."""
     moved = running_mean.clone(), running_var.clone(), batches.clone()
-    move_statistics(*moved, mean, var, values, momentum)
+    move_statistics(*moved, *batch)
     return moved
 
 

@@ -56,6 +56,16 @@ def autocast_as(state: Autocast) -> AbstractContextManager[Any]:
     return _all_of(casts) if casts else NO_CHANGE
 
 
+def is_casting(kind: str) -> bool:
+    """Whether autocast is on for this type of device."""
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+
+
+def without_autocast(kind: str) -> AbstractContextManager[Any]:
+    """No autocast for this type of device."""
+    return torch.autocast(kind, enabled=False) if is_casting(kind) else NO_CHANGE
+
+
 @contextmanager
 def _all_of(contexts: Iterable[AbstractContextManager[Any]]) -> Iterator[None]:
     with ExitStack() as stack:

@@ -8,7 +8,6 @@ classes twice the scores, in both passes. A band of rows at a time, the copies a
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -16,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from revseg import ops
-from revseg.gradients import Grads
+from revseg.ambient import is_casting, without_autocast
+from revseg.makers import Grads, summed
 from revseg.observers import is_traced
 
 BAND = 1 << 18  # values of the output
@@ -42,7 +42,7 @@ class DoublingConv2d(nn.ConvTranspose2d):
         if traced or x.ndim != 4 or x.device.type != "cpu" or not ops.kernels_are_on():
             return super().forward(x, output_size)
         given = [x, self.weight, self.bias]
-        if torch.is_autocast_enabled("cpu"):
+        if is_casting("cpu"):
             dtype = torch.get_autocast_dtype("cpu")
             given = [None if t is None else t.to(dtype) for t in given]
         rows = BAND // max(1, 4 * len(x) * self.out_channels * x.shape[3])
@@ -58,7 +58,7 @@ class _ByBands(torch.autograd.Function):
         ctx.save_for_backward(x, weight, bias)
         n, _, h, w = x.shape
         y: Tensor | None = None
-        with _no_autocast():
+        with without_autocast("cpu"):
             for before, after in _bands(h, rows):
                 part = F.conv_transpose2d(x[:, :, before], weight, bias, stride=2)
                 if y is None:
@@ -81,7 +81,7 @@ class _ByBands(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> Any:
         x, weight, bias = ctx.saved_tensors
         wanted = list(ctx.needs_input_grad[1:])
-        with _no_autocast():
+        with without_autocast("cpu"):
             if torch.is_grad_enabled():  # to be differentiated once more
                 return None, *_gradients(dy, x, weight, bias, wanted)
             dx = torch.empty_like(x) if wanted[0] else None
@@ -91,7 +91,7 @@ class _ByBands(torch.autograd.Function):
                 if dx is not None and part is not None:
                     dx[:, :, before] = part
                 wide = [None if g is None else g.float() if g.element_size() < 4 else g for g in more]
-                total = [g if t is None or g is None else t.add_(g) for t, g in zip(total, wide, strict=True)]
+                total = summed(total, wide)
         return None, dx, *(None if g is None else g.to(weight.dtype) for g in total)
 
 
@@ -109,7 +109,3 @@ def _bands(height: int, rows: int) -> Iterator[tuple[slice, slice]]:
     for first in range(0, height, rows):
         last = min(first + rows, height)
         yield slice(first, last), slice(2 * first, 2 * last)
-
-
-def _no_autocast() -> AbstractContextManager[Any]:
-    return torch.autocast("cpu", enabled=False) if torch.is_autocast_enabled("cpu") else nullcontext()

@@ -58,10 +58,15 @@ class Graphless(Protocol):
         """Another run, by ordinary autograd, any number of times differentiable."""
 
 
-def graphless(fn: Any, x: Tensor, parameters: Sequence[Tensor]) -> Graphless | None:
-    """A run of this kind, if the function offers it and no hook waits for it; its parameters must be among those given."""
+def graphless(fn: Any, x: Tensor, parameters: Sequence[Tensor]) -> tuple[Graphless, list[int]] | None:
+    """A run of this kind, and which of the parameters stand where in it.
+
+    None if the function does not offer it, if a hook waits for it, or if it uses other parameters.
+    """
     offer = getattr(fn, "graphless", None)
     watched = isinstance(fn, nn.Module) and has_hooks(fn)
     run: Graphless | None = None if offer is None or watched else offer(x)
-    known = {id(p) for p in parameters}
-    return run if run is not None and all(id(p) in known for p in run.parameters) else None
+    order = {id(p): i for i, p in enumerate(parameters)}
+    if run is None or not all(id(p) in order for p in run.parameters):
+        return None
+    return run, [order[id(p)] for p in run.parameters]

@@ -42,7 +42,9 @@ class Link:
         source, x = streams[self.step.source], streams[self.step.target]
         before = versions(source, x)
         self.strides = source.stride()
-        self.graphless = None if self.keep else graphless(self.step.fn, source, self.call.parameters)
+        offered = None if self.keep else graphless(self.step.fn, source, self.call.parameters)
+        self.graphless: Graphless | None
+        self.graphless, self.places = offered or (None, [])
         h, added = self._first_run(source, x)
         value = h.detach() if isinstance(h, Tensor) else h
         if added is not None:
@@ -117,7 +119,7 @@ class Link:
         asked = [wanted and w for w in (self.source_wanted, *each)]
         if self.graphless is not None:
             onto = (y, -1) if self.additive else None
-            return WithoutGraph(self.graphless, source, own, self._order(self.graphless), onto, asked)
+            return WithoutGraph(self.graphless, source, own, self.places, onto, asked)
         source.requires_grad_(asked[0])
         leaves = self.call.leaves(own)
         with torch.set_grad_enabled(any(asked)):
@@ -126,11 +128,6 @@ class Link:
             else:
                 h, added = self.call.rerun(self.replay, source, y, -1, parameters=leaves, fn=self.coupled)
         return WithGraph(source, leaves, h, added is not None, self.step.name)
-
-    def _order(self, fn: Graphless) -> list[int]:
-        """Which of the parameters stand where in a function that needs no graph."""
-        order = {id(p): i for i, p in enumerate(self.call.parameters)}
-        return [order[id(p)] for p in fn.parameters]
 
     def _uncoupled(self, y: Tensor, h: Tensor, kept: Sequence[Tensor]) -> Tensor:
         back = self.step.rule.uncouple(y, h)
@@ -171,7 +168,7 @@ class Link:
     def _with_graph(self, source: Tensor, own: list[Tensor]) -> Tensor:
         if self.graphless is None:
             return self.call.rerun(self.replay, source, parameters=own)  # type: ignore[no-any-return]
-        return self.graphless.with_graph(source, [own[i] for i in self._order(self.graphless)])
+        return self.graphless.with_graph(source, [own[i] for i in self.places])
 
 
 class _Restore(torch.autograd.Function):

@@ -133,41 +133,39 @@ def run_layers(layers: Sequence[Layer], x: Tensor) -> Tensor:
 
 @_disable_dynamo
 def _run_layers(layers: Sequence[Layer], x: Tensor, onto: Onto | None) -> Coupled:
-    plan = Plan(layers, x, onto)
+    plan = Plan(layers, x)
     if torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in plan.parameters)):
-        output = _Stack.apply(plan, x, *plan.parameters)  # type: ignore[no-untyped-call]
-    else:
-        with torch.no_grad():
-            output = plan.forward(x, plan.parameters, None)
-    return output, plan.coupled
+        return _Stack.apply(plan, onto, x, *plan.parameters)  # type: ignore[no-any-return, no-untyped-call]
+    with torch.no_grad():
+        return plan.forward(x, plan.parameters, None, onto)
 
 
 class _Stack(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, plan: Plan, x: Tensor, *parameters: Tensor) -> Tensor:
+    def forward(ctx: Any, plan: Plan, onto: Onto | None, x: Tensor, *parameters: Tensor) -> Coupled:
         kept: list[Tensor] = []
-        z = plan.forward(x, parameters, kept)
+        output = plan.forward(x, parameters, kept, onto)
         ctx.plan = plan
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, *parameters, *kept)
-        return z
+        return output
 
     @staticmethod
     @_disable_dynamo
-    def backward(ctx: Any, dz: Tensor | None) -> Any:
+    def backward(ctx: Any, dz: Tensor | None, *others: None) -> Any:
         plan: Plan = ctx.plan
         count = len(plan.parameters)
         if dz is None:
-            return (None,) * (count + 2)
-        wanted = ctx.needs_input_grad[1:]
+            return (None,) * (count + 3)
+        wanted = ctx.needs_input_grad[2:]
         x, *rest = ctx.saved_tensors
         parameters, kept = rest[:count], rest[count:]
         del rest
         if torch.is_grad_enabled():
-            return None, *differentiable(plan, x, parameters, dz, wanted)
+            return None, None, *differentiable(plan, x, parameters, dz, wanted)
         ctx.maybe_clear_saved_tensors()  # raw maps are freed as they are used
         with plan.no_autocast():
-            return None, *gradients_of(plan, x, parameters, kept, dz, wanted, _is_last_pass(ctx))
+            return None, None, *gradients_of(plan, x, parameters, kept, dz, wanted, _is_last_pass(ctx))
 
 
 def _is_last_pass(ctx: Any) -> bool:
@@ -182,20 +180,20 @@ class _Row:
     """A run of layers without a graph (`revseg.graphless`)."""
 
     def __init__(self, layers: Sequence[Layer], x: Tensor) -> None:
-        self.plan = Plan(layers, x, None)
+        self.plan = Plan(layers, x)
         self.parameters = self.plan.parameters
 
     @torch.no_grad()
     def run(self, x: Tensor, onto: Onto | None) -> Coupled:
         with noting() as self.noted:
-            return self._forward(x, self.parameters, onto, None)
+            return self.plan.forward(x, self.parameters, None, onto)
 
     @torch.no_grad()
     def again(
         self, x: Tensor, parameters: Sequence[Tensor], onto: Onto | None, kept: list[Tensor] | None
     ) -> Coupled:
         with reminding(self.noted):
-            return self._forward(x, parameters, onto, kept)
+            return self.plan.forward(x, parameters, kept, onto)
 
     def gradients(
         self, x: Tensor, parameters: Sequence[Tensor], kept: list[Tensor], dh: Tensor, wanted: Sequence[bool]
@@ -205,10 +203,4 @@ class _Row:
 
     def with_graph(self, x: Tensor, parameters: Sequence[Tensor]) -> Tensor:
         with reminding(self.noted):
-            return _Stack.apply(self.plan, x, *parameters)  # type: ignore[no-any-return, no-untyped-call]
-
-    def _forward(
-        self, x: Tensor, parameters: Sequence[Tensor], onto: Onto | None, kept: list[Tensor] | None
-    ) -> Coupled:
-        self.plan.onto = onto
-        return self.plan.forward(x, parameters, kept), self.plan.coupled
+            return _Stack.apply(self.plan, None, x, *parameters)[0]  # type: ignore[no-any-return, no-untyped-call]

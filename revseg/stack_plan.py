@@ -7,7 +7,7 @@ raw map follows from the one before, and gradients that reuse each other's memor
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from revseg import ops
-from revseg.graphless import Onto
+from revseg.ambient import is_casting, without_autocast
+from revseg.graphless import Coupled, Onto
 from revseg.makers import Grads, Source
 from revseg.remember import remember
 from revseg.stack_layer import Layer
@@ -25,10 +26,8 @@ from revseg.stack_layer import Layer
 class Plan:
     """What is fixed about one run of a stack: makers, settings, which parameter is whose."""
 
-    def __init__(self, layers: Sequence[Layer], x: Tensor, onto: Onto | None) -> None:
+    def __init__(self, layers: Sequence[Layer], x: Tensor) -> None:
         self.layers = layers
-        self.onto = onto
-        self.coupled: torch.dtype | None = None  # that of the output before it was added, if it was
         self.parameters: list[Tensor] = []
         self.slots: list[list[int | None]] = []  # for each layer: where its parameters stand
         for layer in layers:
@@ -39,9 +38,11 @@ class Plan:
             self.slots.append(slots)
         self.batch = [layer.uses_batch() for layer in layers]
         self.device = x.device.type
-        self.cast = torch.get_autocast_dtype(self.device) if self.is_casting() else None
+        self.cast = torch.get_autocast_dtype(self.device) if is_casting(self.device) else None
 
-    def forward(self, x: Tensor, parameters: Sequence[Tensor], kept: list[Tensor] | None) -> Tensor:
+    def forward(
+        self, x: Tensor, parameters: Sequence[Tensor], kept: list[Tensor] | None, onto: Onto | None
+    ) -> Coupled:
         """The output; `kept` receives the raw maps, and `statistics` their means and variances."""
         self.statistics: list[tuple[Tensor, Tensor]] = []
         norm: ops.Norm | None = None  # what follows the raw map that a layer reads
@@ -63,17 +64,15 @@ class Plan:
                     reads_raw = self.layers[i + 1].dilation(made) is not None
                     x = made if reads_raw else ops.bn_act(made, norm, out=made)
             assert norm is not None
-            return self.finish(made, norm, made if kept is None else None)
+            return self.finish(made, norm, made if kept is None else None, onto)
 
-    def finish(self, u: Tensor, norm: ops.Norm, out: Tensor | None) -> Tensor:
+    def finish(self, u: Tensor, norm: ops.Norm, out: Tensor | None, onto: Onto | None) -> Coupled:
         """The output of the last layer, added to the stream if there is one that fits."""
-        (stream, sign), self.onto = self.onto or (None, 0), None
-        self.coupled = None
+        stream, sign = onto or (None, 0)
         fits = stream is not None and stream.shape == u.shape
         if stream is None or not fits or torch.promote_types(u.dtype, stream.dtype) != stream.dtype:
-            return ops.bn_act(u, norm, out=out)
-        self.coupled = u.dtype
-        return ops.bn_act_add(u, norm, stream, sign)
+            return ops.bn_act(u, norm, out=out), None
+        return ops.bn_act_add(u, norm, stream, sign), u.dtype
 
     def source(self, x: Tensor, kept: Sequence[Tensor] | None, norm: ops.Norm | None) -> Source:
         """The input of a layer: of the stack, or computed from the raw map of the layer before, if that was kept."""
@@ -113,11 +112,7 @@ class Plan:
 
     def no_autocast(self) -> AbstractContextManager[Any]:
         """Arguments are cast here: autocast would keep casts that were made without a graph."""
-        return torch.autocast(self.device, enabled=False) if self.is_casting() else nullcontext()
-
-    def is_casting(self) -> bool:
-        """Whether autocast is on; a backward pass may run under another state than the forward pass."""
-        return torch.amp.is_autocast_available(self.device) and torch.is_autocast_enabled(self.device)
+        return without_autocast(self.device)  # a backward pass may run under another state
 
     def lowered(self, x: Tensor) -> Tensor:
         """As autocast casts the arguments of a convolution."""
