@@ -31,7 +31,7 @@ from benchmarks.drift_plot import draw
 from benchmarks.rivals import is_available
 from benchmarks.workload import Workload, workload
 from revseg import ReversibleSequence
-from revseg.exact import GridRule, snap
+from revseg.engine.exact import GridRule, snap
 
 QUESTION = (
     "How far off are the gradients of a reversible network, and where are they bitwise plain autograd's?"

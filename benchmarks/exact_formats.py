@@ -23,9 +23,9 @@ from benchmarks import record
 from benchmarks.drift import SHAPE as SMALL
 from benchmarks.drift import Case, parameter_gradients, relative_distance
 from benchmarks.workload import SHAPE
-from revseg.exact import STEP, GridRule, extremes_of, snap
-from revseg.residue import Layout, pack, restore
-from revseg.steps import bits
+from revseg.engine.exact import STEP, GridRule, extremes_of, snap
+from revseg.engine.residue import Layout, pack, restore
+from revseg.engine.tensors import bits
 
 QUESTION = "Which format of a stream lets addition be undone bit for bit, and what does it cost?"
 DEPTH = 16

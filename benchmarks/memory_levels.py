@@ -25,8 +25,8 @@ from torch import Tensor
 
 from benchmarks import record
 from benchmarks.step_time import spread
-from revseg.kernels.launch import plain
-from revseg.layers import normalize_images
+from revseg.kernels.dispatch import plain
+from revseg.layers.images import normalize_images
 from revseg.losses import UpsampleCrossEntropy, predict_labels
 from revseg.memory import peak_bytes, predicted_peak_bytes
 from revseg.metrics import ConfusionMatrix

@@ -27,7 +27,7 @@ from benchmarks import record
 from benchmarks.memory_levels import batch, plain_loss, using_kernels
 from benchmarks.step_time import spread
 from benchmarks.training_memory import OVERHEAD_MIB
-from revseg.layers import normalize_images
+from revseg.layers.images import normalize_images
 from revseg.losses import UpsampleCrossEntropy
 from revseg.memory import peak_bytes, predicted_peak_bytes
 from revseg.models import create_model

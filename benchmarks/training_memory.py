@@ -32,7 +32,7 @@ import torch.nn.functional as F
 from benchmarks import record
 from benchmarks.memory_levels import batch, plain_loss, using_kernels
 from benchmarks.networks import PAPER, counts, kept_rows
-from revseg.levels import MEMORY_LEVELS
+from revseg.layers.memory_policy import MEMORY_LEVELS
 from revseg.losses import UpsampleCrossEntropy, predict_labels
 from revseg.memory import peak_bytes, predicted_peak_bytes
 from revseg.metrics import ConfusionMatrix

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
 from benchmarks.rivals import RIVALS, Functions, Net
 from revseg import AdditiveCoupling, ReversibleSequence
-from revseg.stack import Stack
+from revseg.layers.stack import Stack
 
 
 def plain(functions: Functions) -> Net:

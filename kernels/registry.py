@@ -13,17 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from revseg.kernels import (
-    asymmetric_conv,
-    bn_act,
-    running_statistics,
-    sum_of_pools,
-    upsample_argmax,
-    upsample_cross_entropy,
-)
-from revseg.kernels.bn_act_backward import bn_act_backward, bn_act_sums
-from revseg.kernels.contract import Kernel
+from revseg.kernels.asymmetric_conv import op as asymmetric_conv
+from revseg.kernels.bn_act import op as bn_act
+from revseg.kernels.bn_act.backward import bn_act_backward, bn_act_sums
 from revseg.kernels.norm import Norm
+from revseg.kernels.running_statistics import op as running_statistics
+from revseg.kernels.sum_of_pools import op as sum_of_pools
+from revseg.kernels.upsample_argmax import op as upsample_argmax
+from revseg.kernels.upsample_cross_entropy import op as upsample_cross_entropy
+from revseg.kernels.verify import Kernel
 
 
 def _batch_statistics(u: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,7 @@
 """The values of a map in another memory layout.
 
 PyTorch's own copy from contiguous to channels_last takes ten times as long as a copy without a change of layout;
-merged into one loop (`revseg.kernels.merged`) it takes about twice as long.
+merged into one loop (`revseg.kernels.cpu.compiled`) it takes about twice as long.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from revseg.kernels.flat import Flat
-from revseg.kernels.merged import is_merged, run
+from revseg.kernels.cpu.blocks import Flat
+from revseg.kernels.cpu.compiled import is_merged, run
 
 
 def relaid(x: Tensor, layout: torch.memory_format, out: Tensor | None = None) -> Tensor:

@@ -14,15 +14,15 @@ if TYPE_CHECKING:
     from revseg.couplings import AffineCoupling as AffineCoupling
     from revseg.couplings import Coupling as Coupling
     from revseg.couplings import OneSidedCoupling as OneSidedCoupling
-    from revseg.downsample import HaarDownsample as HaarDownsample
-    from revseg.downsample import Squeeze as Squeeze
-    from revseg.drift import InversionError as InversionError
+    from revseg.couplings.downsample import HaarDownsample as HaarDownsample
+    from revseg.couplings.downsample import Squeeze as Squeeze
+    from revseg.engine.drift import InversionError as InversionError
+    from revseg.engine.replay import is_recomputing as is_recomputing
+    from revseg.layers.recompute import Recompute as Recompute
+    from revseg.layers.stack import Stack as Stack
     from revseg.models import create_model as create_model
     from revseg.models import list_models as list_models
-    from revseg.ordinary import Recompute as Recompute
-    from revseg.recompute import is_recomputing as is_recomputing
     from revseg.sequence import ReversibleSequence as ReversibleSequence
-    from revseg.stack import Stack as Stack
 
 # A checkout whose symlink revseg/kernels arrived as a text file (Windows) finds ../kernels.
 _here = Path(__file__).parent
@@ -33,16 +33,16 @@ _HOME = {
     "AdditiveCoupling": "revseg.couplings",
     "AffineCoupling": "revseg.couplings",
     "Coupling": "revseg.couplings",
-    "HaarDownsample": "revseg.downsample",
-    "InversionError": "revseg.drift",
+    "HaarDownsample": "revseg.couplings.downsample",
+    "InversionError": "revseg.engine.drift",
     "OneSidedCoupling": "revseg.couplings",
-    "Recompute": "revseg.ordinary",
+    "Recompute": "revseg.layers.recompute",
     "ResidualChain": "revseg.convert",
     "ReversibleSequence": "revseg.sequence",
-    "Squeeze": "revseg.downsample",
-    "Stack": "revseg.stack",
+    "Squeeze": "revseg.couplings.downsample",
+    "Stack": "revseg.layers.stack",
     "create_model": "revseg.models",
-    "is_recomputing": "revseg.recompute",
+    "is_recomputing": "revseg.engine.replay",
     "list_models": "revseg.models",
     "reversible": "revseg.convert",
 }

@@ -1,6 +1,6 @@
 """The command line: parses, calls a command, and says in one sentence what went wrong.
 
-Importing torch takes seconds. So the flags come from dataclasses in `revseg.settings`, and the
+Importing torch takes seconds. So the flags come from dataclasses in `revseg.training.settings`, and the
 file of a command is imported only when its arguments are known to be right.
 
 Exit codes: 0 done, 1 the run failed, 2 the user can put it right, 130 interrupted.
@@ -11,11 +11,11 @@ import os
 import sys
 from collections.abc import Sequence
 
-from revseg.settings import DoctorSettings, TrainSettings
+from revseg.training.settings import DoctorSettings, TrainSettings
 
 COMMANDS: dict[str, tuple[type, str]] = {  # settings, and the function module:name that takes them
-    "train": (TrainSettings, "revseg.train:train"),
-    "doctor": (DoctorSettings, "revseg.doctor:doctor"),
+    "train": (TrainSettings, "revseg.commands.train:train"),
+    "doctor": (DoctorSettings, "revseg.commands.doctor:doctor"),
 }
 
 

@@ -32,9 +32,9 @@ import torch
 from torch import Tensor, nn
 
 from revseg.couplings import AdditiveCoupling
+from revseg.engine.steps import Step, Update
+from revseg.layers.stack import Stack
 from revseg.sequence import ReversibleSequence
-from revseg.stack import Stack
-from revseg.steps import Step, Update
 
 IsBlock = Callable[[nn.Module], bool] | type[nn.Module] | tuple[type[nn.Module], ...]
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from revseg.kernels.upsample_cross_entropy import reference
+from revseg.kernels.upsample_cross_entropy.op import reference
 from revseg.ops import upsample_argmax, upsample_cross_entropy
 
 Logits = Tensor | Sequence[Tensor]  # of one head, or the main head's first and then those of auxiliary heads

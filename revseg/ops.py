@@ -3,20 +3,20 @@
 `REVSEG_KERNELS=0` in the environment turns them off: layers then run as ordinary PyTorch modules.
 """
 
-from revseg.kernels.asymmetric_conv import (
+from revseg.kernels.asymmetric_conv.op import (
     asymmetric_conv,
     asymmetric_conv_backward,
     has_asymmetric_conv,
 )
-from revseg.kernels.bn_act import batch_statistics, bn_act, bn_act_add
-from revseg.kernels.bn_act_backward import bn_act_backward, bn_act_sums
-from revseg.kernels.launch import has_kernel, kernels_are_on
+from revseg.kernels.bn_act.backward import bn_act_backward, bn_act_sums
+from revseg.kernels.bn_act.op import batch_statistics, bn_act, bn_act_add
+from revseg.kernels.dispatch import has_kernel, kernels_are_on
 from revseg.kernels.norm import Norm
 from revseg.kernels.relaid import relaid
-from revseg.kernels.running_statistics import move_statistics
-from revseg.kernels.sum_of_pools import sum_of_pools, sum_of_pools_backward
-from revseg.kernels.upsample_argmax import upsample_argmax
-from revseg.kernels.upsample_cross_entropy import upsample_cross_entropy
+from revseg.kernels.running_statistics.op import move_statistics
+from revseg.kernels.sum_of_pools.op import sum_of_pools, sum_of_pools_backward
+from revseg.kernels.upsample_argmax.op import upsample_argmax
+from revseg.kernels.upsample_cross_entropy.op import upsample_cross_entropy
 
 __all__ = [
     "Norm",

@@ -15,13 +15,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from revseg.drift import Check
-from revseg.engine import run_reversible
-from revseg.exact import Exact, GridRule, check_range, extremes_of, snap
-from revseg.observers import has_hooks, is_traced
-from revseg.ordinary import Recompute
-from revseg.recompute import swapped_buffers
-from revseg.steps import Map, Step, Streams, Update, dense, run_plain
+from revseg.engine.chain import run_reversible
+from revseg.engine.drift import Check
+from revseg.engine.exact import Exact, GridRule, check_range, extremes_of, snap
+from revseg.engine.replay import swapped_buffers
+from revseg.engine.steps import Map, Step, Streams, Update, run_plain
+from revseg.engine.tensors import dense
+from revseg.engine.tracing import has_hooks, is_traced
+from revseg.layers.recompute import Recompute
 
 
 class ReversibleSequence(nn.Module):
@@ -61,7 +62,7 @@ class ReversibleSequence(nn.Module):
     modes need kernels that give the same bits twice: the same number of threads and the same
     settings in both passes (a change is an `InversionError`), no `torch.backends.cudnn.benchmark`
     (refused), and on a GPU deterministic kernels (`torch.use_deterministic_algorithms(True)`).
-    Weights used more than once under autocast: see `revseg.exact`.
+    Weights used more than once under autocast: see `revseg.engine.exact`.
 
     Raises:
         TypeError: If a block is neither a coupling nor a reversible down-sampling.

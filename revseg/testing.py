@@ -18,10 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from revseg.drift import InversionError
-from revseg.recompute import Call
+from revseg.engine.drift import InversionError
+from revseg.engine.replay import Call
+from revseg.engine.steps import Step, Streams, Update
+from revseg.engine.tensors import versions
 from revseg.sequence import ReversibleSequence, set_save_activations
-from revseg.steps import Step, Streams, Update, versions
 
 DEPTH = 8  # blocks in a row for the question whether rounding is amplified
 

@@ -5,7 +5,7 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-from revseg.kernels import merged
+from revseg.kernels.cpu import compiled
 
 if find_spec("hypothesis"):  # a machine with a GPU, where nothing can be installed, may lack it
     from hypothesis import HealthCheck, Phase, settings
@@ -42,16 +42,16 @@ def passes(request, monkeypatch):
     if request.param == "whole":
         yield
         return
-    monkeypatch.setattr(merged, "LEAST", 1)
+    monkeypatch.setattr(compiled, "LEAST", 1)
     if request.param == "blocks":
         monkeypatch.setenv("REVSEG_COMPILE", "0")
         yield
         return
-    if not merged._has_compiler():
+    if not compiled._has_compiler():
         pytest.skip("no C++ compiler")
     import torch._dynamo  # takes seconds, and most tests need it not
 
-    monkeypatch.setattr(merged, "KINDS", 100)
+    monkeypatch.setattr(compiled, "KINDS", 100)
     with torch._dynamo.config.patch(recompile_limit=100):
         yield
-    assert all(merged._kinds.values())
+    assert all(compiled._kinds.values())

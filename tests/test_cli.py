@@ -8,9 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-import revseg.train as training
 from revseg.cli import COMMANDS, main
-from revseg.settings import OUTPUTS
+from revseg.commands import train as training
+from revseg.training.settings import OUTPUTS
 
 ROOT = Path(__file__).parents[1]
 SMALL = ["--model-args", "widths=4,8,16", "--threads", "1"]
@@ -170,7 +170,7 @@ def test_full_disk_is_one_sentence(tmp_path, monkeypatch, capsys):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(training, "save_checkpoint", full)
+    monkeypatch.setattr("revseg.training.run.save_checkpoint", full)
     assert "No space left on device" in refused(capsys, *TINY, "--out", tmp_path / "run")
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from revseg import ResidualChain, ReversibleSequence, Stack, reversible
-from revseg.layers import ConvBNAct
+from revseg.layers.blocks import ConvBNAct
 from revseg.memory import peak_bytes, saved_bytes
 from revseg.testing import plain_twin
 from tests.helpers import assert_bitwise, assert_same_result, assert_same_step, relative_error, run_step

@@ -17,7 +17,7 @@ from benchmarks.gpu.setup import Row, Setup, name_of, random, rounded
 from benchmarks.gpu.timing import Step, bandwidth, captured, race
 from benchmarks.memory_levels import using_kernels
 from revseg import OneSidedCoupling, ReversibleSequence
-from revseg.layers import asymmetric_pairs
+from revseg.layers.blocks import asymmetric_pairs
 
 UNITS = {"F forward": 6, "block forward": 9, "block step": 29}  # maps that are read or written
 

@@ -16,7 +16,7 @@ from benchmarks.gpu.setup import Row, Setup, name_of
 from benchmarks.gpu.timing import MIB, Step, race
 from benchmarks.memory_levels import BF16, CASES, CLASSES, batch, plain_loss, training_step, using_kernels
 from benchmarks.upsample_cross_entropy import plain_argmax
-from revseg.layers import normalize_images
+from revseg.layers.images import normalize_images
 from revseg.losses import UpsampleCrossEntropy, predict_labels
 from revseg.memory import peak_bytes
 from revseg.models import create_model

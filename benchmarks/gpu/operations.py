@@ -17,7 +17,7 @@ from torch import Tensor
 from benchmarks.gpu.setup import Row, Setup, name_of, random, rounded
 from benchmarks.gpu.timing import Step, bandwidth, race
 from revseg import ops
-from revseg.kernels.asymmetric_conv import asymmetric_conv, asymmetric_conv_backward
+from revseg.kernels.asymmetric_conv.op import asymmetric_conv, asymmetric_conv_backward
 
 POOLS = (3, 5, 7)
 

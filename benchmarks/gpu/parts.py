@@ -15,9 +15,9 @@ from benchmarks.gpu import block, depth, losses, network, operations
 from benchmarks.gpu.isolation import Part
 from benchmarks.gpu.setup import Row, Setup, name_of
 from benchmarks.gpu.timing import bandwidth
-from revseg.kernels.contract import compare
-from revseg.kernels.launch import DTYPES
+from revseg.kernels.dispatch import DTYPES
 from revseg.kernels.registry import KERNELS
+from revseg.kernels.verify import compare
 
 
 def copies(setup: Setup) -> Iterator[Row]:

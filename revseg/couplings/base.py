@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from revseg.steps import Step, Streams, Update, run_inverse, run_plain
+from revseg.engine.steps import Step, Streams, Update, run_inverse, run_plain
 
 
 class Coupling(nn.Module):

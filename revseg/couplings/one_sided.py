@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from revseg.couplings.additive import AdditiveCoupling
-from revseg.gradients import Grads
-from revseg.graphless import Coupled, Onto
+from revseg.engine.function import Coupled, Onto
+from revseg.engine.gradients import Grads
 
 
 class OneSidedCoupling(AdditiveCoupling):
@@ -28,7 +28,7 @@ class OneSidedCoupling(AdditiveCoupling):
 
 
 class Identity(nn.Identity):
-    """The identity, which needs no graph (`revseg.graphless`)."""
+    """The identity, which needs no graph (`revseg.engine.function`)."""
 
     def graphless(self, x: Tensor) -> "_Same":
         return _Same()

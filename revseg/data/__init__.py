@@ -9,7 +9,7 @@ from revseg.data.camvid import CamVid as CamVid
 from revseg.data.classes import CAMVID as CAMVID
 from revseg.data.classes import CITYSCAPES as CITYSCAPES
 from revseg.data.classes import ClassTable as ClassTable
-from revseg.data.synthetic import SyntheticStreets as SyntheticStreets
+from revseg.data.synthetic.dataset import SyntheticStreets as SyntheticStreets
 from revseg.data.transforms import Compose as Compose
 from revseg.data.transforms import PhotometricJitter as PhotometricJitter
 from revseg.data.transforms import RandomHorizontalFlip as RandomHorizontalFlip

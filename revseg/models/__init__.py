@@ -11,7 +11,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from revseg.checkpoint import CheckpointError, load_weights
+from revseg.files import CheckpointError, load_weights
 from revseg.models.bisenet import BiSeNetResNet18, BiSeNetXception39
 from revseg.models.cfpnet import CFPNet
 from revseg.models.cgnet import CGNet

@@ -24,8 +24,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from revseg.layers import PooledBatchNorm2d
-from revseg.levels import check_level, run_block_again
+from revseg.layers.blocks import PooledBatchNorm2d
+from revseg.layers.memory_policy import check_level, run_block_again
+from revseg.layers.stack import Stack
 from revseg.models.bisenet_official import OFFICIAL_RESNET18, OFFICIAL_XCEPTION39
 from revseg.models.official import renamed_by
 from revseg.models.resnet import (
@@ -35,7 +36,6 @@ from revseg.models.resnet import (
     residual_stage,
 )
 from revseg.models.xception39 import COUNTS, xception_stage
-from revseg.stack import Stack
 
 
 class BiSeNet(nn.Module):
@@ -50,7 +50,7 @@ class BiSeNet(nn.Module):
         channels: Of the backbone's last two maps.
         width: Channels of the paths where they meet; the paper's 128.
         aux_channels: Channels inside of an auxiliary head; None without those heads.
-        memory: "lowest", "balanced" or "fastest", see `revseg.levels`.
+        memory: "lowest", "balanced" or "fastest", see `revseg.layers.memory_policy`.
     """
 
     stride = 8
@@ -106,7 +106,7 @@ class BiSeNetResNet18(BiSeNet):
         num_classes: C, the number of classes.
         width: Channels of ResNet18's first stage; all others follow, up to 8 times as many.
         aux: Whether there are auxiliary heads.
-        memory: "lowest", "balanced" or "fastest", see `revseg.levels`. Predicted peak of a training
+        memory: "lowest", "balanced" or "fastest", see `revseg.layers.memory_policy`. Predicted peak of a training
             step, one image of 1024 x 2048 in float32: 571, 571 and 1,263 MiB (2,375 with PyTorch's own
             modules and loss).
 
@@ -143,7 +143,7 @@ class BiSeNetXception39(BiSeNet):
         width: Of Xception39: channels of its first convolution; all others follow, up to 32 times
             as many.
         aux: Whether there are auxiliary heads.
-        memory: "lowest", "balanced" or "fastest", see `revseg.levels`. Predicted peak of a training
+        memory: "lowest", "balanced" or "fastest", see `revseg.layers.memory_policy`. Predicted peak of a training
             step, one image of 1024 x 2048 in float32: 336, 336 and 843 MiB (1,851 with PyTorch's own
             modules and loss).
 

@@ -24,9 +24,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from revseg.layers import ConvBNAct, ImageConvBNAct, of_each_image
-from revseg.levels import check_level, run_again, run_block_again
-from revseg.stack import Stack
+from revseg.layers.blocks import ConvBNAct, ImageConvBNAct
+from revseg.layers.images import of_each_image
+from revseg.layers.memory_policy import check_level, run_again, run_block_again
+from revseg.layers.stack import Stack
 
 
 class CFPNet(nn.Module):
@@ -40,7 +41,7 @@ class CFPNet(nn.Module):
             more than the one before.
         dilations: r of each module, for each row.
         activation: "prelu_shared", "prelu" or "relu".
-        memory: "lowest", "balanced" or "fastest", see `revseg.levels`.
+        memory: "lowest", "balanced" or "fastest", see `revseg.layers.memory_policy`.
 
     Raises:
         ValueError: If an argument is unknown or out of its range.

@@ -20,14 +20,15 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from revseg.layers import BNAct, ConvBNAct, ImageConvBNAct, Joined, JoinedClassifier, image_pyramid
-from revseg.levels import check_level, run_again, run_block_again
-from revseg.makers import Convolution
+from revseg.engine.tracing import has_hooks
+from revseg.layers.blocks import BNAct, ConvBNAct, ImageConvBNAct, Joined, JoinedClassifier
+from revseg.layers.images import image_pyramid
+from revseg.layers.linear import Convolution
+from revseg.layers.memory_policy import check_level, run_again, run_block_again
+from revseg.layers.side_by_side import SideBySide
+from revseg.layers.stack import Stack, run_layers, stacks_are_right
+from revseg.layers.stack_layer import Layer, layer_of
 from revseg.models.official import renamed
-from revseg.observers import has_hooks
-from revseg.side_by_side import SideBySide
-from revseg.stack import Stack, run_layers, stacks_are_right
-from revseg.stack_layer import Layer, layer_of
 
 
 class CGNet(nn.Module):
@@ -42,7 +43,7 @@ class CGNet(nn.Module):
         dilations: Of f_sur in stages 2 and 3.
         reductions: How much narrower the middle of the gate is in stages 2 and 3.
         dropout: Probability of dropping a channel before the classifier.
-        memory: "lowest", "balanced" or "fastest", see `revseg.levels`.
+        memory: "lowest", "balanced" or "fastest", see `revseg.layers.memory_policy`.
 
     Raises:
         ValueError: If an argument is unknown or out of its range.

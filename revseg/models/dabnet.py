@@ -20,10 +20,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from revseg.layers import BNAct, ConvBNAct, ImageConvBNAct, Joined, JoinedClassifier, image_pyramid
-from revseg.levels import check_level, run_again, run_block_again
+from revseg.layers.blocks import BNAct, ConvBNAct, ImageConvBNAct, Joined, JoinedClassifier
+from revseg.layers.images import image_pyramid
+from revseg.layers.memory_policy import check_level, run_again, run_block_again
+from revseg.layers.stack import Stack
 from revseg.models.official import renamed
-from revseg.stack import Stack
 
 
 class DABNet(nn.Module):
@@ -35,7 +36,7 @@ class DABNet(nn.Module):
         num_classes: C, the number of classes.
         widths: Channels of the stem and the two rows, the last two even.
         dilations: Of the far pair of each bottleneck, for each row.
-        memory: "lowest", "balanced" or "fastest", see `revseg.levels`.
+        memory: "lowest", "balanced" or "fastest", see `revseg.layers.memory_policy`.
 
     Raises:
         ValueError: If an argument is unknown or out of its range.

@@ -22,11 +22,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from revseg.conv_pool import ImageConvPool
-from revseg.doubling import DoublingConv2d
-from revseg.layers import ACTIVATIONS, crop
-from revseg.levels import check_level, run_again, run_block_again
-from revseg.stack import Stack
+from revseg.layers.blocks import ACTIVATIONS
+from revseg.layers.conv_pool import ImageConvPool
+from revseg.layers.images import crop
+from revseg.layers.memory_policy import check_level, run_again, run_block_again
+from revseg.layers.stack import Stack
+from revseg.layers.upsample_conv import DoublingConv2d
 
 Wrap = Callable[[nn.Module], nn.Module]
 Units = Callable[..., nn.Module]  # of channels, of these kinds, with dropout and activation
@@ -99,7 +100,7 @@ class ENet(ENetLayers):
         depth: Number of bottlenecks at 1/4, beside the one that halves the size.
         repeats: How often the bottlenecks at 1/8 go through their eight kinds.
         dropout: Probability of dropping a channel at 1/4 and at 1/8.
-        memory: "lowest", "balanced" or "fastest", see `revseg.levels`.
+        memory: "lowest", "balanced" or "fastest", see `revseg.layers.memory_policy`.
 
     Raises:
         ValueError: If an argument is unknown or out of its range.
@@ -132,7 +133,7 @@ class Bottleneck(nn.Module):
         channels: C.
         kind: Dilation of the 3 x 3 convolution in the middle, or "asymmetric".
         dropout: Probability of dropping a channel before the sum.
-        activation: One of `revseg.layers.ACTIVATIONS`.
+        activation: One of `revseg.layers.blocks.ACTIVATIONS`.
     """
 
     def __init__(self, channels: int, kind: Kind, dropout: float, activation: str) -> None:

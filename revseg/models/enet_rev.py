@@ -16,8 +16,8 @@ from functools import partial
 from torch import nn
 
 from revseg.couplings import AdditiveCoupling
-from revseg.exact import Exact
-from revseg.levels import check_level, run_again
+from revseg.engine.exact import Exact
+from revseg.layers.memory_policy import check_level, run_again
 from revseg.models.enet import ENetLayers, Kind, Wrap, bottleneck
 from revseg.sequence import ReversibleSequence
 
@@ -34,7 +34,7 @@ class ReversibleENet(ENetLayers):
         depth: Number of bottlenecks at 1/4, of two couplings each, as everywhere.
         repeats: How often the bottlenecks at 1/8 go through their eight kinds.
         dropout: Probability of dropping a channel of a function's value at 1/4 and at 1/8.
-        memory: "lowest", "balanced" or "fastest", see `revseg.levels`. Bottlenecks are undone at the
+        memory: "lowest", "balanced" or "fastest", see `revseg.layers.memory_policy`. Bottlenecks are undone at the
             first two; at the lowest level up- and down-samplings run again too.
         save_activations: Train with ordinary autograd: same numbers, same state dict, more memory.
         exact: Bit-for-bit inversion: True, or "lossless"; see `ReversibleSequence`.

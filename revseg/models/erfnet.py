@@ -20,12 +20,12 @@ from functools import partial
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from revseg.conv_pool import ConvPool, ImageConvPool
-from revseg.doubling import DoublingConv2d
-from revseg.layers import crop
-from revseg.levels import check_level, run_again, run_block_again
+from revseg.layers.conv_pool import ConvPool, ImageConvPool
+from revseg.layers.images import crop
+from revseg.layers.memory_policy import check_level, run_again, run_block_again
+from revseg.layers.stack import Stack
+from revseg.layers.upsample_conv import DoublingConv2d
 from revseg.models.official import renamed
-from revseg.stack import Stack
 
 Wrap = Callable[[nn.Module], nn.Module]
 Units = Callable[[int, Sequence[int], float], nn.Module]  # of channels, of these dilations, with dropout
@@ -106,7 +106,7 @@ class ERFNet(ERFNetLayers):
         encoder_head: Whether to have the classifier with which the official code first trains the
             encoder alone, and which the whole network never uses: its parameters get no gradient.
             2,066,642 parameters with it, as its files of weights have, 2,064,191 without.
-        memory: "lowest", "balanced" or "fastest", see `revseg.levels`.
+        memory: "lowest", "balanced" or "fastest", see `revseg.layers.memory_policy`.
 
     Raises:
         ValueError: If an argument is unknown or out of its range.

@@ -16,8 +16,8 @@ from functools import partial
 from torch import nn
 
 from revseg.couplings import AdditiveCoupling
-from revseg.exact import Exact
-from revseg.levels import check_level, run_again
+from revseg.engine.exact import Exact
+from revseg.layers.memory_policy import check_level, run_again
 from revseg.models.erfnet import ERFNetLayers, Wrap, factorized
 from revseg.sequence import ReversibleSequence
 
@@ -35,7 +35,7 @@ class ReversibleERFNet(ERFNetLayers):
         repeats: How often the units at 1/8 go through the dilations.
         dilations: Dilations of the units at 1/8.
         dropout: Probability of dropping a channel of a function's value at 1/4 and at 1/8.
-        memory: "lowest", "balanced" or "fastest", see `revseg.levels`. Units are undone at the first
+        memory: "lowest", "balanced" or "fastest", see `revseg.layers.memory_policy`. Units are undone at the first
             two; at the lowest level up- and down-samplings run again too.
         save_activations: Train with ordinary autograd: same numbers, same state dict, more memory.
         exact: Bit-for-bit inversion: True, or "lossless"; see `ReversibleSequence`.

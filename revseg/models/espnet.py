@@ -21,12 +21,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from revseg.doubling import DoublingConv2d
-from revseg.layers import BNAct, ConvBNAct, ImageConvBNAct, crop, normalize_images
-from revseg.levels import check_level, run_again, run_block_again
+from revseg.layers.blocks import BNAct, ConvBNAct, ImageConvBNAct
+from revseg.layers.images import crop, normalize_images
+from revseg.layers.memory_policy import check_level, run_again, run_block_again
+from revseg.layers.stack import Stack
+from revseg.layers.upsample_conv import DoublingConv2d
 from revseg.models.espnet_esp import DILATIONS, ESP
 from revseg.models.official import renamed
-from revseg.stack import Stack
 
 Wrap = Callable[[nn.Module], nn.Module]
 Units = Callable[[int, int], nn.Module]  # of channels, so many
@@ -82,7 +83,7 @@ class ESPNet(ESPNetLayers):
         widths: Channels at 1/2, 1/4 and 1/8 of the size, rising, the last two at least 5.
         p: Number of ESP blocks at 1/4, beside the one that halves the size.
         q: Number of ESP blocks at 1/8, beside the one that halves the size.
-        memory: "lowest", "balanced" or "fastest", see `revseg.levels`.
+        memory: "lowest", "balanced" or "fastest", see `revseg.layers.memory_policy`.
 
     Raises:
         ValueError: If an argument is unknown or out of its range.

@@ -21,11 +21,11 @@ from itertools import accumulate
 import torch
 from torch import Tensor, nn
 
-from revseg.layers import BNAct
-from revseg.makers import Convolution, Grads, Source, held
-from revseg.observers import has_hooks
-from revseg.stack import run_layers, stacks_are_right
-from revseg.stack_layer import Layer, layer_of
+from revseg.engine.tracing import has_hooks
+from revseg.layers.blocks import BNAct
+from revseg.layers.linear import Convolution, Grads, Source, held
+from revseg.layers.stack import run_layers, stacks_are_right
+from revseg.layers.stack_layer import Layer, layer_of
 
 DILATIONS = (1, 2, 4, 8, 16)
 

@@ -16,8 +16,8 @@ from functools import partial
 from torch import nn
 
 from revseg.couplings import AdditiveCoupling
-from revseg.exact import Exact
-from revseg.levels import check_level, run_again
+from revseg.engine.exact import Exact
+from revseg.layers.memory_policy import check_level, run_again
 from revseg.models.espnet import ESPNetLayers, Wrap
 from revseg.models.espnet_esp import ESP
 from revseg.sequence import ReversibleSequence
@@ -34,7 +34,7 @@ class ReversibleESPNet(ESPNetLayers):
         widths: Channels at 1/2, 1/4 and 1/8 of the size, rising, the last two even, at least 10.
         p: Number of ESP blocks at 1/4, of two couplings each, as at 1/8.
         q: Number of ESP blocks at 1/8.
-        memory: "lowest", "balanced" or "fastest", see `revseg.levels`. Blocks are undone at the
+        memory: "lowest", "balanced" or "fastest", see `revseg.layers.memory_policy`. Blocks are undone at the
             first two; at the lowest level what halves, joins and doubles runs again too.
         save_activations: Train with ordinary autograd: same numbers, same state dict, more memory.
         exact: Bit-for-bit inversion: True, or "lossless"; see `ReversibleSequence`.

@@ -26,9 +26,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from revseg.layers import ConvBNAct, ImageConvBNAct
-from revseg.levels import check_level, run_again, run_block_again
-from revseg.stack import Stack
+from revseg.layers.blocks import ConvBNAct, ImageConvBNAct
+from revseg.layers.memory_policy import check_level, run_again, run_block_again
+from revseg.layers.stack import Stack
 
 
 class FPENet(nn.Module):
@@ -43,7 +43,7 @@ class FPENet(nn.Module):
         expansion: How many times wider a block of these is inside.
         dilations: Of the parts of a block. Their number divides `widths[0]` and the last two widths
             times `expansion`.
-        memory: "lowest", "balanced" or "fastest", see `revseg.levels`.
+        memory: "lowest", "balanced" or "fastest", see `revseg.layers.memory_policy`.
 
     Raises:
         ValueError: If an argument is unknown or out of its range.

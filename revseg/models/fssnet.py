@@ -24,9 +24,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from revseg.layers import ACTIVATIONS, BNAct, ConvBNAct, ImageConvBNAct, of_each_image
-from revseg.levels import check_level, run_again, run_block_again
-from revseg.stack import Stack
+from revseg.layers.blocks import ACTIVATIONS, BNAct, ConvBNAct, ImageConvBNAct
+from revseg.layers.images import of_each_image
+from revseg.layers.memory_policy import check_level, run_again, run_block_again
+from revseg.layers.stack import Stack
 
 
 class FSSNet(nn.Module):
@@ -38,7 +39,7 @@ class FSSNet(nn.Module):
         factorized: How many factorized blocks there are at 1/4.
         dilations: Of each block at 1/8.
         activation: "prelu_shared", "prelu" or "relu".
-        memory: "lowest", "balanced" or "fastest", see `revseg.levels`.
+        memory: "lowest", "balanced" or "fastest", see `revseg.layers.memory_policy`.
 
     Raises:
         ValueError: If an argument is unknown or out of its range.

@@ -24,10 +24,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from revseg.layers import normalize_images
-from revseg.levels import check_level, run_block_again
+from revseg.layers.images import normalize_images
+from revseg.layers.memory_policy import check_level, run_block_again
+from revseg.layers.stack import Stack
 from revseg.models.resnet import bottleneck, conv_bn, conv_bn_relu, image_conv_bn_relu, residual_stage
-from revseg.stack import Stack
 
 BINS = (1, 2, 3, 6)  # cells a side of the pyramid's pools
 
@@ -42,7 +42,7 @@ class ICNet(nn.Module):
         num_classes: C, the number of classes.
         width: Channels of the first convolutions; all others follow, up to 32 times as many.
         aux: Whether there are auxiliary heads.
-        memory: "lowest", "balanced" or "fastest", see `revseg.levels`. Predicted peak of a training
+        memory: "lowest", "balanced" or "fastest", see `revseg.layers.memory_policy`. Predicted peak of a training
             step, one image of 1024 x 2048 in float32: 230, 302 and 781 MiB (1,723 with PyTorch's own
             modules and loss).
 

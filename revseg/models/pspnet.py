@@ -22,8 +22,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from revseg.layers import PooledBatchNorm2d
-from revseg.levels import check_level, run_block_again
+from revseg.layers.blocks import PooledBatchNorm2d
+from revseg.layers.memory_policy import check_level, run_block_again
+from revseg.layers.stack import Stack
 from revseg.models.official import renamed_by
 from revseg.models.resnet import (
     DEPTHS,
@@ -33,7 +34,6 @@ from revseg.models.resnet import (
     official_block_names,
     residual_stage,
 )
-from revseg.stack import Stack
 
 
 class PSPNet(nn.Module):
@@ -49,7 +49,7 @@ class PSPNet(nn.Module):
         bins: Cells a side of the pyramid's pools.
         dropout: Probability of dropping a channel in front of a classifier.
         aux: Whether there is an auxiliary head.
-        memory: "lowest", "balanced" or "fastest", see `revseg.levels`. Predicted peak of a training
+        memory: "lowest", "balanced" or "fastest", see `revseg.layers.memory_policy`. Predicted peak of a training
             step, one image of 1024 x 2048 in float32: 3,816, 5,929 and 13,974 MiB (16,482 with PyTorch's own
             modules and loss).
 

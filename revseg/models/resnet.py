@@ -16,9 +16,9 @@ from typing import Protocol
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from revseg.layers import ConvBNAct, ImageConvBNAct
-from revseg.levels import run_again, run_block_again
-from revseg.stack import Stack
+from revseg.layers.blocks import ConvBNAct, ImageConvBNAct
+from revseg.layers.memory_policy import run_again, run_block_again
+from revseg.layers.stack import Stack
 
 conv_bn_relu = partial(ConvBNAct, activation="relu", eps=1e-5)
 image_conv_bn_relu = partial(ImageConvBNAct, activation="relu", eps=1e-5)
@@ -101,7 +101,7 @@ def residual_stage(
     stride: int = 1,
     dilation: int = 1,
 ) -> nn.Module:
-    """Residual blocks in a row, the first with the stride; see `revseg.levels` for the memory.
+    """Residual blocks in a row, the first with the stride; see `revseg.layers.memory_policy` for the memory.
 
     Args:
         block: `basic` or `bottleneck`.

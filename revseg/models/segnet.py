@@ -23,9 +23,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from revseg.layers import ConvBNAct, ImageConvBNAct
-from revseg.levels import check_level, run_again, run_block_again
-from revseg.stack import Stack
+from revseg.layers.blocks import ConvBNAct, ImageConvBNAct
+from revseg.layers.memory_policy import check_level, run_again, run_block_again
+from revseg.layers.stack import Stack
 
 CONVOLUTIONS = (2, 2, 3, 3, 3)  # of the encoder's stages, VGG-16's
 
@@ -42,7 +42,7 @@ class SegNet(nn.Module):
     Args:
         num_classes: C, the number of classes.
         widths: Channels of the five stages.
-        memory: "lowest", "balanced" or "fastest", see `revseg.levels`. Predicted peak of a training
+        memory: "lowest", "balanced" or "fastest", see `revseg.layers.memory_policy`. Predicted peak of a training
             step, one image of 1024 x 2048 in float32: 2,716, 2,881 and 7,692 MiB (10,324 with PyTorch's own
             modules and loss).
 

@@ -26,12 +26,12 @@ from functools import partial
 from torch import Tensor, nn
 
 from revseg.couplings import COUPLINGS
-from revseg.exact import Exact
-from revseg.layers import ConvBNAct, ImageConvBNAct, asymmetric_pairs
-from revseg.levels import check_level, run_again
+from revseg.engine.exact import Exact
+from revseg.layers.blocks import ConvBNAct, ImageConvBNAct, asymmetric_pairs
+from revseg.layers.memory_policy import check_level, run_again
+from revseg.layers.stack import Stack
 from revseg.models.vnet_cpp import CPP, check_choice
 from revseg.sequence import ReversibleSequence
-from revseg.stack import Stack
 
 Dilations = Sequence[Sequence[int]]  # of one stage: for each module, for each of its pairs
 
@@ -66,7 +66,7 @@ class VNet(nn.Module):
         cpp_post_norm: Whether batch norm and activation follow the concatenation.
         classifier_bias: Whether the last convolution has a bias.
         dropout: Probability of dropping a channel at the end of each F.
-        memory: "lowest", "balanced" or "fastest", see `revseg.levels`. The V modules are undone at the
+        memory: "lowest", "balanced" or "fastest", see `revseg.layers.memory_policy`. The V modules are undone at the
             first two; at the lowest level the stem and CPP run again too. Peak of a training step,
             batch 4 at 1024 x 2048 in float32: 416, 768 and 1,280 MiB (4,640 with
             PyTorch's own modules and loss), in 0.83, 0.66 and 0.56 of their time on a CPU.

@@ -15,12 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from revseg import ops
-from revseg.layers import BNAct
-from revseg.makers import Convolution, Grads, Source, gather, held, images_of, summed
-from revseg.observers import has_hooks
-from revseg.stack import run_layers, stacks_are_right
-from revseg.stack_layer import Layer, layer_of
-from revseg.steps import dense
+from revseg.engine.tensors import dense
+from revseg.engine.tracing import has_hooks
+from revseg.layers.blocks import BNAct
+from revseg.layers.linear import Convolution, Grads, Source, gather, held, images_of, summed
+from revseg.layers.stack import run_layers, stacks_are_right
+from revseg.layers.stack_layer import Layer, layer_of
 
 POOLS = ("avg", "max")
 MERGES = ("sum", "mean")
@@ -42,9 +42,9 @@ class CPP(nn.Module):
         merge: "sum" or "mean" of the pyramid.
         post_norm: Batch norm and activation after the concatenation; without it only the
             convolution's channels get them.
-        activation: See `revseg.layers.BNAct`.
-        eps: See `revseg.layers.BNAct`.
-        momentum: See `revseg.layers.BNAct`.
+        activation: See `revseg.layers.blocks.BNAct`.
+        eps: See `revseg.layers.blocks.BNAct`.
+        momentum: See `revseg.layers.blocks.BNAct`.
 
     Raises:
         ValueError: If an option is unknown or out of its range.
@@ -83,7 +83,9 @@ class CPP(nn.Module):
         layer = self.as_layer() if stacks_are_right(x) else None
         if layer is not None:
             return run_layers([layer], x)
-        new = self.pointwise(x.contiguous())  # on channels_last its gradient can crash, see `revseg.makers`
+        new = self.pointwise(
+            x.contiguous()
+        )  # on channels_last its gradient can crash, see `revseg.layers.linear`
         pooled = self.pooled(x)
         if self.post_norm:
             return self.norm(torch.cat((new, pooled), dim=1))  # type: ignore[no-any-return]

@@ -11,9 +11,9 @@ layers are those of the official code (ycszen/TorchSeg, furnace/base_model/xcept
 
 from torch import nn
 
-from revseg.levels import run_again, run_block_again
+from revseg.layers.memory_policy import run_again, run_block_again
+from revseg.layers.stack import Stack
 from revseg.models.resnet import Residual
-from revseg.stack import Stack
 
 COUNTS = (4, 8, 4)  # blocks of the three stages
 
@@ -44,7 +44,7 @@ def xception_block(in_channels: int, width: int, *, stride: int = 1) -> Residual
 
 
 def xception_stage(in_channels: int, width: int, count: int, memory: str) -> nn.Module:
-    """Blocks in a row, the first with stride 2; see `revseg.levels` for the memory."""
+    """Blocks in a row, the first with stride 2; see `revseg.layers.memory_policy` for the memory."""
     row = [xception_block(in_channels, width, stride=2)]
     row += [xception_block(4 * width, width) for _ in range(count - 1)]
     blocks = nn.Sequential(*(run_block_again(each, memory) for each in row))

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from revseg import AdditiveCoupling, OneSidedCoupling, ReversibleSequence
-from revseg.layers import asymmetric_pairs
+from revseg.layers.blocks import asymmetric_pairs
 from tests.helpers import needs_cuda
 
 SHAPE = (2, 32, 24, 40)

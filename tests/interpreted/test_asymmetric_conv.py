@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 from triton.runtime.interpreter import interpreter_builder
 
-from revseg.kernels import asymmetric_conv as plain_kernel
-from revseg.kernels import asymmetric_conv_backward_triton as backward
-from revseg.kernels import asymmetric_conv_triton as forward
-from revseg.kernels import merge_triton
-from revseg.kernels.asymmetric_conv import asymmetric_conv, asymmetric_conv_backward, has_asymmetric_conv
-from revseg.kernels.bn_act_triton import parameters_of
-from tests.asymmetric_conv_cases import Case, case, error, ours, plain, ratios
+from revseg.kernels.asymmetric_conv import gpu as forward
+from revseg.kernels.asymmetric_conv import gpu_backward as backward
+from revseg.kernels.asymmetric_conv import gpu_statistics as merge_triton
+from revseg.kernels.asymmetric_conv import op as plain_kernel
+from revseg.kernels.asymmetric_conv.op import asymmetric_conv, asymmetric_conv_backward, has_asymmetric_conv
+from revseg.kernels.bn_act.gpu import parameters_of
 from tests.interpreted.guarded import guarded, survives
+from tests.kernels.asymmetric_conv_cases import Case, case, error, ours, plain, ratios
 
 BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
 

@@ -8,13 +8,16 @@ import torch
 from torch import Tensor
 from triton.runtime.interpreter import interpreter_builder
 
-from revseg.exact import STEP, GridRule
-from revseg.kernels import bn_act as plain_kernel
-from revseg.kernels import bn_act_backward_triton, bn_act_triton, tiles_triton
-from revseg.kernels.batch_statistics_triton import batch_statistics as batch_statistics_op
-from revseg.kernels.bn_act import batch_statistics, bn_act, bn_act_add
-from revseg.kernels.bn_act_backward import bn_act_backward, bn_act_sums
-from tests.bn_act_cases import (
+from revseg.engine.exact import STEP, GridRule
+from revseg.kernels.bn_act import gpu as bn_act_triton
+from revseg.kernels.bn_act import gpu_backward as bn_act_backward_triton
+from revseg.kernels.bn_act import op as plain_kernel
+from revseg.kernels.bn_act.backward import bn_act_backward, bn_act_sums
+from revseg.kernels.bn_act.gpu_statistics import batch_statistics as batch_statistics_op
+from revseg.kernels.bn_act.op import batch_statistics, bn_act, bn_act_add
+from revseg.kernels.gpu import tiles as tiles_triton
+from tests.interpreted.guarded import guarded, survives
+from tests.kernels.bn_act_cases import (
     HALF,
     Case,
     added,
@@ -27,7 +30,6 @@ from tests.bn_act_cases import (
     slopes,
     stream,
 )
-from tests.interpreted.guarded import guarded, survives
 
 BF16, F16, F32, F64 = torch.bfloat16, torch.float16, torch.float32, torch.float64
 ODD = (2, 5, 9, 7)

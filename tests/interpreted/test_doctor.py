@@ -5,12 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from revseg import doctor
-from revseg.kernels import asymmetric_conv
-from revseg.kernels.contract import compare
-from revseg.kernels.launch import DTYPES
+from revseg.commands import doctor
+from revseg.kernels.asymmetric_conv import op as asymmetric_conv
+from revseg.kernels.dispatch import DTYPES
 from revseg.kernels.registry import KERNELS
-from tests.scaling import SCALE, scale
+from revseg.kernels.verify import compare
+from tests.kernels.scaling.op import SCALE, scale
 
 CPU = torch.device("cpu")
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from revseg.kernels.launch import forced, has_kernel
+from revseg.kernels.dispatch import forced, has_kernel
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

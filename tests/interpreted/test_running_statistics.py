@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from revseg.kernels import running_statistics as plain_kernel
-from revseg.kernels.running_statistics import move_statistics
-from revseg.kernels.running_statistics_triton import move_statistics as move_statistics_op
+from revseg.kernels.running_statistics import op as plain_kernel
+from revseg.kernels.running_statistics.gpu import move_statistics as move_statistics_op
+from revseg.kernels.running_statistics.op import move_statistics
 from tests.interpreted.guarded import guarded, survives
-from tests.running_statistics_cases import CHANNELS, assert_as_in_pytorch
+from tests.kernels.running_statistics_cases import CHANNELS, assert_as_in_pytorch
 
 
 def arguments(counts=True):

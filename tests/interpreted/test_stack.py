@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from revseg import OneSidedCoupling, ReversibleSequence, ops
-from revseg.kernels import asymmetric_conv_triton
-from revseg.layers import asymmetric_pairs
-from revseg.stack import Stack
+from revseg.kernels.asymmetric_conv import gpu as asymmetric_conv_triton
+from revseg.layers.blocks import asymmetric_pairs
+from revseg.layers.stack import Stack
 from tests.helpers import Result, relative_error, run_step, small_input
-from tests.stack_twins import layer, stirred
+from tests.layers.stack_twins import layer, stirred
 
 F32 = torch.float32
 

@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 from triton.runtime.interpreter import interpreter_builder
 
-from revseg.kernels import sum_of_pools as plain_kernel
-from revseg.kernels import sum_of_pools_triton
-from revseg.kernels.sum_of_pools import sum_of_pools, sum_of_pools_backward
+from revseg.kernels.sum_of_pools import gpu as sum_of_pools_triton
+from revseg.kernels.sum_of_pools import op as plain_kernel
+from revseg.kernels.sum_of_pools.op import sum_of_pools, sum_of_pools_backward
 from tests.helpers import small_input
 from tests.interpreted.guarded import guarded, survives
 

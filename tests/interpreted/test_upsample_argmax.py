@@ -2,13 +2,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from revseg.kernels.upsample_argmax import example_inputs, reference
-from revseg.kernels.upsample_argmax_triton import argmax
+from revseg.kernels.upsample_argmax.gpu import argmax
+from revseg.kernels.upsample_argmax.op import example_inputs, reference
 from revseg.ops import upsample_argmax
 from tests.helpers import small_input
 from tests.interpreted.guarded import guarded
 from tests.interpreted.programs import reversed_order
-from tests.test_upsample_argmax import assert_is_argmax
+from tests.kernels.test_upsample_argmax import assert_is_argmax
 
 SIZES = [(13, 18), (3, 2), (4, 5), (70, 5), (1, 200)]
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]

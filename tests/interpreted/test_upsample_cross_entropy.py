@@ -4,16 +4,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from revseg.kernels import upsample_cross_entropy_triton as kernel
-from revseg.kernels.upsample_cross_entropy import example_inputs, reference
-from revseg.kernels.upsample_cross_entropy_inputs import REDUCTIONS
+from revseg.kernels.upsample_cross_entropy import gpu as kernel
+from revseg.kernels.upsample_cross_entropy.inputs import REDUCTIONS
+from revseg.kernels.upsample_cross_entropy.op import example_inputs, reference
 from revseg.losses import OhemCrossEntropy, ohem_reference
 from revseg.memory import peak_bytes, saved_bytes
 from revseg.ops import upsample_cross_entropy
 from tests.helpers import small_input
 from tests.interpreted.guarded import guarded
 from tests.interpreted.programs import reversed_order
-from tests.test_upsample_cross_entropy import OPTIONS, assert_near, example, run, with_weights
+from tests.kernels.test_upsample_cross_entropy import OPTIONS, assert_near, example, run, with_weights
 
 SIZES = [(13, 18), (3, 2), (4, 5), (70, 5), (1, 90), (9, 36)]
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -282,7 +282,7 @@ def test_the_operation_is_what_torch_expects(dloss):
 
 
 def test_pieces_cover_every_output_once():
-    from revseg.kernels.bilinear_triton import grid
+    from revseg.kernels.gpu.bilinear import grid
 
     for size in (*SIZES, (257, 300)):
         pieces = grid(torch.empty(1, 1, 4, 5), size, False)

@@ -1,0 +1,137 @@
+"""The gradients of `bn_act` (`revseg.kernels.bn_act.op`), in two passes over the raw map.
+
+The first takes three sums by channel, which are the gradients of the parameters; the second makes the
+gradient of the raw map, through the statistics too if they are the batch's.
+
+Letters: u the raw map [N, C, H, W], n the normalised one, z the activated one; M = N * H * W.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from revseg.kernels.cpu import native
+from revseg.kernels.cpu.blocks import Flat, as_dense, memory_like
+from revseg.kernels.cpu.compiled import is_merged, run
+from revseg.kernels.dispatch import has_kernel
+from revseg.kernels.norm import Norm
+from revseg.kernels.shapes import has_values
+
+
+def bn_act_backward(
+    u: Tensor, dz: Tensor, norm: Norm, batch: bool, out: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of `bn_act`, through the statistics too if they are the batch's.
+
+    Args:
+        u: The raw map [N, C, H, W].
+        dz: The gradient of the activated map, of any strides.
+        norm: Statistics and parameters.
+        batch: Whether mean and variance are those of u.
+        out: Written to instead of new memory; may be dz itself, or u, which takes a little longer.
+
+    Returns:
+        du [N, C, H, W], of the dtype and strides of u, and the gradients of weight, bias and
+        slope, each [C], float64.
+    """
+    du = memory_like(u, u.dtype, out)
+    if dz.stride() != u.stride():
+        dz = as_dense(dz, u) if du is u else du.copy_(dz)
+    if has_kernel(u, dz):
+        from revseg.kernels.bn_act import gpu_backward
+
+        return gpu_backward.bn_act_backward(u, dz, norm, batch, du)
+    if native.is_small(u):
+        found, dweight, dbias, dslope = native.gradients(u, dz.to(u.dtype), norm, batch)
+        return du.copy_(found), dweight, dbias, dslope
+    maps = Flat(u), Flat(dz), Flat(du)
+    if not has_values(u):
+        maps[0].one_block(4)
+        vector = norm.mean.new_empty(u.shape[1])
+        return du, vector, vector, vector
+    # where possible, the first pass writes dn, so that the second need not make it again
+    once = du is not u and maps[0].direct and not is_merged(maps[0])
+    dbias, dot, dslope = _sums(*maps, norm, once)
+    dweight = dot * norm.inverse_deviation
+    m = u.numel() // u.shape[1]
+    _apply(*maps, norm, once, (dweight / m, dbias / m) if batch else None)
+    return du, dweight, dbias, dslope
+
+
+def bn_act_sums(u: Tensor, dz: Tensor, norm: Norm) -> Tensor:
+    """The sums that `bn_act_backward` needs before it can make du [3, C], float64.
+
+    Those of dn, which is the gradient of the bias; of dn * (u - mean), which is that of the weight
+    times the deviation; and of dz * n where n < 0, which is that of the slope.
+
+    Args:
+        u: The raw map [N, C, H, W].
+        dz: The gradient of the activated map, of any strides.
+        norm: Statistics and parameters.
+    """
+    dz = as_dense(dz, u)
+    if has_kernel(u, dz):
+        from revseg.kernels.bn_act import gpu_backward
+
+        return gpu_backward.bn_act_sums(u, dz, norm)
+    flat, gradient = Flat(u), Flat(dz)
+    if not has_values(u):
+        flat.one_block(3)
+        return norm.mean.new_empty(3, u.shape[1])
+    return _sums(flat, gradient, flat, norm, write=False)
+
+
+def _sums(u: Flat, dz: Flat, du: Flat, norm: Norm, write: bool) -> Tensor:
+    """The sums of dn, of dn * (u - mean) and of dz * n below 0, by channel [3, C]; dn itself into du."""
+    if is_merged(u):
+        sums = run("sums", u.whole(), dz.whole(), *u.along(norm.vectors))
+        return u.added_whole(torch.stack(sums).double())
+    blocks = []
+    for x, g, y, (mean, scale, bias, slope), c, n, t in zip(
+        *(each.blocks() for each in (u, dz, du)),
+        u.spread(norm.vectors),
+        *(u.scratch() for _ in range(3)),
+        strict=True,
+    ):
+        g = g.to(u.dtype)
+        torch.mul(torch.sub(x, mean, out=c), scale, out=n).add_(bias)
+        dslope = torch.clamp(n, max=0, out=t).mul_(g).sum(u.dim)
+        dn = torch.mul(_factor_(n, slope), g, out=y if write else n)
+        blocks.append(torch.stack((dn.sum(u.dim), c.mul_(dn).sum(u.dim), dslope)).double())
+    return u.added(blocks)
+
+
+def _apply(
+    u: Flat, dz: Flat, du: Flat, norm: Norm, written: bool, of_batch: tuple[Tensor, Tensor] | None
+) -> None:
+    """The gradient of the raw map into du: (dn - dbias - (u - mean) / deviation * dweight) * scale."""
+    scale = norm.vectors[1]
+    dweight, dbias = (torch.zeros_like(scale),) * 2 if of_batch is None else of_batch
+    more = torch.stack((-scale * norm.inverse_deviation * dweight, scale * dbias))
+    vectors = torch.cat((norm.vectors, more))
+    if is_merged(u):
+        args = u.whole(), dz.whole(), *u.along(vectors)
+        in_place = {u.data.data_ptr(): "apply_to_map", dz.data.data_ptr(): "apply_to_gradient"}
+        name = in_place.get(du.data.data_ptr())
+        run(name, *args) if name else run("apply", *args, du.whole())
+        return
+    for x, g, y, (m, k, b, s, p, q), c, n in zip(
+        *(each.blocks() for each in (u, dz, du)),
+        u.spread(vectors),
+        *(u.scratch() for _ in range(2)),
+        strict=True,
+    ):
+        torch.sub(x, m, out=c)
+        if not written:
+            torch.mul(_factor_(torch.mul(c, k, out=n).add_(b), s), g.to(u.dtype), out=n)
+        dn = (y if written else n).mul_(k)
+        if of_batch is not None:  # else an infinity in u would make NaN of zero
+            dn.add_(c.mul_(p).sub_(q))
+        if not written:
+            y.copy_(dn)
+
+
+def _factor_(n: Tensor, slope: Tensor) -> Tensor:
+    """The derivative of the activation: 1 above 0, else the slope; in place of n."""
+    return n.gt_(0).mul_(1 - slope).add_(slope)

@@ -1,0 +1,114 @@
+"""Batch norm and a leaky activation as Triton kernels.
+
+One launch makes the activated map, or a stream updated by it. It reads a map once and stores nothing
+of its size but the result; each program folds the vectors of its own channels, once for all of its tiles.
+The gradients are in `gpu_backward`.
+
+Letters: u, z, n as in `bn_act`; P, Q, C, S as in `gpu/tiles`.
+"""
+
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from revseg.kernels.gpu.rounding import rounded, whole
+from revseg.kernels.gpu.tiles import Tiles, place_of
+from revseg.kernels.norm import Norm
+
+
+def bn_act(u: Tensor, norm: Norm, out: Tensor) -> Tensor:
+    """As `revseg.kernels.bn_act.op.bn_act`."""
+    _bn_act(u, *parameters_of(norm), None, 1.0, None, out)
+    return out
+
+
+def bn_act_add(u: Tensor, norm: Norm, x: Tensor, sign: float, step: float | None, out: Tensor) -> Tensor:
+    """As `revseg.kernels.bn_act.op.bn_act_add`."""
+    _bn_act(u, *parameters_of(norm), x, sign, step, out)
+    return out
+
+
+def parameters_of(norm: Norm) -> tuple[Any, ...]:
+    """What the operations take for a Norm; its slope is a tensor, or else a number."""
+    slope, fixed = (norm.slope, 1.0) if isinstance(norm.slope, Tensor) else (None, norm.slope)
+    return norm.mean, norm.var, norm.weight, norm.bias, slope, fixed, norm.eps
+
+
+def of_slope(slope: Tensor | None, fixed: float) -> dict[str, Any]:
+    """What kernels are compiled for: a number in place of a slope, or one slope for all channels."""
+    return {"FIXED": fixed if slope is None else None, "SHARED": slope is not None and slope.numel() == 1}
+
+
+@torch.library.custom_op("revseg::bn_act", mutates_args=("out",))
+def _bn_act(
+    u: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, slope: Tensor | None,
+    fixed: float, eps: float, x: Tensor | None, sign: float, step: float | None, out: Tensor,
+) -> None:  # fmt: skip
+    tiles = Tiles.of(u)
+    count = tiles.parts()
+    with torch.cuda.device_of(u):
+        _bn_act_kernel[count, tiles.groups](
+            u, mean, var, weight, bias, slope, eps, x, sign, out, tiles.pixels, tiles.count, count,
+            STEP=step, **of_slope(slope, fixed), **tiles.constants,
+        )  # fmt: skip
+
+
+@_bn_act.register_fake
+def _(*_: Any) -> None:
+    """It writes to `out`."""
+
+
+@triton.jit
+def vectors(
+    mean, var, weight, bias, slope, eps,
+    FIXED: tl.constexpr, SHARED: tl.constexpr, C: tl.constexpr, Q: tl.constexpr,
+):  # fmt: skip
+    """Mean, inverse deviation, scale, bias and slope of the channels of a program, each [1, Q]."""
+    c = tl.program_id(1) * Q + tl.arange(0, Q)[None, :]
+    inside = c < C
+    m = tl.load(mean + c, mask=inside, other=0.0).to(tl.float32)
+    v = tl.load(var + c, mask=inside, other=1.0) + eps
+    inverse = tl.rsqrt(v.to(tl.float32)).to(tl.float64)
+    inverse *= 1.5 - 0.5 * v * inverse * inverse  # Newton's step, all that float64 is needed for
+    scale = inverse
+    if weight is not None:
+        scale *= tl.load(weight + c, mask=inside, other=0.0)
+    scale = scale.to(tl.float32)
+    b = tl.zeros([1, Q], tl.float32)
+    if bias is not None:
+        b += tl.load(bias + c, mask=inside, other=0.0).to(tl.float32)
+    if slope is None:
+        s = tl.full([1, Q], FIXED, tl.float32)
+    else:
+        s = tl.load(slope + (c * 0 if SHARED else c), mask=inside, other=0.0).to(tl.float32)
+    return m, inverse.to(tl.float32), scale, b, s
+
+
+@triton.jit
+def _bn_act_kernel(
+    u, mean, var, weight, bias, slope, eps, x, sign, out, pixels, tiles, count,
+    STEP: tl.constexpr, FIXED: tl.constexpr, SHARED: tl.constexpr,
+    C: tl.constexpr, P: tl.constexpr, Q: tl.constexpr, CHANNELS_LAST: tl.constexpr, LARGE: tl.constexpr,
+):  # fmt: skip
+    # a program owns every S-th tile of Q channels
+    m, _, scale, b, s = vectors(mean, var, weight, bias, slope, eps, FIXED, SHARED, C, Q)
+    for tile in range(tl.program_id(0), tiles, count):
+        place, inside = place_of(tile, pixels, C, P, Q, CHANNELS_LAST, LARGE)
+        n = (tl.load(u + place, mask=inside, other=0.0).to(tl.float32) - m) * scale + b
+        if FIXED == 0.0:
+            z = tl.where(n < 0, 0.0, n)  # minus infinity becomes 0, and NaN stays
+        else:
+            z = tl.where(n > 0, n, n * s)
+        if x is not None:
+            before = tl.load(x + place, mask=inside, other=0.0)
+            before = before if before.dtype == tl.float64 else before.to(tl.float32)
+            z = rounded(z, u.dtype.element_ty).to(before.dtype)
+            if STEP is not None:
+                z = whole(z * (1 / STEP)) * STEP
+            z = before + sign * z
+        tl.store(out + place, rounded(z, out.dtype.element_ty), mask=inside)

@@ -1,0 +1,65 @@
+"""Street scenes that are generated instead of read: nothing to download, any size, any number.
+
+A scene is a function of the seed, the split and the index, and of the size it is painted at.
+Classes, their ids and roughly their shares are those of Cityscapes. Every split has cities of
+its own, and every city its own colours, so colour alone does not carry over from training to
+validation.
+"""
+
+import torch
+
+from revseg.data.base import Pair, SegmentationDataset, Transform, check_samples
+from revseg.data.classes import CITYSCAPES
+from revseg.data.synthetic import render as synthetic_render
+from revseg.data.synthetic.city import found_city
+from revseg.data.synthetic.dice import Dice
+from revseg.data.synthetic.scene import painted_street
+
+SPLITS = {"train": 500, "val": 100, "test": 100}  # with the number of samples
+
+MINIMUM = 32  # pixels on each side
+
+CITIES = 12  # of each split
+
+
+class SyntheticStreets(SegmentationDataset):
+    """Generated street scenes with the 19 classes of Cityscapes.
+
+    Args:
+        split: "train", "val" or "test".
+        size: (H, W) of the scenes, at least 32 each.
+        seed: Another seed gives other cities and scenes.
+        samples: How many scenes; by default 500 for training and 100 otherwise.
+        transform: Called with the image and the label of every sample, returns both.
+
+    Raises:
+        ValueError: If the split is unknown, the size too small, the seed negative or there are no samples.
+    """
+
+    def __init__(
+        self,
+        split: str,
+        *,
+        size: tuple[int, int] = (256, 512),
+        seed: int = 0,
+        samples: int | None = None,
+        transform: Transform | None = None,
+    ):
+        if split not in SPLITS:
+            raise ValueError(f"unknown split {split!r} of synthetic; choose one of {', '.join(SPLITS)}")
+        if len(size) != 2 or min(size) < MINIMUM:
+            raise ValueError(f"expected a size (H, W) of at least {MINIMUM} each, got {size}")
+        if seed < 0:
+            raise ValueError(f"expected a seed of at least 0, got {seed}")
+        check_samples(samples)
+        self.size = int(size[0]), int(size[1])
+        self.stream = seed, list(SPLITS).index(split)
+        count = SPLITS[split] if samples is None else samples
+        super().__init__(CITYSCAPES, [f"{split}_{index:06d}" for index in range(count)], transform)
+
+    def load(self, index: int) -> Pair:
+        dice, grain = Dice(*self.stream, 1, index), Dice(*self.stream, 2, index)
+        city = found_city(Dice(*self.stream, 3, dice.integer(0, CITIES - 1)))
+        canvas = painted_street(self.size, city, dice, grain)
+        image = synthetic_render.image(canvas, dice, grain)
+        return torch.from_numpy(image), torch.from_numpy(synthetic_render.label_map(canvas))

@@ -1,0 +1,295 @@
+"""Run a function again as it ran.
+
+The backward pass of a reversible network runs each function a second time. What the function
+gave depended on more than its input: on random numbers, autocast, training flags, its buffers.
+`Call.run` notes these, `Call.rerun` puts them back for the length of one run and then restores
+what it found, also when an exception passes through. So dropout masks repeat, running statistics
+count a batch once, spectral norm iterates once, and the caller's random state stays where it was.
+
+Buffers are swapped, never written: batch norm updates running statistics without raising their
+version, so a change could not be noticed afterwards. Random state, buffers and parameters of a
+module belong to the whole process, so threads take turns: one function runs at a time.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.utils._python_dispatch import _disable_current_modes
+
+from revseg.engine.context import (
+    NO_CHANGE,
+    Autocast,
+    RandomState,
+    autocast_as,
+    autocast_state,
+    devices_of,
+    drawing_refused_in_capture,
+    gpu_is_awake,
+    random_as,
+    random_state,
+)
+from revseg.engine.memo import noting, reminding
+from revseg.kernels.shapes import has_values
+
+_SMALL = 1 << 16  # bytes; a larger buffer is kept as a copy only if the function changed it
+
+_PATIENCE = 600.0  # seconds to wait for another thread's function
+
+_lock = threading.RLock()
+_thread = threading.local()
+
+
+def _new_lock() -> None:
+    global _lock
+    _lock = threading.RLock()  # a forked process has no thread that could release the old one
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_new_lock)
+
+
+def is_recomputing() -> bool:
+    """True while a function runs for the second time, in the backward pass.
+
+    For hooks and modules that count, log or draw: what they do in that run has been done before.
+    """
+    return getattr(_thread, "depth", 0) > 0
+
+
+@dataclass(frozen=True)
+class Replay:
+    """What one run of a function depended on, besides its inputs and parameters."""
+
+    training: list[bool]
+    buffers: list[dict[str, Tensor | None]]  # as they were before the run
+    autocast: Autocast
+    random: RandomState  # empty when nothing was drawn
+    remembered: list[Any]  # results that `revseg.engine.memo` hands to the second run
+
+
+class Call:
+    """One use of a function in a forward pass, to be repeated in the backward pass.
+
+    Args:
+        fn: A module, or any callable that has no parameters of its own.
+        module: The module whose parameters, buffers and flags `fn` uses, if that is not `fn`.
+    """
+
+    def __init__(self, fn: Callable[..., Any], module: nn.Module | None = None) -> None:
+        self.fn = fn
+        with Turn():
+            self._collect(fn if module is None else module)
+
+    def _collect(self, root: Callable[..., Any]) -> None:
+        self.modules = _modules_in(root) if isinstance(root, nn.Module) else ()
+        unique: dict[int, Tensor] = {}
+        self._slots: list[tuple[dict[str, Any], str, int]] = []  # where each parameter stands
+        for module in self.modules:
+            for name, parameter in module._parameters.items():
+                if parameter is not None:
+                    self._slots.append((module._parameters, name, id(parameter)))
+                    unique[id(parameter)] = parameter
+        self.parameters = list(unique.values())
+        order = {key: index for index, key in enumerate(unique)}
+        self._slots = [(owner, name, order[key]) for owner, name, key in self._slots]
+
+    def run(
+        self, *inputs: Any, parameters: Sequence[Tensor] | None = None, fn: Callable[..., Any] | None = None
+    ) -> tuple[Any, Replay]:
+        """The value of the function, or of `fn`, another one of the same module; and what a second run needs.
+
+        Autocast's cache of cast weights is off: filled here without gradients, it would cut
+        every later use of the same weights off from them.
+        """
+        if parametrize._cache_enabled and any(map(parametrize.is_parametrized, self.modules)):
+            raise RuntimeError(
+                "torch.nn.utils.parametrize.cached() keeps weights made here without gradients; "
+                "leave it, or set save_activations=True"
+            )
+        devices = devices_of((*(x for x in inputs if isinstance(x, Tensor)), *self.parameters))
+        autocast = autocast_state(devices)
+        awake = gpu_is_awake()
+        with Turn():
+            before = random_state(devices)
+            training = [module.training for module in self.modules]
+            present = [dict(module._buffers) for module in self.modules]
+            buffers = [{name: _copy(buffer) for name, buffer in each.items()} for each in present]
+            given = self.parameters if parameters is None else parameters
+            with (
+                autocast_as(autocast),
+                self._swapped(given),
+                drawing_refused_in_capture(),
+                noting() as remembered,
+            ):
+                value = (fn or self.fn)(*inputs)
+            for copies, originals in zip(buffers, present, strict=True):
+                _share_unchanged(copies, originals)
+            after = random_state(devices)
+        if gpu_is_awake() != awake:
+            raise RuntimeError(
+                "the function is the first to use the GPU, whose random state before that is unknown; "
+                "call torch.cuda.init() before"
+            )
+        with _disable_current_modes():  # the states are real where a mode makes tensors fake
+            drawn = not all(torch.equal(a, b) for (_, a), (_, b) in zip(before, after, strict=True))
+        return value, Replay(training, buffers, autocast, before if drawn else [], remembered)
+
+    def rerun(
+        self,
+        replay: Replay,
+        *inputs: Any,
+        parameters: Sequence[Tensor],
+        fn: Callable[..., Any] | None = None,
+    ) -> Any:
+        """The value of the function once more, with the given parameters in place of its own."""
+        _thread.depth = getattr(_thread, "depth", 0) + 1
+        try:
+            with (
+                Turn(),
+                _without_cached_weights(),
+                self._swapped(parameters),
+                self._as_it_was(replay),
+                autocast_as(replay.autocast),
+                random_as(replay.random),
+                reminding(replay.remembered),
+            ):
+                return (fn or self.fn)(*inputs)
+        finally:
+            _thread.depth -= 1
+
+    def leaves(self, parameters: Sequence[Tensor]) -> list[Tensor]:
+        """Tensors to differentiate by, each standing for one parameter.
+
+        A parameter stands for itself unless `torch.autograd.grad` would then fire its hooks,
+        which the caller's own backward pass fires again, or run on into its history.
+        """
+        with Turn():
+            present = {id(owner[name]) for owner, name, _ in self._slots}
+        return [
+            p
+            if id(p) in present and p.is_leaf and not p._backward_hooks
+            else p.detach().requires_grad_(p.requires_grad)
+            for p in parameters
+        ]
+
+    def _swapped(self, parameters: Sequence[Tensor]) -> AbstractContextManager[Any]:
+        swaps = [
+            (owner, name, owner[name], parameters[index])
+            for owner, name, index in self._slots
+            if owner[name] is not parameters[index]
+        ]
+        return _swap(swaps) if swaps else NO_CHANGE
+
+    @contextmanager
+    def _as_it_was(self, replay: Replay) -> Iterator[None]:
+        present = [module.training for module in self.modules]
+        try:
+            for module, training in zip(self.modules, replay.training, strict=True):
+                if module.training != training:
+                    module.training = training
+            with swapped_buffers(self.modules, replay.buffers):
+                yield
+        finally:
+            for module, training in zip(self.modules, present, strict=True):
+                if module.training != training:
+                    module.training = training
+
+
+@contextmanager
+def _swap(swaps: Sequence[tuple[dict[str, Any], str, Tensor, Tensor]]) -> Iterator[None]:
+    """Other parameters in the places of these: an owner, a name, the present one and the one for now."""
+    try:
+        for owner, name, _, parameter in swaps:
+            owner[name] = parameter
+        yield
+    finally:
+        for owner, name, present, _ in swaps:
+            owner[name] = present
+
+
+class Turn:
+    """Wait until no other thread is inside a function."""
+
+    def __enter__(self) -> None:
+        self.lock = _lock
+        if not self.lock.acquire(timeout=_PATIENCE):
+            raise RuntimeError(
+                f"waited {_PATIENCE:.0f} s for another thread's function: does a function wait for a thread "
+                "that runs a reversible sequence?"
+            )
+
+    def __exit__(self, *error: object) -> None:
+        self.lock.release()
+
+
+def _modules_in(root: nn.Module) -> tuple[nn.Module, ...]:
+    """What `root.modules()` gives, in a third of its time."""
+    found, seen = [root], {id(root)}
+    for module in found:
+        for child in module._modules.values():
+            if child is not None and id(child) not in seen:
+                seen.add(id(child))
+                found.append(child)
+    return tuple(found)
+
+
+@contextmanager
+def swapped_buffers(
+    modules: Sequence[nn.Module], buffers: Sequence[dict[str, Tensor | None]] | None = None
+) -> Iterator[None]:
+    """Let modules read and write copies, of these buffers or else of their own; then take those away."""
+    present = [dict(module._buffers) for module in modules]
+    try:
+        for module, given in zip(modules, present if buffers is None else buffers, strict=True):
+            _set_buffers(module, {name: _copy(buffer) for name, buffer in given.items()})
+        yield
+    finally:
+        for module, own in zip(modules, present, strict=True):
+            _set_buffers(module, own)
+
+
+def _without_cached_weights() -> AbstractContextManager[Any]:
+    """Leave a surrounding `parametrize.cached()`: its weights have graphs that are used up by now."""
+    return _leaving_cache() if parametrize._cache_enabled else NO_CHANGE
+
+
+@contextmanager
+def _leaving_cache() -> Iterator[None]:
+    depth = parametrize._cache_enabled
+    parametrize._cache_enabled = 0
+    try:
+        yield
+    finally:
+        parametrize._cache_enabled = depth
+
+
+def _set_buffers(module: nn.Module, buffers: dict[str, Tensor | None]) -> None:
+    """One by one, so that a thread that reads them finds each at any moment."""
+    if not buffers and not module._buffers:
+        return
+    for name in module._buffers.keys() - buffers.keys():
+        del module._buffers[name]
+    module._buffers.update(buffers)
+
+
+def _copy(buffer: Tensor | None) -> Tensor | None:
+    return None if buffer is None else buffer.detach().clone()
+
+
+def _share_unchanged(copies: dict[str, Tensor | None], originals: dict[str, Tensor | None]) -> None:
+    """Let go of copies of large buffers that the function only read."""
+    for name, copy in copies.items():
+        original = originals[name]
+        if copy is None or original is None or copy.nbytes <= _SMALL:
+            continue
+        if not has_values(copy) or torch.equal(copy, original):
+            copies[name] = original

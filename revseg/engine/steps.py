@@ -1,0 +1,116 @@
+"""Steps: one stream read, the other updated, so that the update can be undone.
+
+A network of two streams is a chain of steps. `run_plain` applies it by ordinary autograd: the
+definition of what the engine computes, the oracle of the tests, and the path for tracing and
+function transforms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from revseg.engine.tensors import dense, describe, versions
+
+Streams = tuple[Tensor, Tensor]
+
+
+class Rule(Protocol):
+    """How a value updates a stream, and how to undo that."""
+
+    def couple(self, x: Tensor, h: Tensor) -> Tensor: ...
+    def uncouple(self, y: Tensor, h: Tensor) -> Tensor: ...
+    def gradients(self, x: Tensor, h: Tensor, dy: Tensor) -> tuple[Tensor | None, Tensor | None]: ...
+
+
+@dataclass(frozen=True)
+class Update:
+    """Streams[target] = couple(streams[target], fn(streams[source]))."""
+
+    name: str
+    fn: Any
+    rule: Rule
+    source: int
+    target: int
+
+    def forward(self, streams: Streams) -> Streams:
+        """The plain update, with ordinary autograd."""
+        source, x = streams[self.source], streams[self.target]
+        before = versions(source, x)
+        return self.replace(streams, self.checked(streams, self.fn(source), before))
+
+    def inverse(self, streams: Streams) -> Streams:
+        h = self.fn(streams[self.source])
+        return self.replace(streams, self.rule.uncouple(streams[self.target], h))
+
+    def replace(self, streams: Streams, y: Tensor) -> Streams:
+        return (y, streams[1]) if self.target == 0 else (streams[0], y)
+
+    def checked(self, streams: Streams, h: Any, before: list[int]) -> Tensor:
+        """The updated stream: a tensor of its own, of the same shape, dtype and device."""
+        x = streams[self.target]
+        if not isinstance(h, Tensor):
+            raise TypeError(f"{self.name}: the function must return one tensor, got {type(h).__name__}")
+        try:
+            y = self.rule.couple(x, h)
+        except NotImplementedError:
+            raise  # a coupling without a rule
+        except RuntimeError as error:
+            raise ValueError(
+                f"{self.name}: cannot update a stream {describe(x)} by a function value {describe(h)}: {error}"
+            ) from error
+        return self.accepted(streams, y, before, h)
+
+    def accepted(self, streams: Streams, y: Tensor, before: list[int], h: Tensor | None = None) -> Tensor:
+        """The same for a stream that is updated already."""
+        source, x = streams[self.source], streams[self.target]
+        if versions(source, x) != before:
+            raise self.overwritten()
+        if (y.shape, y.dtype, y.device) != (x.shape, x.dtype, x.device):
+            raise ValueError(
+                f"{self.name}: the update must keep the stream's shape, dtype and device, {describe(x)}, "
+                f"got {describe(y)}" + ("" if h is None else f" from a function value {describe(h)}")
+            )
+        return y.clone() if y is x or y is h or y._base is not None else y
+
+    def overwritten(self) -> RuntimeError:
+        return RuntimeError(
+            f"{self.name}: the function writes to its input, which cannot be undone; "
+            "make its first in-place operation (inplace=True, add_, ...) an ordinary one"
+        )
+
+
+@dataclass(frozen=True)
+class Map:
+    """Each stream by an orthogonal linear map: what undoes it also takes gradients back."""
+
+    name: str
+    apply: Callable[[Tensor], Tensor]
+    undo: Callable[[Tensor], Tensor]
+    exact: bool  # whether undoing is free of rounding
+
+    def forward(self, streams: Streams) -> Streams:
+        return dense(self.apply(streams[0])), dense(self.apply(streams[1]))
+
+    def inverse(self, streams: Streams) -> Streams:
+        return dense(self.undo(streams[0])), dense(self.undo(streams[1]))
+
+
+Step = Update | Map
+
+
+def run_plain(steps: Sequence[Step], streams: Streams) -> Streams:
+    """The outputs of the chain, by ordinary autograd, which stores every activation."""
+    for step in steps:
+        streams = step.forward(streams)
+    return streams
+
+
+def run_inverse(steps: Sequence[Step], streams: Streams) -> Streams:
+    """The inputs of the chain from its outputs, by ordinary autograd."""
+    for step in reversed(steps):
+        streams = step.inverse(streams)
+    return streams

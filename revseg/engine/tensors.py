@@ -1,0 +1,48 @@
+"""Tensors as memory: their strides, bits and versions, and their description in messages."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_INTEGER = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def dense(x: Tensor) -> Tensor:
+    """The same values without gaps: contiguous or channels_last, whichever the strides are like."""
+    if x.is_contiguous():
+        return x
+    channels_last = {4: torch.channels_last, 5: torch.channels_last_3d}
+    layout = (
+        channels_last.get(x.ndim, torch.contiguous_format) if x.stride(1) == 1 else torch.contiguous_format
+    )
+    return x.contiguous(memory_format=layout)
+
+
+def laid_out(x: Tensor, strides: tuple[int, ...]) -> Tensor:
+    """The same values with these strides: kernels may round otherwise on another layout."""
+    return (
+        x
+        if x.stride() == strides
+        else torch.empty_strided(x.shape, strides, dtype=x.dtype, device=x.device).copy_(x)
+    )
+
+
+def bits(x: Tensor) -> Tensor:
+    """The bit patterns of a tensor without gaps, as integers [numel] in the order of memory; a view."""
+    return x.as_strided((x.numel(),), (1,), x.storage_offset()).view(_INTEGER[x.element_size()])
+
+
+def versions(*tensors: Tensor) -> list[int]:
+    """Numbers that grow when a tensor is written to.
+
+    Inference tensors have none, and a compiler that traces the plain path does not know them.
+    """
+    if torch.compiler.is_compiling():
+        return []
+    return [0 if x.is_inference() else x._version for x in tensors]
+
+
+def describe(x: Tensor) -> str:
+    """Shape, dtype and device, for messages."""
+    return f"{list(x.shape)} {str(x.dtype).removeprefix('torch.')} on {x.device}"

@@ -1,0 +1,116 @@
+"""Down-sampling by a convolution beside a pool: what the pool keeps costs no weights.
+
+A 3 x 3 convolution with stride 2 makes the new channels, a 2 x 2 max pool carries the old ones
+over. Both are concatenated, batch norm and an activation follow.
+
+Source: Paszke et al., ENet: A Deep Neural Network Architecture for Real-Time Semantic
+Segmentation, arXiv:1606.02147, figure 2 (a), its initial block; ERFNet has it three times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from revseg.layers.blocks import BNAct
+from revseg.layers.images import normalize_images
+from revseg.layers.linear import Convolution, Grads, Source, gather, held, images_of, prepared, summed
+from revseg.layers.stack import run_layers, stacks_are_right
+from revseg.layers.stack_layer import Layer, layer_of
+
+Prepare = Callable[[Tensor], Tensor]
+
+
+class ConvPool(nn.Module):
+    """Half the size, more channels: [N, in, H, W] to [N, out, ceil(H / 2), ceil(W / 2)].
+
+    Run as a layer of a stack (`revseg.layers.stack`). The convolution has a bias, as in both papers'
+    code, although batch norm subtracts it again.
+
+    Args:
+        in_channels: Channels that come in, and that the pool keeps.
+        out_channels: Channels that go out, more than come in.
+        activation: See `revseg.layers.blocks.BNAct`.
+        eps: See `revseg.layers.blocks.BNAct`.
+
+    Raises:
+        ValueError: If no channels are left for the convolution, or the activation is unknown.
+    """
+
+    prepare: Prepare | None = None  # what makes images out of bytes
+
+    def __init__(
+        self, in_channels: int, out_channels: int, *, activation: str = "relu", eps: float = 1e-3
+    ) -> None:
+        super().__init__()
+        if out_channels <= in_channels:
+            raise ValueError(f"expected more than {in_channels} channels after ConvPool, got {out_channels}")
+        self.conv = nn.Conv2d(in_channels, out_channels - in_channels, 3, stride=2, padding=1)
+        self.norm = BNAct(out_channels, activation=activation, eps=eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        layer = self.as_layer() if stacks_are_right(x) else None
+        if layer is not None:
+            return run_layers([layer], x)
+        x = prepared(x, self.prepare, self.conv.weight.dtype)
+        return self.norm(torch.cat((self.conv(x), _pool(x)), 1))  # type: ignore[no-any-return]
+
+    def as_layer(self) -> Layer | None:
+        """This module as a layer of a stack; None if it has become something else."""
+        conv = Convolution.of(self.conv)
+        maker = None if conv is None else _ConvPoolMaker(conv, self.prepare)
+        return layer_of(maker, (self.conv.weight, self.conv.bias), *self.norm)
+
+
+class ImageConvPool(ConvPool):
+    """The first layer of a network: takes images, bytes or already normalised.
+
+    Bytes are normalised one image at a time, so the batch never exists as floats.
+    """
+
+    prepare = staticmethod(normalize_images)
+
+
+class _ConvPoolMaker:
+    """The raw map of `ConvPool`, an image at a time."""
+
+    def __init__(self, conv: Convolution, prepare: Prepare | None) -> None:
+        self.conv, self.prepare = conv, prepare
+
+    def forward(self, x: Tensor, *parameters: Tensor) -> Tensor:
+        x = prepared(x, self.prepare, parameters[0].dtype)
+        return torch.cat((self.conv.forward(x, *parameters), _pool(x)), 1)
+
+    def make(self, x: Source, like: Tensor, parameters: Sequence[Tensor], computed: bool) -> Tensor:
+        maps = (self.forward(image, *parameters) for image in images_of(x, len(like)))
+        return gather(maps, len(like))
+
+    def backward(
+        self, du: Tensor, x: Source, like: Tensor, parameters: Sequence[Tensor], wanted: list[bool]
+    ) -> Grads:
+        dx = torch.empty_like(like, dtype=du.dtype) if wanted[0] else None
+        total: Grads = [None] * len(parameters)
+        old = like.shape[1]
+        for i, image in enumerate(images_of(x, len(like))):
+            image = prepared(image, self.prepare, du.dtype)
+            d = du[i : i + 1]
+            part, *more = self.conv.backward(d[:, :-old], held(image), image, parameters, wanted)
+            total = summed(total, more)
+            if dx is not None and part is not None:
+                dx[i : i + 1] = part.add_(_pool_backward(d[:, -old:], image))
+        return [dx, *total]
+
+
+def _pool(x: Tensor) -> Tensor:
+    """The largest of each 2 x 2 square, of what there is of it at an odd border."""
+    return F.max_pool2d(x, 2, ceil_mode=True)
+
+
+def _pool_backward(dy: Tensor, x: Tensor) -> Tensor:
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        pooled = _pool(x)
+    return torch.autograd.grad(pooled, x, dy)[0]

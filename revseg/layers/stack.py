@@ -1,0 +1,208 @@
+"""Layers in a row that keep one raw map each.
+
+A layer makes a raw map (a convolution), batch norm and an activation follow. Plain PyTorch keeps
+the input of each of the three. A stack keeps the input of the first layer, the raw map of every
+layer and two vectors a batch norm: whatever lies between is computed again where the backward pass
+needs it, block by block (`revseg.kernels.bn_act.op`), and gradients reuse each other's memory.
+
+Statistics go through `remember`, so that a layer that runs twice in a training step computes them
+once and counts its batch once.
+
+The plain twin are the modules themselves, called one after another. They run instead of a stack
+when anything could notice the difference: hooks, parametrized weights, tracing, transforms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._compile import _disable_dynamo
+from torch.nn.modules import module as hooks_of_all
+
+from revseg import ops
+from revseg.engine.function import Coupled, Graphless, Onto
+from revseg.engine.gradients import Grads
+from revseg.engine.memo import noting, reminding
+from revseg.engine.tracing import has_hooks, is_traced
+from revseg.layers.linear import Convolution
+from revseg.layers.stack_layer import Layer, layer_of
+from revseg.layers.stack_pass import Plan, differentiable, gradients_of
+
+
+class Stack(nn.Sequential):
+    """`nn.Sequential`, of which neighbouring layers keep one raw map each.
+
+    A layer is a convolution, transposed or not, the batch norm behind it and the activation behind
+    that, as three modules of the row; or one module with a method `as_layer`, which gives a `Layer`
+    or None, like `ConvBNAct`. Other modules are called. Stacks inside of stacks count as their
+    modules. Names in the state dict are those of `nn.Sequential`.
+    """
+
+    any_memory_format = True  # for the engine, which may lay out streams as convolutions want them
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not stacks_are_right(x):
+            return super().forward(x)  # type: ignore[no-any-return, no-untyped-call]
+        return _run_stack(self.flat(), x)[0]
+
+    def coupled(self, x: Tensor, stream: Tensor, sign: int) -> Coupled:
+        """`stream + sign * self(x)` in one pass, without the second summand as a map; or `self(x)`, where that cannot be.
+
+        The gradient of the sum is taken for that of `self(x)`, without the sign: this is for the engine of reversible
+        sequences, which knows what becomes of the stream's.
+        """
+        if not stacks_are_right(x) or has_hooks(self):
+            return self(x), None
+        return _run_stack(self.flat(), x, (stream, sign))
+
+    def graphless(self, x: Tensor) -> Graphless | None:
+        """This stack as a function that needs no graph; None if it is more than layers, or must not run as such."""
+        if not stacks_are_right(x):
+            return None
+        parts = list(_parts(self.flat()))
+        layers = [part for part in parts if isinstance(part, Layer)]
+        return _Row(layers, x) if layers and len(layers) == len(parts) else None
+
+    def flat(self) -> Iterator[nn.Module]:
+        """The modules of this stack and of those in it."""
+        for module in self:
+            if type(module) is Stack and not has_hooks(module):
+                yield from module.flat()
+            else:
+                yield module
+
+
+def _run_stack(modules: Iterable[nn.Module], x: Tensor, onto: Onto | None = None) -> Coupled:
+    layers: list[Layer] = []
+    for part in _parts(modules):
+        if isinstance(part, Layer):
+            layers.append(part)
+        else:
+            x = part(run_layers(layers, x) if layers else x)
+            layers = []
+    if layers and onto is not None:
+        return _run_layers(layers, x, onto)
+    return run_layers(layers, x) if layers else x, None
+
+
+def _parts(modules: Iterable[nn.Module]) -> Iterator[Layer | nn.Module]:
+    """Layers, and the modules that are part of none."""
+    row = list(modules)
+    while row:
+        layer, length = _first_layer(row)
+        yield row[0] if layer is None else layer
+        del row[:length]
+
+
+def _first_layer(row: Sequence[nn.Module]) -> tuple[Layer | None, int]:
+    """The layer that the row begins with, None if it begins with another module; and how many modules it is."""
+    first = row[0]
+    as_layer = getattr(first, "as_layer", None)
+    if callable(as_layer):
+        return None if has_hooks(first) else as_layer(), 1
+    if len(row) < 2 or not isinstance(first, (nn.Conv2d, nn.ConvTranspose2d)):
+        return None, 1
+    parameters = first.weight, first.bias
+    for length, act in ((3, row[2] if len(row) > 2 else None), (2, nn.Identity())):
+        layer = None if act is None else layer_of(Convolution.of(first), parameters, row[1], act)
+        if layer is not None:
+            return layer, length
+    return None, 1
+
+
+def stacks_are_right(x: Tensor) -> bool:
+    """Whether this input may go through a stack, and not through the modules themselves."""
+    return (
+        ops.kernels_are_on()
+        and not (torch.compiler.is_compiling() and not torch.is_grad_enabled())  # for inference, one graph
+        and not is_traced([x])
+        and x.ndim == 4
+        and x.numel() > 0
+        and not hooks_of_all._global_forward_hooks
+        and not hooks_of_all._global_forward_pre_hooks
+        and not hooks_of_all._global_backward_hooks
+        and not hooks_of_all._global_backward_pre_hooks
+    )
+
+
+def run_layers(layers: Sequence[Layer], x: Tensor) -> Tensor:
+    """The output of one stack."""
+    return _run_layers(layers, x, None)[0]
+
+
+@_disable_dynamo
+def _run_layers(layers: Sequence[Layer], x: Tensor, onto: Onto | None) -> Coupled:
+    plan = Plan(layers, x)
+    if torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in plan.parameters)):
+        return _Stack.apply(plan, onto, x, *plan.parameters)  # type: ignore[no-any-return, no-untyped-call]
+    with torch.no_grad():
+        return plan.forward(x, plan.parameters, None, onto)
+
+
+class _Stack(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, plan: Plan, onto: Onto | None, x: Tensor, *parameters: Tensor) -> Coupled:
+        kept: list[Tensor] = []
+        output = plan.forward(x, parameters, kept, onto)
+        ctx.plan = plan
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x, *parameters, *kept)
+        return output
+
+    @staticmethod
+    @_disable_dynamo
+    def backward(ctx: Any, dz: Tensor | None, *others: None) -> Any:
+        plan: Plan = ctx.plan
+        count = len(plan.parameters)
+        if dz is None:
+            return (None,) * (count + 3)
+        wanted = ctx.needs_input_grad[2:]
+        x, *rest = ctx.saved_tensors
+        parameters, kept = rest[:count], rest[count:]
+        del rest
+        if torch.is_grad_enabled():
+            return None, None, *differentiable(plan, x, parameters, dz, wanted)
+        ctx.maybe_clear_saved_tensors()  # raw maps are freed as they are used
+        with plan.no_autocast():
+            return None, None, *gradients_of(plan, x, parameters, kept, dz, wanted, _is_last_pass(ctx))
+
+
+def _is_last_pass(ctx: Any) -> bool:
+    """Whether saved tensors are gone, so that no other backward pass (`retain_graph`) will need them."""
+    try:
+        return not ctx.saved_tensors
+    except RuntimeError:
+        return True
+
+
+class _Row:
+    """A run of layers without a graph (`revseg.engine.function`)."""
+
+    def __init__(self, layers: Sequence[Layer], x: Tensor) -> None:
+        self.plan = Plan(layers, x)
+        self.parameters = self.plan.parameters
+
+    @torch.no_grad()
+    def run(self, x: Tensor, onto: Onto | None) -> Coupled:
+        with noting() as self.noted:
+            return self.plan.forward(x, self.parameters, None, onto)
+
+    @torch.no_grad()
+    def again(
+        self, x: Tensor, parameters: Sequence[Tensor], onto: Onto | None, kept: list[Tensor] | None
+    ) -> Coupled:
+        with reminding(self.noted):
+            return self.plan.forward(x, parameters, kept, onto)
+
+    def gradients(
+        self, x: Tensor, parameters: Sequence[Tensor], kept: list[Tensor], dh: Tensor, wanted: Sequence[bool]
+    ) -> Grads:
+        with self.plan.no_autocast():
+            return gradients_of(self.plan, x, parameters, kept, dh, wanted, True)
+
+    def with_graph(self, x: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+        with reminding(self.noted):
+            return _Stack.apply(self.plan, None, x, *parameters)[0]  # type: ignore[no-any-return, no-untyped-call]

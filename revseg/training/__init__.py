@@ -1,0 +1,1 @@
+"""The training program: settings, data and network, an epoch, and a run that can be continued."""

@@ -1,0 +1,165 @@
+"""Kernels compile for GPUs that are not here, without spilling registers and within their shared memory.
+
+A part of the cases of `python -m benchmarks.compile_ahead`, chosen so that every kernel meets every GPU, and
+every dtype, precision, layout and number of channels meets some.
+"""
+
+import json
+import os
+from importlib.metadata import version
+
+import pytest
+import torch
+
+from benchmarks import record, report
+from benchmarks.ahead import TARGETS, compile_launches
+from benchmarks.ahead_cases import DTYPES, LAYOUTS, OF_CLASSES, OPERATIONS, Case, all_cases
+from benchmarks.compile_ahead import SPILLS_KNOWN, compile_case, complaints, everything, kept_rows, key_of
+from revseg.kernels.registry import KERNELS
+from tests.kernels.scaling.op import example_inputs, scale
+
+pytestmark = pytest.mark.skipif(
+    os.environ.get("TRITON_INTERPRET") == "1", reason="a process that interprets kernels compiles none"
+)
+targets = pytest.mark.parametrize("target", TARGETS)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory, monkeypatch):
+    """Compiled here and now, not found from another day; tests share it, as many kernels are the same."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "triton"))
+
+
+# Kernels of another target or operation come from other code, so all of these; of dtypes, layouts and channels
+# those that are used most, and here and there another.
+COVERED = [
+    *(Case(operation, 19, "bfloat16", "contiguous") for operation in OF_CLASSES),
+    Case("batch_statistics", 32, "bfloat16"),
+    Case("moved_statistics", 32, "float32", "contiguous"),
+    Case("bn_act", 64, "float32", "contiguous"),
+    Case("bn_act_backward", 16, "float16"),
+    Case("asymmetric_conv", 32, "bfloat16"),
+    Case("sum_of_pools", 32, "float32", "contiguous"),
+]
+ONLY_HERE = {
+    "sm_75": [Case("bn_act_backward", 128, "float32", "contiguous")],
+    "sm_80": [Case("asymmetric_conv", 64, "tf32")],
+    "sm_86": [Case("asymmetric_conv", 16, "float16")],
+    "sm_90": [Case("asymmetric_conv", 64, "bfloat16"), Case("asymmetric_conv", 32, "float32")],
+    "sm_100": [Case("asymmetric_conv", 8, "tf32", "contiguous")],
+    "gfx942": [Case("bn_act", 8, "float16"), Case("batch_statistics", 128, "float32", "contiguous")],
+}
+
+
+@pytest.mark.parametrize(
+    ("target", "operation"),
+    sorted({(target, case.operation) for target, case in everything()}),
+)
+def test_kernels_compile(target, operation):
+    cases = [case for case in (*COVERED, *ONLY_HERE[target]) if case.operation == operation]
+    rows = [row for case in cases if case.runs_on(target) for row in compile_case(target, case)]
+    assert rows
+    assert complaints(rows) == []
+
+
+def test_the_part_covers_every_kind():
+    cases = [*COVERED, *(case for more in ONLY_HERE.values() for case in more)]
+    assert {case.operation for case in cases} == set(OPERATIONS)
+    assert {case.numbers for case in cases} == {*DTYPES, "tf32"}
+    assert {case.layout for case in cases} == set(LAYOUTS)
+    assert {case.channels for case in cases} >= {8, 16, 32, 64, 128}
+    assert set(cases) <= set(all_cases())
+
+
+def test_every_kernel_of_the_registry_has_a_case():
+    files = {OPERATIONS[name].__name__.strip("_") for name in OPERATIONS}
+    for name in KERNELS:
+        assert any(name.startswith(file) or file.startswith(name) for file in files), name
+
+
+@targets
+def test_a_launch_compiles_and_runs_nothing(target):
+    x, factor = example_inputs("cpu", torch.float32)
+    found = []
+    (kernel,) = compile_launches(target, lambda: found.append(scale(x, factor)))
+    assert kernel.kernel == "_scale_kernel"
+    assert kernel.warps == 1
+    assert 4 < kernel.registers < 64
+    assert (kernel.spills, kernel.shared) == (0, 0)
+    assert not found[0].any()
+    torch.testing.assert_close(scale(x, factor), x * factor[:, None, None])  # and runs again afterwards
+
+
+def test_spilled_registers_are_counted():
+    from tests.kernels.scaling.gpu import scale_hungrily
+
+    (kernel,) = compile_launches("sm_80", lambda: scale_hungrily(torch.ones(16384)))
+    assert kernel.spills > 100
+
+
+def row(**values):
+    case = Case("bn_act", 32, "float16")._asdict()
+    found = {"target": "sm_75", "kernel": "_bn_act_kernel", "registers": 64, "spills": 0, "shared": 0}
+    return case | found | values
+
+
+@pytest.mark.parametrize(
+    ("values", "complaint"),
+    [
+        (
+            {"spills": 2},
+            "bn_act for sm_75, float16, 32 channels, channels_last: _bn_act_kernel spills 2 times",
+        ),
+        ({"shared": 65537}, "_bn_act_kernel takes 65537 bytes of 65536"),
+        ({"error": "PTXASError: C7602"}, "PTXASError: C7602"),
+    ],
+)
+def test_what_is_wrong_is_said_in_a_sentence(values, complaint):
+    (found,) = complaints([row(), row(**values)])
+    assert complaint in found
+
+
+def test_known_spills_are_let_through(monkeypatch):
+    monkeypatch.setitem(SPILLS_KNOWN, ("bn_act", "_bn_act_kernel", "sm_75"), (2, "for the test"))
+    assert complaints([row(spills=2)]) == []
+    assert complaints([row(spills=3)]) != []
+    assert complaints([row(spills=2, kernel="_other_kernel")]) != []
+
+
+def test_a_case_that_does_not_compile_is_a_row(monkeypatch):
+    def fails(maps):
+        raise ValueError("no such thing")
+
+    monkeypatch.setitem(OPERATIONS, "bn_act", fails)
+    (found,) = compile_case("sm_90", Case("bn_act", 32, "float16"))
+    assert found["error"] == "ValueError: no such thing"
+    assert found["target"] == "sm_90"
+
+
+def test_a_part_keeps_the_rows_of_the_others_and_the_table_counts(tmp_path):
+    cases = [("sm_90", case) for case in all_cases()[:2]]
+    rows = [
+        {"target": target, **case._asdict(), "kernel": "_kernel", "warps": 4}
+        | {"registers": 255, "spills": spills, "shared": 1024}
+        for spills, (target, case) in enumerate(cases)
+    ]
+    settings = {"triton": version("triton"), "shared_memory": {"sm_90": 2048, "sm_80": 1024}}
+    path = record.write("compile_ahead", "?", rows, settings, tmp_path)
+    assert kept_rows(path, settings, cases) == []
+    (kept,) = kept_rows(path, settings, cases[:1])
+    assert rows[1].items() <= kept.items()
+    assert kept["commit"]
+    spilled = f"1 ({cases[1][1].operation}, {cases[1][1].numbers}, {cases[1][1].channels} channels)"
+    text = report.readme(tmp_path)
+    assert f"| sm_90 | 2 | 0 | 1 | {spilled} | 255 | 1,024 | 2,048 |" in text
+    assert "| sm_80 | 0 | 0 |" in text
+    with pytest.raises(ValueError, match="has rows of"):
+        kept_rows(path, settings | {"triton": "0.0"}, cases[:1])
+    assert kept_rows(path, settings | {"triton": "0.0"}, cases) == []  # nothing of the file stays
+
+
+def test_all_cases_were_compiled_and_nothing_is_wrong():
+    """What the tests compile a part of; `python -m benchmarks.compile_ahead` writes the file."""
+    rows = json.loads((record.RESULTS / "compile_ahead.json").read_text())["rows"]
+    assert complaints(rows) == []
+    assert {key_of(row) for row in rows} == set(everything())

@@ -1,0 +1,133 @@
+"""VNet at the three memory levels: the same numbers, less and less memory."""
+
+import copy
+
+import pytest
+import torch
+
+from revseg.layers.memory_policy import MEMORY_LEVELS
+from revseg.memory import peak_bytes
+from revseg.models.vnet import VNet
+from revseg.testing import plain_twin
+from tests.helpers import assert_bitwise, assert_same_result, relative_error
+from tests.models.networks import images, step
+
+SMALL = {"num_classes": 3, "widths": (4, 8, 16)}
+OTHER_LEVELS = ("lowest", "balanced")
+
+
+def at_level(memory, **options):
+    """VNet from one seed."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return VNet(**SMALL, memory=memory, **options)
+
+
+@pytest.mark.parametrize("memory", OTHER_LEVELS)
+@pytest.mark.parametrize("options", [{}, {"coupling": "additive"}, {"layout": "block_per_pair"}], ids=str)
+def test_state_and_names_do_not_depend_on_the_level(memory, options):
+    fastest, other = at_level("fastest", **options), at_level(memory, **options)
+    mine, theirs = other.state_dict(), fastest.state_dict()
+    assert list(mine) == list(theirs)
+    assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+    changed = {name: value + 1 for name, value in theirs.items()}
+    other.load_state_dict(changed)
+    assert all(torch.equal(value, changed[name]) for name, value in other.state_dict().items())
+    fastest.load_state_dict(other.state_dict())
+
+
+@pytest.mark.parametrize("memory", OTHER_LEVELS)
+@pytest.mark.parametrize("size", [(33, 49), (16, 17), (64, 32)], ids=str)
+def test_outputs_are_bitwise_those_of_the_fastest(memory, size):
+    x = images(*size)
+    ours, fastest = step(at_level(memory), x), step(at_level("fastest"), x)
+    assert torch.equal(ours.outputs[0], fastest.outputs[0])
+    assert all(torch.equal(ours.buffers[name], value) for name, value in fastest.buffers.items())
+    with torch.no_grad():
+        found, expected = (at_level(level).eval()(x) for level in (memory, "fastest"))
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("memory", OTHER_LEVELS)
+@pytest.mark.parametrize("size", [(33, 49), (1, 1), (17, 64)], ids=str)
+def test_gradients_are_those_of_the_fastest(memory, size):
+    n = 9 if size == (1, 1) else 2  # batch norm needs several values
+    ours, fastest = (step(at_level(level).double(), images(*size, n=n)) for level in (memory, "fastest"))
+    assert_same_result(ours, fastest, 1e-9)
+
+
+@pytest.mark.parametrize("memory", OTHER_LEVELS)
+def test_gradients_are_as_near_to_float64_as_those_of_the_modules(memory, monkeypatch):
+    net, x = at_level(memory), images(33, 49)
+    ours = step(net, x)
+    monkeypatch.setenv("REVSEG_KERNELS", "0")
+    plain, exact = step(at_level("fastest"), x), step(at_level("fastest").double(), x)
+    assert relative_error(ours.gradients, exact.gradients) <= 2 * relative_error(
+        plain.gradients, exact.gradients
+    )
+
+
+@pytest.mark.parametrize("exact", [True, "lossless"])
+@pytest.mark.parametrize("memory", MEMORY_LEVELS)
+def test_exact_gradients_are_bitwise_those_of_the_twin(memory, exact):
+    net, x = at_level(memory, exact=exact), images(33, 49)
+    twin, saved = plain_twin(net), at_level(memory, exact=exact, save_activations=True)
+    ours = step(net, x)
+    assert_bitwise(ours, step(twin, x))
+    assert_bitwise(ours, step(saved, x))
+
+
+CPPS = [
+    {"cpp_pool": "max"},
+    {"cpp_pool": "max", "cpp_merge": "mean"},
+    {"cpp_merge": "mean"},
+    {"cpp_sizes": (1,)},
+    {"cpp_sizes": (1, 3)},
+    {"cpp_style": "bins", "cpp_sizes": (1, 2, 3)},
+    {"cpp_style": "bins", "cpp_pool": "max", "cpp_sizes": (1, 2)},
+    {"cpp_post_norm": False},
+    {"activation": "relu"},
+    {"activation": "prelu_shared", "dropout": 0.3},
+]
+
+
+@pytest.mark.parametrize("options", CPPS, ids=str)
+@pytest.mark.parametrize("memory", ["lowest", "fastest"])
+def test_every_kind_of_pooling_equals_its_modules(options, memory, monkeypatch):
+    x = images(65, 81)
+    net = at_level(memory, **options).double()
+    plain = copy.deepcopy(net)
+    ours = step(net, x)
+    monkeypatch.setenv("REVSEG_KERNELS", "0")
+    assert_same_result(ours, step(plain, x), 1e-9)
+
+
+def peak(memory, size, **options):
+    """Of a training step, with gradients made anew."""
+    torch.manual_seed(0)
+    net, x = VNet(num_classes=3, memory=memory, **options), images(*size, n=1)
+
+    def training():
+        net.zero_grad()
+        net(x).square().mean().backward()
+
+    return peak_bytes(training, before=training)
+
+
+def test_each_level_takes_less_memory_than_the_next():
+    lowest, balanced, fastest = (peak(level, (256, 256)) for level in MEMORY_LEVELS)
+    assert lowest < 0.9 * balanced < 0.9 * 0.8 * fastest
+
+
+def test_depth_takes_no_memory():
+    """Eight times as deep, within 2 %; narrow, so that maps count and not the gradients of parameters."""
+    options = {"widths": (8, 16, 32)}
+    shallow = peak("lowest", (256, 256), **options)
+    assert peak("lowest", (256, 256), alpha=8, beta=16, **options) <= 1.02 * shallow
+
+
+def test_an_unknown_level_is_refused():
+    with pytest.raises(
+        ValueError, match="unknown memory level 'low'; choose one of lowest, balanced, fastest"
+    ):
+        VNet(memory="low")
