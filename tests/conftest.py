@@ -55,3 +55,19 @@ def passes(request, monkeypatch):
     with torch._dynamo.config.patch(recompile_limit=100):
         yield
     assert all(compiled._kinds.values())
+
+
+@pytest.fixture
+def runs(monkeypatch):
+    """How many layers each run of a stack had, so that no test compares the plain path with itself."""
+    from revseg.layers import layer_module, stack
+
+    seen, run = [], stack.run_layers
+
+    def counted(layers, x):
+        seen.append(len(layers))
+        return run(layers, x)
+
+    for module in (layer_module, stack):
+        monkeypatch.setattr(module, "run_layers", counted)
+    return seen

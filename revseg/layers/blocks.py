@@ -18,8 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from revseg.layers.images import normalize_images
+from revseg.layers.layer_module import LayerModule
 from revseg.layers.linear import Convolution, prepared
-from revseg.layers.stack import Stack, run_layers, stacks_are_right
+from revseg.layers.stack import Stack
 from revseg.layers.stack_layer import Layer, layer_of
 
 ACTIVATIONS: dict[str, Callable[[int], nn.Module]] = {
@@ -93,7 +94,7 @@ class JoinedClassifier(nn.Module):
         return self.classifier(self.dropout(self.join(*maps)))  # type: ignore[no-any-return]
 
 
-class ConvBNAct(nn.Sequential):
+class ConvBNAct(LayerModule, nn.Sequential):
     """Convolution, batch norm, activation: [N, in, H, W] to [N, out, h, w].
 
     Names and numbers are those of `nn.Sequential(nn.Conv2d(...), nn.BatchNorm2d(...), nn.PReLU(...))`.
@@ -146,7 +147,6 @@ class ConvBNAct(nn.Sequential):
         )
 
     def as_layer(self) -> Layer | None:
-        """This module as a layer of a stack; None if it has become something else."""
         if len(self) != 3:
             return None
         conv: Any
@@ -156,13 +156,8 @@ class ConvBNAct(nn.Sequential):
 
     prepare: Callable[[Tensor], Tensor] | None = None  # what makes images out of bytes
 
-    def forward(self, x: Tensor) -> Tensor:
-        layer = self.as_layer() if stacks_are_right(x) else None
-        return run_layers([layer], x) if layer is not None else self.plain(x)
-
     def plain(self, x: Tensor) -> Tensor:
-        """The three modules, one after another."""
-        return super().forward(x)  # type: ignore[no-any-return, no-untyped-call]
+        return nn.Sequential.forward(self, x)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class ImageConvBNAct(ConvBNAct):

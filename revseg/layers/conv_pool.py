@@ -17,14 +17,13 @@ from torch import Tensor, nn
 
 from revseg.layers.blocks import BNAct
 from revseg.layers.images import normalize_images
+from revseg.layers.layer_module import LayerModule, Linear
 from revseg.layers.linear import Convolution, Grads, Source, gather, held, images_of, prepared, summed
-from revseg.layers.stack import run_layers, stacks_are_right
-from revseg.layers.stack_layer import Layer, layer_of
 
 Prepare = Callable[[Tensor], Tensor]
 
 
-class ConvPool(nn.Module):
+class ConvPool(LayerModule):
     """Half the size, more channels: [N, in, H, W] to [N, out, ceil(H / 2), ceil(W / 2)].
 
     Run as a layer of a stack (`revseg.layers.stack`). The convolution has a bias, as in both papers'
@@ -51,18 +50,15 @@ class ConvPool(nn.Module):
         self.conv = nn.Conv2d(in_channels, out_channels - in_channels, 3, stride=2, padding=1)
         self.norm = BNAct(out_channels, activation=activation, eps=eps)
 
-    def forward(self, x: Tensor) -> Tensor:
-        layer = self.as_layer() if stacks_are_right(x) else None
-        if layer is not None:
-            return run_layers([layer], x)
+    def plain(self, x: Tensor) -> Tensor:
         x = prepared(x, self.prepare, self.conv.weight.dtype)
         return self.norm(torch.cat((self.conv(x), _pool(x)), 1))  # type: ignore[no-any-return]
 
-    def as_layer(self) -> Layer | None:
-        """This module as a layer of a stack; None if it has become something else."""
+    def linear(self) -> Linear | None:
         conv = Convolution.of(self.conv)
-        maker = None if conv is None else _ConvPoolMaker(conv, self.prepare)
-        return layer_of(maker, (self.conv.weight, self.conv.bias), *self.norm)
+        if conv is None:
+            return None
+        return _ConvPoolMaker(conv, self.prepare), (self.conv.weight, self.conv.bias)
 
 
 class ImageConvPool(ConvPool):

@@ -20,14 +20,13 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from revseg.engine.tracing import has_hooks
 from revseg.layers.blocks import BNAct, ConvBNAct, ImageConvBNAct, Joined, JoinedClassifier
 from revseg.layers.images import image_pyramid
+from revseg.layers.layer_module import LayerModule, Linear
 from revseg.layers.linear import Convolution
 from revseg.layers.memory_policy import check_level, run_again, run_block_again
 from revseg.layers.side_by_side import SideBySide
-from revseg.layers.stack import Stack, run_layers, stacks_are_right
-from revseg.layers.stack_layer import Layer, layer_of
+from revseg.layers.stack import Stack
 from revseg.models.official import renamed
 
 
@@ -102,7 +101,7 @@ class CGNet(nn.Module):
         return renamed(state, _official(state))
 
 
-class Surroundings(nn.Module):
+class Surroundings(LayerModule):
     """f_loc and f_sur of a map, joined (f_joi): [N, C, h, w] to [N, 2 C, h, w]."""
 
     def __init__(self, channels: int, dilation: int) -> None:
@@ -113,20 +112,14 @@ class Surroundings(nn.Module):
         )
         self.norm = BNAct(2 * channels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        layer = self.as_layer() if stacks_are_right(x) else None
-        if layer is not None:
-            return run_layers([layer], x)
+    def plain(self, x: Tensor) -> Tensor:
         return self.norm(torch.cat((self.local(x), self.surround(x)), dim=1))  # type: ignore[no-any-return]
 
-    def as_layer(self) -> Layer | None:
-        """Both convolutions as one layer of a stack; None if something waits for the call of a part."""
-        makers = [Convolution.of(conv) for conv in (self.local, self.surround)]
-        if has_hooks(self.norm) or not all(makers):
+    def linear(self) -> Linear | None:
+        local, surround = Convolution.of(self.local), Convolution.of(self.surround)
+        if local is None or surround is None:
             return None
-        bn, act = self.norm
-        maker = SideBySide([maker for maker in makers if maker])
-        return layer_of(maker, (self.local.weight, self.surround.weight), bn, act)
+        return SideBySide([local, surround]), (self.local.weight, self.surround.weight)
 
 
 class GlobalGate(nn.Sequential):

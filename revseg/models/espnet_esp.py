@@ -23,14 +23,13 @@ from torch import Tensor, nn
 
 from revseg.engine.tracing import has_hooks
 from revseg.layers.blocks import BNAct
+from revseg.layers.layer_module import LayerModule, Linear
 from revseg.layers.linear import Convolution, Grads, Source, held
-from revseg.layers.stack import run_layers, stacks_are_right
-from revseg.layers.stack_layer import Layer, layer_of
 
 DILATIONS = (1, 2, 4, 8, 16)
 
 
-class ESP(nn.Module):
+class ESP(LayerModule):
     """[N, in, H, W] to [N, out, h, w]: ceil of half the size if it strides, else the same.
 
     Args:
@@ -59,22 +58,18 @@ class ESP(nn.Module):
         self.norm = BNAct(out_channels)
         self.residual = residual
 
-    def forward(self, x: Tensor) -> Tensor:
-        layer = self.as_layer() if stacks_are_right(x) else None
-        if layer is not None:
-            return run_layers([layer], x)
+    def plain(self, x: Tensor) -> Tensor:
         reduced = self.reduce(x)
         y = _fused([conv(reduced) for conv in self.dilated])
         return self.norm(x + y if self.residual else y)  # type: ignore[no-any-return]
 
-    def as_layer(self) -> Layer | None:
-        """This module as a layer of a stack; None if it has become something else."""
+    def linear(self) -> Linear | None:
         reduce, dilated = Convolution.of(self.reduce), [Convolution.of(conv) for conv in self.dilated]
-        if reduce is None or None in dilated or has_hooks(self.norm, self.dilated):
+        if reduce is None or None in dilated or has_hooks(self.dilated):
             return None
         maker = _ESPMaker(reduce, [conv for conv in dilated if conv is not None], self.residual)
         weights = (self.reduce.weight, *(conv.weight for conv in self.dilated))
-        return layer_of(maker, weights, *self.norm)  # type: ignore[arg-type]
+        return maker, weights  # type: ignore[return-value]
 
 
 class _ESPMaker:

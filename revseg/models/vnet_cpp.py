@@ -18,16 +18,15 @@ from revseg import ops
 from revseg.engine.tensors import dense
 from revseg.engine.tracing import has_hooks
 from revseg.layers.blocks import BNAct
+from revseg.layers.layer_module import LayerModule, Linear
 from revseg.layers.linear import Convolution, Grads, Source, gather, held, images_of, summed
-from revseg.layers.stack import run_layers, stacks_are_right
-from revseg.layers.stack_layer import Layer, layer_of
 
 POOLS = ("avg", "max")
 MERGES = ("sum", "mean")
 STYLES = ("strided", "bins")
 
 
-class CPP(nn.Module):
+class CPP(LayerModule):
     """Contextual pyramid pooling: half the size, more channels, hardly a parameter.
 
     A 1 x 1 convolution with stride 2 makes the new channels; the sum of a pyramid of pools
@@ -79,10 +78,7 @@ class CPP(nn.Module):
         normed = out_channels if post_norm else out_channels - in_channels
         self.norm = BNAct(normed, activation=activation, eps=eps, momentum=momentum)
 
-    def forward(self, x: Tensor) -> Tensor:  # [N, in_channels, H, W] -> [N, out_channels, h, w]
-        layer = self.as_layer() if stacks_are_right(x) else None
-        if layer is not None:
-            return run_layers([layer], x)
+    def plain(self, x: Tensor) -> Tensor:  # [N, in_channels, H, W] -> [N, out_channels, h, w]
         new = self.pointwise(
             x.contiguous()
         )  # on channels_last its gradient can crash, see `revseg.layers.linear`
@@ -97,17 +93,15 @@ class CPP(nn.Module):
         pyramid = reduce(torch.add, (_fit(pool(x), size) for pool in self.pools))
         return pyramid / len(self.pools) if self.merge == "mean" else pyramid
 
-    def as_layer(self) -> Layer | None:
-        """CPP as a layer of a stack; None where its parts are not normed together, or hooked."""
+    def linear(self) -> Linear | None:
         pointwise = Convolution.of(self.pointwise, picked=True)
-        if pointwise is None or not self.post_norm or has_hooks(self.norm, self.pools, *self.pools):
+        if pointwise is None or not self.post_norm or has_hooks(self.pools, *self.pools):
             return None
         maker = _CPPMaker(pointwise, self.pooled)
         if all(isinstance(pool, nn.AvgPool2d) for pool in self.pools):
             share = 1 / len(self.sizes) if self.merge == "mean" else 1.0
             maker = _AveragePools(pointwise, self.pooled, self.sizes, share)
-        bn, act = self.norm
-        return layer_of(maker, (self.pointwise.weight,), bn, act)
+        return maker, (self.pointwise.weight,)
 
 
 class _CPPMaker:

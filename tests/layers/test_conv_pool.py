@@ -37,20 +37,6 @@ def assert_same(block, x, images=False):
     assert_same_result(run_step(block, x), run_step(plain, x))
 
 
-@pytest.fixture
-def runs(monkeypatch):
-    seen = []
-
-    def counted(layers, x):
-        seen.append(len(layers))
-        return run(layers, x)
-
-    from revseg.layers.stack import run_layers as run
-
-    monkeypatch.setattr("revseg.layers.conv_pool.run_layers", counted)
-    return seen
-
-
 @pytest.mark.parametrize("size", [(8, 6), (9, 6), (7, 11), (1, 2)])
 @pytest.mark.parametrize("activation", ["relu", "prelu"])
 def test_step_is_that_of_its_modules(size, activation, runs):

@@ -9,7 +9,7 @@ from torch import nn
 from revseg.layers.blocks import ConvBNAct, ImageConvBNAct, asymmetric_pairs
 from revseg.layers.images import normalize_images
 from revseg.layers.linear import Convolution
-from revseg.layers.stack import Stack, run_layers
+from revseg.layers.stack import Stack
 from tests.helpers import assert_same_result, relative_error, run_step, small_input
 from tests.layers.stack_twins import Plain, by_name, layer, small_stack, stirred
 
@@ -24,19 +24,6 @@ def assert_same(stack, x, tolerance=1e-9):
     """One step of the stack and of its modules."""
     plain = Plain(stack)
     assert_same_result(step(stack, x), step(plain, x), tolerance)
-
-
-@pytest.fixture
-def runs(monkeypatch):
-    """How many layers each run of a stack had, so that no test compares the plain path with itself."""
-    seen = []
-
-    def counted(layers, x):
-        seen.append(len(layers))
-        return run_layers(layers, x)
-
-    monkeypatch.setattr("revseg.layers.stack.run_layers", counted)
-    return seen
 
 
 LAYERS = {

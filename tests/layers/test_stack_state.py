@@ -11,26 +11,12 @@ from torch.nn.modules import module as hooks_of_all
 from torch.nn.utils import parametrizations, prune
 
 from revseg.layers.blocks import ConvBNAct, ImageConvBNAct
-from revseg.layers.stack import Stack, run_layers
+from revseg.layers.stack import Stack
 from revseg.models.vnet import CPP
 from tests.helpers import assert_same_result, default_loss, gradient_error, run_step, small_input
 from tests.layers.stack_twins import Plain, by_name, layer, small_stack
 
 SHAPE = (2, 8, 9, 7)
-
-
-@pytest.fixture
-def runs(monkeypatch):
-    """The number of layers of every run of a stack."""
-    seen = []
-
-    def counted(layers, x):
-        seen.append(len(layers))
-        return run_layers(layers, x)
-
-    for where in ("revseg.layers.stack", "revseg.layers.blocks", "revseg.models.vnet_cpp"):
-        monkeypatch.setattr(f"{where}.run_layers", counted)
-    return seen
 
 
 def test_state_is_that_of_the_three_modules():

@@ -129,20 +129,6 @@ def test_unknown_official_names_are_refused():
         ESPNet.from_official(state)
 
 
-@pytest.fixture
-def runs(monkeypatch):
-    seen = []
-
-    def counted(layers, x):
-        seen.append(len(layers))
-        return run(layers, x)
-
-    from revseg.layers.stack import run_layers as run
-
-    monkeypatch.setattr("revseg.models.espnet_esp.run_layers", counted)
-    return seen
-
-
 def pyramids(cin, cout, **options):
     """ESP as a layer, and by the official code's names with the same weights."""
     ours, plain = stirred(ESP(cin, cout, **options)).double(), Pyramid(cin, cout, **options).double()
