@@ -1,13 +1,20 @@
 """Reading images and label maps from files, with Pillow.
 
-Pillow is imported when the first file is read, so that the library works without it. Whatever
-is wrong with a file, the error names the file.
+A file is read as it is meant or not at all. Decoders change more than they say: they leave a photo on
+its side whose camera noted how it was held, cut 16 bits to the upper 8, and stretch class ids of 2 or
+4 bits over the range of a byte. All of that is put right here, or refused with a message that names
+the file.
+
+Pillow is imported when the first file is read, so that the library works without it.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -15,18 +22,30 @@ if TYPE_CHECKING:
     from PIL import Image
 
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
+LABEL_ENDINGS = (".png", ".tif", ".tiff", ".bmp")
+
+EIGHT_BITS = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
+ORIENTATION = 0x0112  # the tag of EXIF that says how the camera was held; from 5 on it lay on its side
+
+
+class Header(NamedTuple):
+    """What a file says about itself before its pixels are decoded."""
+
+    size: tuple[int, int]  # (H, W), upright
+    mode: str  # Pillow's
+    depth: int  # bits a channel, as stored
+    lossy: bool
 
 
 def read_image(path: Path) -> Tensor:
-    """The image of a file [3, H, W], uint8.
+    """The image of a file [3, H, W], uint8, upright.
 
     Raises:
-        ValueError: If the file cannot be decoded or has more than 8 bits a channel.
+        ValueError: If the file cannot be decoded, has more than 8 bits a channel, or several pictures.
     """
-    image = _decode(path)
-    if image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr"):
-        raise ValueError(f"expected an image with 8 bits a channel, got mode {image.mode}: {path}")
-    pixels = np.array(image.convert("RGB"))
+    with opened(path) as image:
+        _check_image(image, path)
+        pixels = np.array(_upright(image).convert("RGB"))
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
@@ -34,24 +53,152 @@ def read_label(path: Path) -> Tensor:
     """The class ids of a label file [H, W], uint8. A palette is for viewers: its indices are the ids.
 
     Raises:
-        ValueError: If the file cannot be decoded or holds colours instead of ids.
+        ValueError: If the file cannot be decoded, holds colours instead of ids, or is compressed with loss.
     """
-    label = _decode(path)
-    if label.mode not in ("1", "L", "P"):
-        raise ValueError(f"expected a label of one 8-bit channel of class ids, got mode {label.mode}: {path}")
-    return torch.from_numpy(np.array(label, dtype=np.uint8))
+    ids = read_ids(path)
+    if ids.dtype != np.uint8:
+        raise ValueError(f"expected a label of one 8-bit channel of class ids, got {ids.dtype}: {path}")
+    return torch.from_numpy(ids)
 
 
-def _decode(path: Path) -> "Image.Image":
+def read_ids(path: Path) -> npt.NDArray[Any]:
+    """The ids of a label file [H, W] as they are stored: uint8, or uint16 or int32 where it is wider."""
+    with opened(path) as label:
+        check_label(label, path)
+        if label.mode not in ("1", "L", "P", "I", "I;16", "I;16B"):
+            raise ValueError(
+                f"expected a label of one 8-bit channel of class ids, got mode {label.mode}: {path}"
+            )
+        stretch, inverted = _stretch(label), "I" in _raw_mode(label).partition(";")[2]
+        upright = _upright(label)
+        if upright.mode == "1":
+            ids: npt.NDArray[Any] = np.array(upright, dtype=np.uint8)
+            return 1 - ids if inverted else ids
+        ids = np.array(upright)
+    if ids.dtype == np.uint8:
+        return (255 - ids if inverted else ids) // np.uint8(stretch)
+    return ids.astype(np.uint16 if ids.dtype.itemsize == 2 else np.int32)
+
+
+def read_colours(path: Path) -> npt.NDArray[np.uint8]:
+    """The colours of a label file [H, W, 3]; those of the palette where it has one."""
+    with opened(path) as label:
+        check_label(label, path)
+        _check_image(label, path)
+        return np.array(_upright(label).convert("RGB"))
+
+
+def read_header(path: Path) -> Header:
+    """Size and kind of a file, without its pixels.
+
+    Raises:
+        ValueError: If this is no image, or it ends too early.
+    """
+    with opened(path) as image:
+        width, height = image.size
+        orientation = image.getexif().get(ORIENTATION, 1)
+        if orientation != 1 and image.format == "TIFF":
+            width, height = _upright(image).size  # Pillow's versions differ in when they turn it
+        elif orientation >= 5:
+            width, height = height, width
+        header = Header((height, width), image.mode, _depth(image), _is_lossy(image, path))
+        if image.format == "PNG" and not _has_end(path):
+            image.load()
+    return header
+
+
+@contextmanager
+def opened(path: Path) -> Iterator["Image.Image"]:
+    """The image of a file, not decoded yet; whatever goes wrong inside is a ValueError that names the file."""
     try:
         from PIL import Image
     except ImportError as error:
         raise ImportError("reading images needs Pillow: pip install revseg[data]") from error
     try:
         with Image.open(path) as image:
-            image.load()
-            return image
-    except FileNotFoundError:
+            yield image
+    except (FileNotFoundError, _RefusedError):
         raise
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
         raise ValueError(f"cannot read the image {path}: {error}") from error
+
+
+def check_label(label: "Image.Image", path: Path) -> None:
+    """Refuses what cannot hold class ids."""
+    if _is_lossy(label, path):
+        raise _RefusedError(
+            f"expected a label without loss, as PNG, got {label.format}, whose compression changes the ids of "
+            f"pixels: {path}"
+        )
+    _check_single(label, path)
+
+
+class _RefusedError(ValueError):
+    """A file that can be decoded, but not be used; its message is complete."""
+
+
+def _check_image(image: "Image.Image", path: Path) -> None:
+    if image.mode not in EIGHT_BITS or _depth(image) > 8:
+        depth = f" with {_depth(image)} bits" if _depth(image) > 8 else ""
+        raise _RefusedError(
+            f"expected an image with 8 bits a channel, got mode {image.mode}{depth}: {path}; the data set "
+            "`folder` scales others by the range that its class table gives"
+        )
+    samples = getattr(image, "tag_v2", {}).get(277, 0)  # the number of channels of a TIFF file
+    if samples > max(4, len(image.getbands())):
+        raise _RefusedError(
+            f"expected an image of 1, 3 or 4 channels, got {samples}: {path}; the data set `folder` takes those "
+            "that its class table names"
+        )
+    _check_single(image, path)
+
+
+def _check_single(image: "Image.Image", path: Path) -> None:
+    frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)  # MPO: a photo with its preview
+    if frames > 1:
+        raise _RefusedError(f"expected one picture in a file, got {frames}: {path}")
+
+
+def _upright(image: "Image.Image") -> "Image.Image":
+    from PIL import ImageOps
+
+    image.load()
+    return ImageOps.exif_transpose(image)
+
+
+def _raw_mode(image: "Image.Image") -> str:
+    """How the decoder names the stored pixels, as in "L;4" or "RGB;16B"; empty if it does not say."""
+    tiles: Any = getattr(image, "tile", None)
+    if not tiles:
+        return ""
+    arguments = tiles[0][3]
+    first = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
+    return first if isinstance(first, str) else ""
+
+
+def _depth(image: "Image.Image") -> int:
+    """Bits a channel."""
+    if image.mode in ("I", "F"):
+        return 32
+    return 16 if "16" in image.mode or "16" in _raw_mode(image) else 8
+
+
+def _stretch(label: "Image.Image") -> int:
+    """By how much Pillow multiplies the ids of this file: those of 2 or 4 bits reach over a byte."""
+    kind, _, bits = _raw_mode(label).partition(";")
+    return {"2": 85, "4": 17}.get(bits[:1], 1) if kind == "L" else 1
+
+
+def _is_lossy(image: "Image.Image", path: Path) -> bool:
+    if image.format == "WEBP":
+        with open(path, "rb") as file:
+            return b"VP8 " in file.read(64)  # the lossless kind is named VP8L
+    return image.format in ("JPEG", "MPO", "JPEG2000")
+
+
+def _has_end(path: Path) -> bool:
+    """A PNG file ends with its last chunk; a copy that was cut off does not."""
+    with open(path, "rb") as file:
+        file.seek(0, 2)
+        file.seek(max(0, file.tell() - 64))
+        return b"IEND" in file.read()

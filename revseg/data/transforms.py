@@ -1,16 +1,18 @@
-"""Transforms of an image together with its label map, on bytes.
+"""Transforms of an image together with its label map, on bytes: where and how large.
 
-A transform is called with an image [3, H, W] and a label [H, W], both uint8, and returns both.
-Randomness comes from torch's default generator, which a DataLoader seeds in each worker.
+A transform is called with an image [3, H, W] and a label [H, W], both uint8, and with the generator it
+draws from; it returns both. The generator follows from the seed, the epoch and the index of the sample,
+so nothing depends on which process loads it.
 """
 
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Generator, Tensor
 
 from revseg.data.base import Pair, Transform
+from revseg.data.resize import check_size, resized
 
 IGNORE = 255
 
@@ -21,9 +23,9 @@ class Compose:
     def __init__(self, transforms: Sequence[Transform]):
         self.transforms = tuple(transforms)
 
-    def __call__(self, image: Tensor, label: Tensor) -> Pair:
+    def __call__(self, image: Tensor, label: Tensor, generator: Generator, /) -> Pair:
         for transform in self.transforms:
-            image, label = transform(image, label)
+            image, label = transform(image, label, generator)
         return image, label
 
 
@@ -33,20 +35,18 @@ class Resize:
     def __init__(self, size: tuple[int, int]):
         self.size = check_size(size)
 
-    def __call__(self, image: Tensor, label: Tensor) -> Pair:
-        return _resized(image, label, self.size)
+    def __call__(self, image: Tensor, label: Tensor, generator: Generator, /) -> Pair:
+        return resized(image, label, self.size)
 
 
 class RandomHorizontalFlip:
     """Mirrors left and right with probability p."""
 
     def __init__(self, p: float = 0.5):
-        if not 0 <= p <= 1:
-            raise ValueError(f"expected a probability in [0, 1], got {p}")
-        self.p = p
+        self.p = check_probability(p)
 
-    def __call__(self, image: Tensor, label: Tensor) -> Pair:
-        if float(torch.rand(())) >= self.p:
+    def __call__(self, image: Tensor, label: Tensor, generator: Generator, /) -> Pair:
+        if uniform(generator) >= self.p:
             return image, label
         return image.flip(-1), label.flip(-1)
 
@@ -60,69 +60,74 @@ class RandomScaleCrop:
     Args:
         size: (H, W) of the window.
         scales: The lowest and the highest factor.
+        classes: Classes to look for, as ids. Windows are then laid around a pixel of one of them:
+            every class that the sample has is as likely as the others, however few its pixels are.
+        p: How often that is done; else the window lies anywhere.
     """
 
-    def __init__(self, size: tuple[int, int], scales: tuple[float, float] = (0.5, 2.0)):
+    def __init__(
+        self,
+        size: tuple[int, int],
+        scales: tuple[float, float] = (0.5, 2.0),
+        *,
+        classes: Sequence[int] = (),
+        p: float = 0.5,
+    ):
         self.size = check_size(size)
         if not 0 < scales[0] <= scales[1]:
             raise ValueError(f"expected scales 0 < lowest <= highest, got {scales}")
-        self.scales = scales
+        if any(not 0 <= each < IGNORE for each in classes):
+            raise ValueError(f"expected classes in [0, {IGNORE}), got {tuple(classes)}")
+        self.scales, self.classes, self.p = scales, tuple(classes), check_probability(p)
 
-    def __call__(self, image: Tensor, label: Tensor) -> Pair:
-        scale = float(torch.empty(()).uniform_(*self.scales))
+    def __call__(self, image: Tensor, label: Tensor, generator: Generator, /) -> Pair:
+        scale = uniform(generator, *self.scales)
         height, width = (max(1, round(side * scale)) for side in label.shape)
-        image, label = _resized(image, label, (height, width))
+        image, label = resized(image, label, (height, width))
         missing = (0, max(0, self.size[1] - width), 0, max(0, self.size[0] - height))
         image, label = F.pad(image, missing), F.pad(label, missing, value=IGNORE)
+        centre = self._rare_pixel(label, generator)
         top, left = (
-            int(torch.randint(side - window + 1, ()))
-            for side, window in zip(label.shape, self.size, strict=True)
+            _start(side, window, generator, middle)
+            for side, window, middle in zip(label.shape, self.size, centre, strict=True)
         )
         rows, columns = slice(top, top + self.size[0]), slice(left, left + self.size[1])
         return image[:, rows, columns].contiguous(), label[rows, columns].contiguous()
 
-
-class PhotometricJitter:
-    """Changes brightness, contrast and gamma, by one table of 256 bytes for each channel.
-
-    Args:
-        brightness: The highest shift, as a share of the full range.
-        contrast: The highest change of the factor around the middle grey.
-        gamma: The highest change of the exponent.
-        colour: The highest change of the factor of each channel on its own.
-    """
-
-    def __init__(
-        self, brightness: float = 0.1, contrast: float = 0.2, gamma: float = 0.2, colour: float = 0.05
-    ):
-        for name, value in (("contrast", contrast), ("gamma", gamma), ("colour", colour)):
-            if not 0 <= value < 1:
-                raise ValueError(f"expected a {name} change in [0, 1), got {value}")
-        if brightness < 0:
-            raise ValueError(f"expected a brightness change of at least 0, got {brightness}")
-        self.brightness, self.contrast, self.gamma, self.colour = brightness, contrast, gamma, colour
-
-    def __call__(self, image: Tensor, label: Tensor) -> Pair:
-        shift, contrast, gamma = (torch.rand(3) * 2 - 1).unbind()
-        channels = 1 + (torch.rand(3, 1) * 2 - 1) * self.colour
-        levels = torch.linspace(0, 1, 256) ** (1 + gamma * self.gamma)
-        levels = 0.5 + (levels - 0.5) * (1 + contrast * self.contrast) + shift * self.brightness
-        table = (levels * channels * 255).round().clamp(0, 255).to(torch.uint8)  # [3, 256]
-        return torch.stack([row[channel.int()] for row, channel in zip(table, image, strict=True)]), label
+    def _rare_pixel(self, label: Tensor, generator: Generator) -> tuple[int | None, int | None]:
+        """The place of a pixel of one of the classes; None where the window may lie anywhere."""
+        if not self.classes or uniform(generator) >= self.p:
+            return None, None
+        counts = torch.bincount(label.flatten(), minlength=256)
+        present = [each for each in self.classes if counts[each]]
+        if not present:
+            return None, None
+        chosen = present[integer(generator, 0, len(present) - 1)]
+        places = (label == chosen).flatten().nonzero()
+        row, column = divmod(int(places[integer(generator, 0, len(places) - 1)]), label.shape[1])
+        return row, column
 
 
-def check_size(size: tuple[int, int]) -> tuple[int, int]:
-    """The size, if it is a pair (H, W) of at least one pixel each."""
-    if len(size) != 2 or min(size) < 1:
-        raise ValueError(f"expected a size (H, W) of at least one pixel each, got {size}")
-    return size[0], size[1]
+def uniform(generator: Generator, low: float = 0.0, high: float = 1.0) -> float:
+    """A number in [low, high)."""
+    return low + (high - low) * float(torch.rand((), generator=generator, dtype=torch.float64))
 
 
-def _resized(image: Tensor, label: Tensor, size: tuple[int, int]) -> Pair:
-    if tuple(label.shape) == size:
-        return image, label
-    # in floats: on bytes of one row or column torch 2.13 fails with an internal error
-    smooth = F.interpolate(image[None].float(), size, mode="bilinear", antialias=True)[0]
-    image = smooth.round().clamp(0, 255).to(torch.uint8)
-    label = F.interpolate(label[None, None], size, mode="nearest-exact")[0, 0]
-    return image, label
+def integer(generator: Generator, low: int, high: int) -> int:
+    """An integer in [low, high]."""
+    return int(torch.randint(low, high + 1, (), generator=generator))
+
+
+def check_probability(p: float) -> float:
+    """The number, if it is a probability."""
+    if not 0 <= p <= 1:
+        raise ValueError(f"expected a probability in [0, 1], got {p}")
+    return p
+
+
+def _start(side: int, window: int, generator: Generator, middle: int | None) -> int:
+    """Where a window begins: anywhere, or so that a pixel lies in its middle half."""
+    if middle is None:
+        return integer(generator, 0, side - window)
+    offset = integer(generator, window // 4, max(window // 4, window - 1 - window // 4))
+    return min(max(0, middle - offset), side - window)

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from revseg.data import SegmentationDataset
+
 
 def seed_everything(seed: int) -> None:
     """Sets the default generators of Python, numpy and torch."""
@@ -28,7 +30,9 @@ def seed_worker(worker: int) -> None:
 
 
 def seed_epoch(batches: DataLoader[Any], seed: int, epoch: int) -> None:
-    """Sets the order of the samples, and the seeds of the loader's processes, for an epoch."""
+    """Sets the order and the random changes of the samples, and the seeds of the loader's processes, for an epoch."""
+    if isinstance(batches.dataset, SegmentationDataset):
+        batches.dataset.set_epoch(epoch)
     assert isinstance(batches.generator, torch.Generator)
     batches.generator.manual_seed((seed << 31) + epoch)
 

@@ -138,10 +138,10 @@ def test_empty_folder(tmp_path):
 
 def test_alone(root):
     (root / "trainannot" / "f1.png").rename(root / "trainannot" / "other.png")
-    with pytest.raises(ValueError, match=r"1 images without a label in .*trainannot, first .*f1\.png"):
+    with pytest.raises(ValueError, match=r"f1\.png: an image without a label in .*trainannot"):
         CamVid(root, "train")
     (root / "train" / "f1.png").unlink()
-    with pytest.raises(ValueError, match=r"1 labels without an image in .*train, first .*other\.png"):
+    with pytest.raises(ValueError, match=r"other\.png: a label without an image in .*train"):
         CamVid(root, "train")
 
 
@@ -159,12 +159,12 @@ def test_sizes_differ(root):
         CamVid(root, "train")[1]
 
 
-@pytest.mark.parametrize("value", [12, 31, 255])
+@pytest.mark.parametrize("value", [12, 31, 254])
 def test_label_out_of_range(root, value):
     label = ids(1)
     label[2, 3] = value
     Image.fromarray(label).save(root / "trainannot" / "f1.png")
-    with pytest.raises(ValueError, match=rf"labels 0 to 11, got {value}: .*f1\.png"):
+    with pytest.raises(ValueError, match=rf"labels 0 to 11 or 255, got {value}: .*f1\.png"):
         CamVid(root, "train")[1]
 
 
@@ -216,7 +216,7 @@ def test_16_bit_image(root):
 def test_factory_resizes_before_the_transform(root):
     seen = []
 
-    def transform(image, label):
+    def transform(image, label, generator):
         seen.append((tuple(image.shape), tuple(label.shape)))
         return image, label
 

@@ -47,8 +47,11 @@ def test_a_table_needs_a_colour_for_each_class():
 
 
 def test_factory_names():
-    assert list_datasets() == ["camvid", "synthetic"]
-    with pytest.raises(ValueError, match="unknown data set 'camvids'; choose one of camvid, synthetic"):
+    assert list_datasets() == ["camvid", "cityscapes", "synthetic"]
+    with pytest.raises(
+        ValueError,
+        match=r"unknown data set 'camvids'; choose one of camvid, cityscapes, .*did you mean 'camvid'",
+    ):
         create_dataset("camvids", "train")
     with pytest.raises(ValueError, match=r"camvid needs the folder .* as root"):
         create_dataset("camvid", "train")

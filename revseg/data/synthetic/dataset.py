@@ -8,7 +8,7 @@ validation.
 
 import torch
 
-from revseg.data.base import Pair, SegmentationDataset, Transform, check_samples
+from revseg.data.base import Pair, SegmentationDataset, Transform, check_samples, check_split
 from revseg.data.classes import CITYSCAPES
 from revseg.data.synthetic import render as synthetic_render
 from revseg.data.synthetic.city import found_city
@@ -28,9 +28,9 @@ class SyntheticStreets(SegmentationDataset):
     Args:
         split: "train", "val" or "test".
         size: (H, W) of the scenes, at least 32 each.
-        seed: Another seed gives other cities and scenes.
+        seed: Another seed gives other cities and scenes, and other draws of the transform.
         samples: How many scenes; by default 500 for training and 100 otherwise.
-        transform: Called with the image and the label of every sample, returns both.
+        transform: Called with the image, the label and a generator for every sample.
 
     Raises:
         ValueError: If the split is unknown, the size too small, the seed negative or there are no samples.
@@ -45,21 +45,27 @@ class SyntheticStreets(SegmentationDataset):
         samples: int | None = None,
         transform: Transform | None = None,
     ):
-        if split not in SPLITS:
-            raise ValueError(f"unknown split {split!r} of synthetic; choose one of {', '.join(SPLITS)}")
+        check_split(split, tuple(SPLITS), "synthetic")
         if len(size) != 2 or min(size) < MINIMUM:
             raise ValueError(f"expected a size (H, W) of at least {MINIMUM} each, got {size}")
-        if seed < 0:
-            raise ValueError(f"expected a seed of at least 0, got {seed}")
         check_samples(samples)
-        self.size = int(size[0]), int(size[1])
+        self.drawn_size = int(size[0]), int(size[1])
         self.stream = seed, list(SPLITS).index(split)
         count = SPLITS[split] if samples is None else samples
-        super().__init__(CITYSCAPES, [f"{split}_{index:06d}" for index in range(count)], transform)
+        super().__init__(
+            CITYSCAPES,
+            [f"{split}_{index:06d}" for index in range(count)],
+            transform,
+            seed=seed,
+            size=self.drawn_size,
+        )
 
     def load(self, index: int) -> Pair:
         dice, grain = Dice(*self.stream, 1, index), Dice(*self.stream, 2, index)
         city = found_city(Dice(*self.stream, 3, dice.integer(0, CITIES - 1)))
-        canvas = painted_street(self.size, city, dice, grain)
+        canvas = painted_street(self.drawn_size, city, dice, grain)
         image = synthetic_render.image(canvas, dice, grain)
         return torch.from_numpy(image), torch.from_numpy(synthetic_render.label_map(canvas))
+
+    def origin(self) -> dict[str, object]:
+        return {"kind": "SyntheticStreets", "stream": self.stream, "size": self.size, "samples": len(self)}
