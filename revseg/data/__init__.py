@@ -13,6 +13,7 @@ from revseg.data.cityscapes import Cityscapes as Cityscapes
 from revseg.data.classes import CAMVID as CAMVID
 from revseg.data.classes import CITYSCAPES as CITYSCAPES
 from revseg.data.classes import ClassTable as ClassTable
+from revseg.data.folder import Folder as Folder
 from revseg.data.pairs import BrokenDatasetError as BrokenDatasetError
 from revseg.data.photometric import PhotometricJitter as PhotometricJitter
 from revseg.data.photometric import StrongPhotometric as StrongPhotometric
@@ -28,6 +29,7 @@ from revseg.data.transforms import Resize as Resize
 DATASETS: dict[str, str | Callable[..., SegmentationDataset]] = {
     "camvid": "revseg.data.camvid:CamVid",
     "cityscapes": "revseg.data.cityscapes:Cityscapes",
+    "folder": "revseg.data.folder:Folder",
     "synthetic": "revseg.data.synthetic.dataset:SyntheticStreets",
 }
 

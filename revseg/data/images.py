@@ -8,6 +8,7 @@ the file.
 Pillow is imported when the first file is read, so that the library works without it.
 """
 
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,7 +46,7 @@ def read_image(path: Path) -> Tensor:
     """
     with opened(path) as image:
         _check_image(image, path)
-        pixels = np.array(_upright(image).convert("RGB"))
+        pixels = np.array(upright(image).convert("RGB"))
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
@@ -69,12 +70,11 @@ def read_ids(path: Path) -> npt.NDArray[Any]:
             raise ValueError(
                 f"expected a label of one 8-bit channel of class ids, got mode {label.mode}: {path}"
             )
-        stretch, inverted = _stretch(label), "I" in _raw_mode(label).partition(";")[2]
-        upright = _upright(label)
-        if upright.mode == "1":
-            ids: npt.NDArray[Any] = np.array(upright, dtype=np.uint8)
-            return 1 - ids if inverted else ids
-        ids = np.array(upright)
+        stretch, inverted = _stretch(label), "I" in raw_mode(label).partition(";")[2]
+        turned = upright(label)
+        ids: npt.NDArray[Any] = np.array(turned, dtype=np.uint8 if turned.mode == "1" else None)
+    if turned.mode == "1":
+        return 1 - ids if inverted else ids
     if ids.dtype == np.uint8:
         return (255 - ids if inverted else ids) // np.uint8(stretch)
     return ids.astype(np.uint16 if ids.dtype.itemsize == 2 else np.int32)
@@ -85,7 +85,7 @@ def read_colours(path: Path) -> npt.NDArray[np.uint8]:
     with opened(path) as label:
         check_label(label, path)
         _check_image(label, path)
-        return np.array(_upright(label).convert("RGB"))
+        return np.array(upright(label).convert("RGB"))
 
 
 def read_header(path: Path) -> Header:
@@ -95,16 +95,13 @@ def read_header(path: Path) -> Header:
         ValueError: If this is no image, or it ends too early.
     """
     with opened(path) as image:
+        mode, depth, lossy = image.mode, _depth(image), _is_lossy(image, path)
+        if image.format in ("PNG", "TIFF") and not (image.format == "PNG" and _is_simple_png(path)):
+            image = upright(image)  # Pillow decodes a PNG to find its EXIF data anyway
         width, height = image.size
-        orientation = image.getexif().get(ORIENTATION, 1)
-        if orientation != 1 and image.format == "TIFF":
-            width, height = _upright(image).size  # Pillow's versions differ in when they turn it
-        elif orientation >= 5:
+        if image.format not in (None, "PNG", "TIFF") and image.getexif().get(ORIENTATION, 1) >= 5:
             width, height = height, width
-        header = Header((height, width), image.mode, _depth(image), _is_lossy(image, path))
-        if image.format == "PNG" and not _has_end(path):
-            image.load()
-    return header
+    return Header((height, width), mode, depth, lossy)
 
 
 @contextmanager
@@ -159,14 +156,15 @@ def _check_single(image: "Image.Image", path: Path) -> None:
         raise _RefusedError(f"expected one picture in a file, got {frames}: {path}")
 
 
-def _upright(image: "Image.Image") -> "Image.Image":
+def upright(image: "Image.Image") -> "Image.Image":
+    """The decoded image, turned as its EXIF data says the camera was held."""
     from PIL import ImageOps
 
     image.load()
     return ImageOps.exif_transpose(image)
 
 
-def _raw_mode(image: "Image.Image") -> str:
+def raw_mode(image: "Image.Image") -> str:
     """How the decoder names the stored pixels, as in "L;4" or "RGB;16B"; empty if it does not say."""
     tiles: Any = getattr(image, "tile", None)
     if not tiles:
@@ -180,12 +178,12 @@ def _depth(image: "Image.Image") -> int:
     """Bits a channel."""
     if image.mode in ("I", "F"):
         return 32
-    return 16 if "16" in image.mode or "16" in _raw_mode(image) else 8
+    return 16 if "16" in image.mode or "16" in raw_mode(image) else 8
 
 
 def _stretch(label: "Image.Image") -> int:
     """By how much Pillow multiplies the ids of this file: those of 2 or 4 bits reach over a byte."""
-    kind, _, bits = _raw_mode(label).partition(";")
+    kind, _, bits = raw_mode(label).partition(";")
     return {"2": 85, "4": 17}.get(bits[:1], 1) if kind == "L" else 1
 
 
@@ -196,9 +194,17 @@ def _is_lossy(image: "Image.Image", path: Path) -> bool:
     return image.format in ("JPEG", "MPO", "JPEG2000")
 
 
-def _has_end(path: Path) -> bool:
-    """A PNG file ends with its last chunk; a copy that was cut off does not."""
+def _is_simple_png(path: Path) -> bool:
+    """Whether the chunks of a PNG file are all there, and none can say how the camera was held."""
+    length = path.stat().st_size
     with open(path, "rb") as file:
-        file.seek(0, 2)
-        file.seek(max(0, file.tell() - 64))
-        return b"IEND" in file.read()
+        place = 8  # after the signature
+        while place + 12 <= length:
+            file.seek(place)
+            size, name = struct.unpack(">I4s", file.read(8))
+            place += 12 + size
+            if name in (b"eXIf", b"iTXt", b"zTXt", b"tEXt"):
+                return False
+            if name == b"IEND":
+                return True
+    return False

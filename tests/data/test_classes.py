@@ -47,7 +47,7 @@ def test_a_table_needs_a_colour_for_each_class():
 
 
 def test_factory_names():
-    assert list_datasets() == ["camvid", "cityscapes", "synthetic"]
+    assert list_datasets() == ["camvid", "cityscapes", "folder", "synthetic"]
     with pytest.raises(
         ValueError,
         match=r"unknown data set 'camvids'; choose one of camvid, cityscapes, .*did you mean 'camvid'",
