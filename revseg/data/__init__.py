@@ -6,6 +6,8 @@ import inspect
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from revseg.data.adapters import AlbumentationsTransform as AlbumentationsTransform
+from revseg.data.adapters import TorchvisionTransform as TorchvisionTransform
 from revseg.data.base import SegmentationDataset as SegmentationDataset
 from revseg.data.base import Transform as Transform
 from revseg.data.camvid import CamVid as CamVid
