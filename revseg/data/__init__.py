@@ -10,6 +10,7 @@ from revseg.data.adapters import AlbumentationsTransform as AlbumentationsTransf
 from revseg.data.adapters import TorchvisionTransform as TorchvisionTransform
 from revseg.data.base import SegmentationDataset as SegmentationDataset
 from revseg.data.base import Transform as Transform
+from revseg.data.cache import CachedDataset as CachedDataset
 from revseg.data.camvid import CamVid as CamVid
 from revseg.data.cityscapes import Cityscapes as Cityscapes
 from revseg.data.classes import CAMVID as CAMVID
@@ -50,6 +51,7 @@ def create_dataset(
     seed: int = 0,
     samples: int | None = None,
     transform: Transform | None = None,
+    cache: str | Path | None = None,
     **options: object,
 ) -> SegmentationDataset:
     """A data set by its name.
@@ -63,6 +65,7 @@ def create_dataset(
         seed: Of what the transform draws, and of which scenes are generated.
         samples: How many samples: the first ones of files, any number of generated ones.
         transform: Called with image [3, H, W], label [H, W], both uint8, and a generator; returns image and label.
+        cache: The folder that `revseg data cache` wrote: the same samples, without decoding files.
         **options: Further arguments of the class of the data set.
 
     Returns:
@@ -89,7 +92,8 @@ def create_dataset(
             raise ValueError(f"unknown option {option!r} of the data set {name}; {known}")
     common = {"root": root, "size": size, "seed": seed, "samples": samples, "transform": transform}
     given = {key: value for key, value in common.items() if value is not None}
-    return dataset(split=split, **given, **options)
+    made = dataset(split=split, **given, **options)
+    return made if cache is None else CachedDataset(made, Path(cache).expanduser() / split)
 
 
 COMMON = ("split", "root", "size", "seed", "samples", "transform")

@@ -102,7 +102,11 @@ class SegmentationDataset(Dataset[Pair]):
         """
 
     def origin(self) -> dict[str, object]:
-        """What the samples before the transform follow from, in types of JSON: the key of a cache."""
+        """What all samples before the transform follow from, in types of JSON: the key of a cache."""
+        raise NotImplementedError
+
+    def sample_origin(self, index: int) -> object:
+        """What a sample follows from besides `origin`, in types of JSON."""
         raise NotImplementedError
 
 

@@ -21,6 +21,8 @@ MINIMUM = 32  # pixels on each side
 
 CITIES = 12  # of each split
 
+VERSION = 1  # of the scenes: another one when the same seed gives other bytes
+
 
 class SyntheticStreets(SegmentationDataset):
     """Generated street scenes with the 19 classes of Cityscapes.
@@ -67,5 +69,12 @@ class SyntheticStreets(SegmentationDataset):
         image = synthetic_render.image(canvas, dice, grain)
         return torch.from_numpy(image), torch.from_numpy(synthetic_render.label_map(canvas))
 
+    def city(self, index: int) -> int:
+        """The number of the city in which a scene lies, below `CITIES`."""
+        return Dice(*self.stream, 1, index).integer(0, CITIES - 1)
+
     def origin(self) -> dict[str, object]:
-        return {"kind": "SyntheticStreets", "stream": self.stream, "size": self.size, "samples": len(self)}
+        return {"kind": "SyntheticStreets", "version": VERSION, "stream": self.stream, "size": self.size}
+
+    def sample_origin(self, index: int) -> object:
+        return index
