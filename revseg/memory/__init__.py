@@ -2,4 +2,7 @@
 
 from revseg.memory.measure import peak_bytes as peak_bytes
 from revseg.memory.measure import saved_bytes as saved_bytes
+from revseg.memory.predict import predict as predict
 from revseg.memory.predict import predicted_peak_bytes as predicted_peak_bytes
+from revseg.memory.prediction import Prediction as Prediction
+from revseg.memory.values import UnpredictableError as UnpredictableError
