@@ -32,7 +32,7 @@ KEPT = ("loss", "val_loss", "miou", "iou", "seconds")  # of an epoch's line in t
 def flags(run: str, root: Path, folder: Path) -> list[str]:
     """The command of a run, after `revseg`."""
     where = ["--data", "camvid", "--root", str(root), "--out", str(folder / run)]
-    return ["train", *where, "--threads", "1", *RUNS[run]]
+    return ["train", *where, "--threads", "1", "--decay", "all", *RUNS[run]]
 
 
 def finish(run: str, root: Path, folder: Path) -> None:

@@ -1,20 +1,24 @@
-"""Files that are either old or new, never half: checkpoints, weights, logs.
+"""Files that are either old or new, never half, and that say so when a bit of them has changed.
 
 A file is written beside its place, flushed to the disk, and only then renamed over the old one.
 So a full disk, an exception or a killed process leaves the last good file as it was.
 
-There are two kinds of checkpoint. `last.pt` holds all that a run needs to continue, in types that
-torch loads without executing anything. `best.safetensors` holds weights, and how to build the
-network they belong to.
+Weights are safetensors. Their header holds how to build the network they belong to, and a SHA-256
+of everything in the file, which the format itself does not have.
 """
 
+import errno
+import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+
+NO_DIGEST = "0" * 64  # stands in the file while its digest is computed
 
 
 class CheckpointError(ValueError):
@@ -29,17 +33,24 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         write: Called with the path to write to, in the same folder.
 
     Raises:
-        Exception: What `write` raises, after its file is removed.
+        OSError: If the disk does not take it (full, read-only, over a quota); the message names the file.
+        Exception: What else `write` raises, after its file is removed.
     """
     part = path.with_name(f".{path.name}.part")
     try:
-        write(part)
-        _flush(part)
-        os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-    _flush_names(path.parent)
+        try:
+            write(part)
+            _flush(part)
+            os.replace(part, path)
+        except BaseException:
+            _remove(part)
+            raise
+        _flush_names(path.parent)
+    except OSError as error:
+        raise _named(error, path) from error
+    except RuntimeError as error:
+        # torch's writer says "enforce fail at inline_container.cc" where the disk is full
+        raise _named(_reason(error, path.parent), path) from error
 
 
 def write_text(path: Path, text: str) -> None:
@@ -48,7 +59,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def save_weights(path: Path, weights: Mapping[str, Tensor], description: Mapping[str, object]) -> None:
-    """Writes weights as safetensors, with a description in the header of the file.
+    """Writes weights as safetensors, with a description and a checksum in the header of the file.
 
     Args:
         path: The file.
@@ -59,8 +70,10 @@ def save_weights(path: Path, weights: Mapping[str, Tensor], description: Mapping
     from safetensors.torch import save
 
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-    content = save(tensors, {"revseg": json.dumps(description)})
-    write_atomically(path, lambda part: part.write_bytes(content))
+    content = save(tensors, {"revseg": json.dumps(description), "sha256": NO_DIGEST})
+    digest = hashlib.sha256(content).hexdigest()
+    signed = content.replace(NO_DIGEST.encode(), digest.encode(), 1)
+    write_atomically(path, lambda part: part.write_bytes(signed))
 
 
 def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -69,17 +82,69 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         CheckpointError: If the file is damaged or from elsewhere.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
+    from safetensors.torch import load
 
+    content = path.read_bytes()
     try:
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
+        header = safetensors_header(content)
+        weights = load(content)
+    except (SafetensorError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged or no safetensors file: {error}") from error
     if "revseg" not in header:
         raise CheckpointError(f"{path} holds no weights of revseg: its header does not describe a model")
-    return weights, json.loads(header["revseg"])
+    digest = header.get("sha256", "")
+    if hashlib.sha256(content.replace(digest.encode(), NO_DIGEST.encode(), 1)).hexdigest() != digest:
+        raise CheckpointError(f"{path} is damaged: its contents do not have the checksum in its header")
+    description = json.loads(header["revseg"])
+    if not isinstance(description, dict):
+        raise CheckpointError(f"{path} holds no weights of revseg: its header does not describe a model")
+    return weights, description
+
+
+def safetensors_header(content: bytes) -> dict[str, str]:
+    """What the writer of a safetensors file noted in its header.
+
+    Raises:
+        ValueError: If there is no such header.
+    """
+    length = int.from_bytes(content[:8], "little")
+    if len(content) < 8 + length:
+        raise ValueError("it ends within its header")
+    header = json.loads(content[8 : 8 + length])
+    notes = header.get("__metadata__", {}) if isinstance(header, dict) else None
+    if not isinstance(notes, dict) or not all(isinstance(note, str) for note in notes.values()):
+        raise ValueError("its header is none of safetensors")
+    return notes
+
+
+def _named(error: OSError, path: Path) -> OSError:
+    """The error with the file it is about, as one sentence."""
+    reason = error.strerror or str(error)
+    return type(error)(error.errno or errno.EIO, f"cannot write {path}: {reason}")
+
+
+def _reason(error: RuntimeError, folder: Path) -> OSError:
+    """The error of the disk behind an error of torch's writer; the error itself, if the disk is in order."""
+    probe = folder / ".probe.part"
+    try:
+        with open(probe, "wb") as file:
+            file.write(bytes(2**16))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as reason:
+        return reason
+    finally:
+        _remove(probe)
+    if "inline_container" in str(error) or "enforce fail" in str(error):
+        return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    raise error
+
+
+def _remove(path: Path) -> None:
+    """Removes a file if it is there and can be."""
+    with suppress(OSError):  # a read-only disk: what is to be said is that it could not be written
+        path.unlink(missing_ok=True)
 
 
 def _flush(path: Path) -> None:

@@ -7,6 +7,7 @@ like any other, with the state dict of its blocks whatever its memory mode.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -16,11 +17,12 @@ from torch.nn.parameter import is_lazy
 
 from revseg.engine.chain import run_reversible
 from revseg.engine.drift import Check
-from revseg.engine.exact import Exact, exactness
+from revseg.engine.exact import Exact, GridRule, check_range, extremes_of, snap
 from revseg.engine.replay import swapped_buffers
-from revseg.engine.steps import Step, Streams, Update, run_plain
+from revseg.engine.steps import Map, Step, Streams, Update, run_plain
 from revseg.engine.tensors import dense
 from revseg.engine.tracing import has_hooks, is_traced
+from revseg.layers.recompute import Recompute
 
 
 class ReversibleSequence(nn.Module):
@@ -46,8 +48,9 @@ class ReversibleSequence(nn.Module):
         keep: How many of the last updates keep their graphs instead of being run again. Each
             costs the activations of one function and saves one run of it; the first costs no
             peak, as its graph would be built next anyway.
-        per_block: Each block a call of its own, which saves its own output. Needed where something
-            hooks into single blocks: FSDP2 on blocks.
+        per_block: One autograd function for each block instead of one for all. Each then saves
+            its own output. Needed where something hooks into single blocks: FSDP2 on blocks, DDP
+            that sends gradients while earlier blocks still run.
 
     Memory: the output; and per function its buffers, the random state if it draws, and the
     residue if lossless.
@@ -141,16 +144,15 @@ class ReversibleSequence(nn.Module):
         """
         join = isinstance(y, Tensor)
         streams = self._enter(y)
-        exact = exactness(self.exact)
-        for x in streams:
-            exact.watch("the output", x)
+        watched = [("the output", extremes_of(x)) for x in streams if self.exact is True]
         with swapped_buffers(tuple(self.modules())):
             for i, block in reversed(list(enumerate(self._blocks()))):
                 for step in reversed(self._exactly(block.steps(self._name(i)))):
                     streams = step.inverse(streams)
-                    if isinstance(step, Update):
-                        exact.watch(step.name, streams[step.target])
-        exact.judge()
+                    if self.exact is True and isinstance(step, Update):
+                        watched.append((step.name, extremes_of(streams[step.target])))
+        if watched:
+            check_range(watched)
         return torch.cat(streams, 1) if join else streams
 
     def __len__(self) -> int:
@@ -192,17 +194,20 @@ class ReversibleSequence(nn.Module):
             raise ValueError(f"expected at least one value in each stream, got {list(x1.shape)}")
         if x1.element_size() < 4 and torch.is_autocast_enabled(x1.device.type):
             x1, x2 = x1.float(), x2.float()
-        exact = exactness(self.exact)
-        return dense(exact.enter(x1)), dense(exact.enter(x2))
+        if self.exact is True:
+            x1, x2 = snap(x1), snap(x2)
+        return dense(x1), dense(x2)
 
     def _run_blocks(self, run: Callable[..., Streams], streams: Streams) -> Streams:
         """The streams after all blocks, each block a call of its own."""
         for i, block in enumerate(self._blocks()):
-            streams = block(*streams, run=partial(self._run_block, run), name=self._name(i))
+            streams = block(*streams, run=partial(self._run_block, run, i))
         return streams
 
-    def _run_block(self, run: Callable[..., Streams], steps: list[Step], streams: Streams) -> Streams:
-        return run(self._exactly(steps), streams)
+    def _run_block(self, run: Callable[..., Streams], i: int, steps: list[Step], streams: Streams) -> Streams:
+        kind = type(self.blocks[i]).__name__
+        named = [replace(step, name=step.name.replace(kind, self._name(i), 1)) for step in steps]
+        return run(self._exactly(named), streams)
 
     def _exactly(self, steps: list[Step]) -> list[Step]:
         """The steps with the rule for adding that `exact` asks for.
@@ -210,8 +215,23 @@ class ReversibleSequence(nn.Module):
         Raises:
             ValueError: If a step cannot be undone bit for bit.
         """
-        exact = exactness(self.exact)
-        return [exact.rule(step) for step in steps]
+        if not self.exact:
+            return steps
+        exact = []
+        for step in steps:
+            if isinstance(step, Map) and not step.exact:
+                raise ValueError(
+                    f"{step.name} cannot be undone bit for bit, as exact={self.exact!r} asks; use Squeeze"
+                )
+            if isinstance(step, Update) and self.exact is True:
+                if not getattr(step.rule, "additive", False):
+                    raise ValueError(
+                        f"{step.name}: exact=True undoes additions only; use an additive coupling (one of your "
+                        'own says additive = True where it defines couple), or exact="lossless", which takes any'
+                    )
+                step = replace(step, rule=GridRule())
+            exact.append(step)
+        return exact
 
     def _blocks(self) -> list[Any]:
         return list(self.blocks)
@@ -248,7 +268,7 @@ class ReversibleSequence(nn.Module):
 
 
 def set_save_activations(module: nn.Module, save_activations: bool) -> None:
-    """Switch every part of the module that can do without its activations to one memory mode."""
+    """Switch every `ReversibleSequence` and `Recompute` in the module to one memory mode."""
     for part in module.modules():
-        if isinstance(getattr(part, "save_activations", None), bool):
-            part.save_activations = save_activations  # type: ignore[assignment]
+        if isinstance(part, (ReversibleSequence, Recompute)):
+            part.save_activations = save_activations

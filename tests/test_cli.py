@@ -1,6 +1,11 @@
+import json
 import os
+import re
+import resource
+import signal
 import subprocess
 import sys
+from dataclasses import is_dataclass
 from pathlib import Path
 
 import numpy as np
@@ -8,9 +13,14 @@ import pytest
 import torch
 from PIL import Image
 
-from revseg.cli import COMMANDS, main
-from revseg.commands import train as training
-from revseg.training.settings import OUTPUTS
+from revseg.cli import COMMANDS, _named, _parsed, main, spelled_out
+from revseg.data import list_datasets
+from revseg.models import list_models
+from revseg.training import loop, results, run
+from revseg.training.checkpoint import load_checkpoint, save_checkpoint
+from revseg.training.choices import registered_names
+from revseg.training.folder import DivergedError
+from revseg.training.settings import OUTPUTS, TrainSettings
 
 ROOT = Path(__file__).parents[1]
 SMALL = ["--model-args", "widths=4,8,16", "--threads", "1"]
@@ -22,12 +32,14 @@ TINY = ["train", "--size", "64", "128", *SHORT, *SMALL]
 def _quick(monkeypatch):
     """Leaves out measuring memory; the end-to-end test, in a process of its own, has it."""
     threads = torch.get_num_threads()
-    monkeypatch.setattr(training, "compare_memory", lambda *_: {"reversible": 1, "saved": 2})
+    monkeypatch.setattr(results, "predict_both", lambda *_: {"reversible": 1, "saved": 2})
+    monkeypatch.setattr(results, "compare_memory", lambda *_: {"reversible": 1, "saved": 2})
+    monkeypatch.setattr(run, "predicted_peak", lambda *_: None)
     yield
     torch.set_num_threads(threads)
 
 
-def run(*arguments, cwd, code=None):
+def process(*arguments, cwd, code=None):
     """The command in a process of its own."""
     command = [sys.executable, *(["-c", code] if code else ["-m", "revseg"]), *map(str, arguments)]
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
@@ -68,9 +80,9 @@ def camvid_command(root, out):
 
 
 def test_end_to_end_in_a_process(tmp_path):
-    result = run(*TINY, "--out", "runs/x", cwd=tmp_path)
+    result = process(*TINY, "--out", "runs/x", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    assert sorted(os.listdir(tmp_path / "runs/x")) == sorted(OUTPUTS)
+    assert sorted(os.listdir(tmp_path / "runs/x")) == [".lock", *sorted(OUTPUTS)]
     assert "epoch 1/1  loss" in result.stdout
     assert "Peak memory of a training step" in result.stdout
     assert result.stderr == ""
@@ -81,6 +93,7 @@ def test_end_to_end_in_a_process(tmp_path):
     [
         (["--help"], 0),
         (["train", "--help"], 0),
+        (["data", "check", "--help"], 0),
         (["train", "--epoch", "3"], 2),
         (["train", "--batch", "0"], 2),
     ],
@@ -92,21 +105,103 @@ def test_arguments_are_answered_without_torch(arguments, code, tmp_path):
         "from revseg.cli import main\n"
         "sys.exit(main(sys.argv[1:]))"
     )
-    result = run(*arguments, cwd=tmp_path, code=program)
+    result = process(*arguments, cwd=tmp_path, code=program)
     assert result.returncode == code
     assert result.stdout.splitlines()[-1] == "False"
     assert "Traceback" not in result.stderr
 
 
-def test_interrupt_says_how_to_go_on(tmp_path, monkeypatch, capsys):
-    def interrupt(*_):
-        raise KeyboardInterrupt
+def test_a_signal_says_how_to_go_on(tmp_path, monkeypatch, capsys):
+    real = loop.make_step
 
-    monkeypatch.setattr(training, "validate", interrupt)
-    assert main([*TINY, "--out", str(tmp_path / "run")]) == 130
+    def make_step(*args):
+        os.kill(os.getpid(), signal.SIGINT)
+        real(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "make_step", make_step)
+        assert main([*TINY, "--out", str(tmp_path / "run")]) == 130
     assert capsys.readouterr().err.splitlines() == [
-        "revseg: interrupted; if an epoch was finished, --resume continues after it"
+        "revseg: stopped by SIGINT; saved at epoch 1, step 1: --resume goes on from there"
     ]
+    assert main(["train", "--resume", "--out", str(tmp_path / "run")]) == 0  # with the settings of the run
+    log = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    assert [record["epoch"] for record in log] == [1]
+
+
+def test_help_version_and_unknown_commands(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("revseg 0.")
+    assert main(["--help"]) == 0
+    listing = capsys.readouterr().out
+    assert all(name in listing for name in COMMANDS)
+    assert main(["data", "--help"]) == 0
+    assert "data check" in capsys.readouterr().out
+    assert "unknown command 'data chek'; did you mean data check?" in refused(capsys, "data", "chek")
+    for words in (["bogus"], ["bogus", "--help"], ["data"], []):
+        assert main(words) == 2
+    assert "unknown command 'docter'; did you mean doctor?" in refused(capsys, "docter")
+    with pytest.raises(SystemExit) as exit_:
+        main(["train", "--help"])
+    assert exit_.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert all(name in text for name in (*list_models(), *list_datasets()))
+
+
+def test_names_are_those_of_the_registries():
+    assert list(registered_names("models", "MODELS")) == list_models()
+    assert list(registered_names("data", "DATASETS")) == list_datasets()
+
+
+def test_help_into_a_closed_pipe_is_silent(tmp_path):
+    command = f"{sys.executable} -m revseg train --help | head -n 1; exit ${{PIPESTATUS[0]}}"
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    result = subprocess.run(
+        ["bash", "-c", command],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        check=False,
+    )
+    assert (result.returncode, result.stderr) == (0, b"")
+
+
+def test_a_home_folder_is_spelled_out():
+    assert TrainSettings(out="~/runs").out == Path.home() / "runs"
+
+
+def test_a_folder_may_be_called_like_markup(tmp_path):
+    assert main([*TINY, "--out", str(tmp_path / "x[/y]")]) == 0
+    assert (tmp_path / "x[/y]" / "summary.json").exists()
+
+
+@pytest.mark.parametrize(
+    "words", [["--size", "48x64"], ["--size=48x64"], ["--size", "48", "64"], ["--size", "48,64"]]
+)
+def test_ways_to_write_a_size(words):
+    assert spelled_out(words, TrainSettings) == ["--size", "48", "64"]
+
+
+def test_settings_come_from_a_file_and_flags_count_more(tmp_path, capsys):
+    path = tmp_path / "settings.yaml"
+    path.write_text(
+        "size: [32, 64]\nlr: 5e-3\nmodel-args: {widths: [4, 8, 16]}\ntrain_samples: 4\nepochs: 7\nout: ~/x"
+    )
+    words = ["--config", str(path), "--epochs", "3"]
+    settings = _parsed("train", TrainSettings, words)
+    assert (settings.size, settings.lr, settings.epochs) == ((32, 64), 5e-3, 3)
+    assert (settings.model_args, settings.out) == (("widths=[4, 8, 16]",), Path.home() / "x")
+    for text, message in (
+        ("learning_rate: 1", f"unknown key 'learning_rate' in {path}; did you mean lr?"),
+        ("batch_size: 1", f"unknown key 'batch_size' in {path}; did you mean batch?"),
+        ("batch: many", f"expected batch in {path} to be int, got 'many'"),
+        ("epochs: 0", f"{path}: expected --epochs of at least 1, got 0"),
+        ("model: vnett", f"{path}: unknown --model 'vnett'; did you mean vnet?"),
+        ("- 3", f"expected settings by name in {path}, got list"),
+        ("a: [", f"{path} is no YAML"),
+    ):
+        path.write_text(text)
+        assert message in refused(capsys, "train", "--config", path)
 
 
 @pytest.mark.parametrize(
@@ -116,12 +211,27 @@ def test_interrupt_says_how_to_go_on(tmp_path, monkeypatch, capsys):
         (["--lr", "nan"], "expected --lr of at least 0, got nan"),
         (["--betas", "0.9", "1.0"], "expected --betas in [0, 1), got (0.9, 1.0)"),
         (["--size", "8", "100"], "expected --size of at least 16 x 16, got 8 x 100"),
-        (["--size", "100"], "--size"),
+        (["--size", "100"], "expected --size as height and width, as in 256 512 or 256x512, got 100"),
+        (["--size", "4", "a"], "expected --size as height and width, as in 256 512 or 256x512, got 4 a"),
+        (["--size", "x"], "expected --size as height and width"),
         (["--epochs", "0"], "expected --epochs of at least 1, got 0"),
         (["--train-samples", "0"], "expected --train-samples of at least 1, got 0"),
         (["--threads", "0"], "expected --threads of at least 1, got 0"),
         (["--seed", "4294967296"], "expected --seed below 2**32"),
-        (["--class-weights", "x"], "unknown --class-weights 'x'; choose one of none, enet"),
+        (["--class-weights", "x"], "unknown --class-weights 'x'; choose one of none, enet, erfnet"),
+        (["--precision", "bf16"], "unknown --precision 'bf16'; did you mean bfloat16? choose one of"),
+        (["--optimizer", "adamW"], "unknown --optimizer 'adamW'; did you mean adamw?"),
+        (["--log", "tensorbord"], "unknown --log 'tensorbord'; did you mean tensorboard?"),
+        (["--scale", "0.5", "2"], "--scale and --crop-classes need the size of a window: give --crop too"),
+        (["--budget", "11 apples"], "expected --budget as in 11GB or 512MiB, got '11 apples'"),
+        (["--ema", "1"], "expected --ema in (0, 1), got 1"),
+        (["--allow-change", "lrr"], "unknown --allow-change 'lrr'; did you mean lr?"),
+        (["--model", "erfnet", "--exact"], "--exact has no meaning for erfnet: it has no reversible part"),
+        (["--weights", "missing"], "expected --weights to be a file, got missing"),
+        (["--learning-rate", "3"], "unknown flag --learning-rate; did you mean --lr?"),
+        (["--batch-size", "3"], "unknown flag --batch-size; did you mean --batch?"),
+        (["--epoch", "3"], "unknown flag --epoch; did you mean --epochs?"),
+        (["--Model", "vnet"], "unknown flag --Model; did you mean --model?"),
         (["--resume", "--overwrite"], "--resume continues a run and --overwrite replaces it"),
         (["--model-args", "widths"], "expected --model-args as key=value, got 'widths'"),
         (["--exact", "--lossless"], "--exact and --lossless are two ways to the same end"),
@@ -131,12 +241,13 @@ def test_interrupt_says_how_to_go_on(tmp_path, monkeypatch, capsys):
         (["--model-args", "widths=1,2"], "expected three rising widths"),
         (["--model-args", "widths=8"], "wrong kind of value in --model-args widths=8"),
         (["--model-args", "coupling=x"], "unknown coupling 'x'; choose one of one_sided, additive"),
-        (["--model", "vnte"], "unknown model 'vnte'; choose one of"),
-        (["--data", "cityscape"], "unknown data set 'cityscape'; choose one of"),
+        (["--model", "vnett"], "unknown --model 'vnett'; did you mean vnet? choose one of"),
+        (["--model", "PSPNet"], "unknown --model 'PSPNet'; did you mean pspnet? choose one of"),
+        (["--data", "cityscape"], "unknown --data 'cityscape'; did you mean cityscapes? choose one of"),
         (["--data", "camvid"], "camvid needs the folder of its files"),
         (["--root", "missing"], "expected --root to be a folder, got missing"),
         (["--device", "gpu"], "unknown --device 'gpu'; choose one of auto, cpu, cuda"),
-        (["--typo", "3"], "Unrecognized options: --typo"),
+        (["--typo", "3"], "unknown flag --typo; --help lists the flags"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -151,7 +262,12 @@ def test_wrong_arguments_are_refused_before_anything_is_made(
 def test_out_folder_with_a_run_is_not_touched(tmp_path, capsys):
     (tmp_path / "log.jsonl").write_text("precious")
     message = refused(capsys, *TINY, "--out", tmp_path)
-    assert f"{tmp_path} holds a run already (log.jsonl): choose another --out, --resume" in message
+    assert f"{tmp_path} holds results already (log.jsonl), but no last.pt to continue" in message
+    (tmp_path / "last.pt").write_text("precious")
+    message = refused(capsys, *TINY, "--out", tmp_path)
+    assert (
+        f"{tmp_path} holds a run already (last.pt): choose another --out, --resume to continue it" in message
+    )
     assert (tmp_path / "log.jsonl").read_text() == "precious"
 
 
@@ -166,12 +282,29 @@ def test_out_folder_without_permission(tmp_path, monkeypatch, capsys):
     assert f"no permission to write in {tmp_path}" in refused(capsys, *TINY, "--out", tmp_path / "run")
 
 
-def test_full_disk_is_one_sentence(tmp_path, monkeypatch, capsys):
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("revseg.training.run.save_checkpoint", full)
-    assert "No space left on device" in refused(capsys, *TINY, "--out", tmp_path / "run")
+@pytest.mark.parametrize("room", [4_096, 70_000])
+def test_full_disk_is_one_sentence_with_the_file_and_the_older_checkpoint_is_good(tmp_path, room):
+    """It was "[enforce fail at inline_container.cc:672]" or "[Errno 28]"; a limit on the size of files acts like a quota."""
+    out = tmp_path / "run"
+    out.mkdir()
+    save_checkpoint(out / "last.pt", {"old": 1})
+    read, write = os.pipe()
+    pid = os.fork()
+    if not pid:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
+        sys.stderr = os.fdopen(write, "w", buffering=1)
+        os._exit(main([*TINY, "--out", str(out), "--overwrite"]))
+    os.close(write)
+    _, status = os.waitpid(pid, 0)
+    with open(read) as pipe:
+        message = pipe.read()
+    assert os.WEXITSTATUS(status) == 2
+    assert re.fullmatch(
+        rf"revseg: cannot write {out}/last.pt: (File too large|No space left on device)\n", message
+    )
+    assert load_checkpoint(out / "last.pt")["old"] == 1
+    assert sorted(os.listdir(out)) == [".lock", "last.pt"]
 
 
 def test_resume_without_a_run(tmp_path, capsys):
@@ -188,9 +321,7 @@ def test_resume_from_an_unfit_checkpoint(content, tmp_path, capsys):
         path.write_bytes(path.read_bytes()[:300])
     elif content == "garbage":
         path.write_bytes(b"garbage" * 100)
-    message = refused(capsys, *TINY, "--out", tmp_path, "--resume")
-    assert str(path) in message
-    assert ("is not a checkpoint of revseg" if content == "foreign" else "is damaged") in message
+    assert f"{path} is damaged or no checkpoint" in refused(capsys, *TINY, "--out", tmp_path, "--resume")
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -229,10 +360,10 @@ def test_failed_runs_and_bugs_differ(tmp_path, monkeypatch, capsys):
         def fail(_):
             raise error
 
-        monkeypatch.setattr(training, "train", fail)
+        monkeypatch.setattr("revseg.commands.train.train", fail)
         return main([*TINY, "--out", str(tmp_path / "run")])
 
-    assert fail_with(training.DivergedError("the loss became nan at step 3")) == 1
+    assert fail_with(DivergedError("the loss became nan at step 3")) == 1
     assert capsys.readouterr().err == "revseg: the loss became nan at step 3\n"
     assert fail_with(ModuleNotFoundError("No module named 'safetensors'", name="safetensors")) == 2
     assert "pip install 'revseg[train]'" in capsys.readouterr().err
@@ -242,8 +373,6 @@ def test_failed_runs_and_bugs_differ(tmp_path, monkeypatch, capsys):
 
 
 def test_every_command_can_be_imported():
-    import importlib
-
-    for _, target in COMMANDS.values():
-        module, function = target.split(":")
-        assert callable(getattr(importlib.import_module(module), function))
+    for command in COMMANDS.values():
+        assert callable(_named(command.function))
+        assert is_dataclass(_named(command.settings))

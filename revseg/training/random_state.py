@@ -1,8 +1,8 @@
 """Everything random in a run, from one seed.
 
-The order of the samples and the seeds of the loader's processes follow from the seed and the
-number of the epoch, so a run that continues need not replay the epochs before. What else is
-random draws from the default generators of Python, numpy and torch, whose state can be kept.
+The order of the samples, their random changes and the seeds of the loader's processes follow from
+the seed and the number of the epoch, so a run that continues need not replay the epochs before. What
+else is random draws from the default generators of Python, numpy and torch, whose state can be kept.
 """
 
 import random
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from revseg.data import SegmentationDataset
+from revseg.training.stop import leave_to_the_main_process
 
 
 def seed_everything(seed: int) -> None:
@@ -23,16 +23,15 @@ def seed_everything(seed: int) -> None:
 
 
 def seed_worker(worker: int) -> None:
-    """Sets the generators of a process that loads samples, from the seed torch gave it."""
+    """Begins a process that loads samples: its generators have the seed torch gave it, signals are not its business."""
     seed = torch.initial_seed()
     random.seed(seed)
     np.random.seed(seed % 2**32)
+    leave_to_the_main_process()
 
 
 def seed_epoch(batches: DataLoader[Any], seed: int, epoch: int) -> None:
-    """Sets the order and the random changes of the samples, and the seeds of the loader's processes, for an epoch."""
-    if isinstance(batches.dataset, SegmentationDataset):
-        batches.dataset.set_epoch(epoch)
+    """Sets the seeds of the loader's processes for an epoch."""
     assert isinstance(batches.generator, torch.Generator)
     batches.generator.manual_seed((seed << 31) + epoch)
 

@@ -22,24 +22,32 @@ LINE_EVERY = 50  # steps, without a terminal
 
 
 @contextmanager
-def step_progress(console: Console, epoch: str, steps: int) -> Iterator[Callable[[float], None]]:
+def step_progress(
+    console: Console, epoch: str, steps: int, done: int = 0
+) -> Iterator[Callable[[float], None]]:
     """The steps of an epoch as they go.
 
     Args:
         console: Where to print.
         epoch: The name of the epoch, as in "epoch 3/20".
         steps: How many steps there will be.
+        done: How many are done already.
 
     Yields:
         A function to call with the loss after each step.
     """
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(epoch, total=steps)
-        done = count(1)
+        task = bar.add_task(epoch, total=steps, completed=done)
+        numbers = count(done + 1)
 
         def show(loss: float) -> None:
-            step, text = next(done), f"{epoch}  loss {loss:.4f}"
+            step, text = next(numbers), f"{epoch}  loss {loss:.4f}"
             bar.update(task, advance=1, description=text)
             if not console.is_terminal and step % LINE_EVERY == 0:
                 console.print(f"{text}  step {step}/{steps}")
@@ -68,15 +76,25 @@ def result_table(iou: Mapping[str, float | None], miou: float | None, epoch: int
     return table
 
 
-def memory_table(peaks: Mapping[str, int], batch: Sequence[int]) -> Table:
-    """Peak memory of a training step by memory mode, and how many times the first one's it is."""
+def memory_table(peaks: Mapping[str, int], predicted: Mapping[str, int], batch: Sequence[int]) -> Table:
+    """Peak memory of a training step by memory mode, and how many times the first one's it is.
+
+    Args:
+        peaks: Measured bytes by mode; a mode that did not fit is missing.
+        predicted: Predicted bytes of all modes.
+        batch: The shape of the images.
+    """
     table = Table(title="Peak memory of a training step, batch " + " x ".join(map(str, batch)), min_width=64)
     table.add_column("activations")
     table.add_column("peak MiB", justify="right")
+    table.add_column("predicted MiB", justify="right")
     table.add_column("ratio", justify="right")
-    first = next(iter(peaks.values()))
-    for mode, peak in peaks.items():
-        table.add_row(mode, f"{peak / 2**20:.1f}", f"{peak / first:.2f}")
+    complete = peaks.keys() == predicted.keys()
+    bytes_of = peaks if complete else predicted
+    first = bytes_of[next(iter(predicted))]
+    for mode, guess in predicted.items():
+        measured = f"{peaks[mode] / 2**20:.1f}" if mode in peaks else "does not fit"
+        table.add_row(mode, measured, f"{guess / 2**20:.1f}", f"{bytes_of[mode] / first:.2f}")
     return table
 
 

@@ -52,10 +52,19 @@ def test_an_epoch_without_a_class_has_no_number():
 def test_tables_say_percent_mebibytes_and_ratios():
     text = io.StringIO()
     console = Console(file=text, width=80)
-    console.print(memory_table({"reversible": 2**20, "saved": 3 * 2**20}, (4, 3, 128, 256)))
+    predicted = {"reversible": 2**21, "saved": 5 * 2**20}
+    console.print(memory_table({"reversible": 2**20, "saved": 3 * 2**20}, predicted, (4, 3, 128, 256)))
+    console.print(memory_table({"reversible": 2**20}, predicted, (4, 3, 128, 256)))
     console.print(result_table({"road": 0.5, "sky": None}, 0.5, 7))
     lines = [" ".join(line.strip("│┃").replace("│", " ").split()) for line in text.getvalue().splitlines()]
-    for line in ("reversible 1.0 1.00", "saved 3.0 3.00", "road 50.00", "sky -", "mean 50.00"):
+    for line in (
+        "reversible 1.0 2.0 1.00",
+        "saved 3.0 5.0 3.00",
+        "saved does not fit 5.0 2.50",
+        "road 50.00",
+        "sky -",
+        "mean 50.00",
+    ):
         assert line in lines
     assert "Peak memory of a training step, batch 4 x 3 x 128 x 256" in lines
     assert "Validation IoU, best epoch (7)" in lines

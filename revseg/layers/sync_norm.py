@@ -1,0 +1,58 @@
+"""Batch norm over the batches of all processes.
+
+torch's own `SyncBatchNorm` refuses a CPU. This one adds up counts, sums and squares by the collectives
+that autograd knows, on any backend, and its backward pass follows from them. A run again in the
+backward pass repeats the collectives, on all processes alike. One process is its plain twin.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+class SyncedBatchNorm2d(nn.BatchNorm2d):
+    """`nn.BatchNorm2d`, whose statistics in training are those of the batches of all processes.
+
+    Names and values of parameters and buffers are those of `nn.BatchNorm2d`.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or not dist.is_initialized() or dist.get_world_size() == 1:
+            return super().forward(x)
+        from torch.distributed.nn.functional import all_reduce
+
+        values = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+        count = values.numel() // values.shape[1]
+        own_mean = values.mean((0, 2, 3))
+        own_square = (values - own_mean.view(1, -1, 1, 1)).square().sum((0, 2, 3))
+        total = torch.tensor(float(count), dtype=torch.float64, device=x.device)
+        dist.all_reduce(total)
+        mean = all_reduce(own_mean * (count / total).to(values.dtype))  # type: ignore[no-untyped-call]
+        spread = own_square + count * (own_mean - mean).square()  # around the mean of all
+        var = all_reduce(spread) / total.to(values.dtype)  # type: ignore[no-untyped-call]
+        self._move(mean.detach(), var.detach(), float(total))
+        shape = (1, -1, 1, 1)
+        y = (values - mean.view(shape)) * (var + self.eps).rsqrt().view(shape)
+        if self.affine:
+            y = y * self.weight.view(shape) + self.bias.view(shape)
+        return y.to(x.dtype)  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def _move(self, mean: Tensor, var: Tensor, total: float) -> None:
+        """Moves the running statistics as `nn.BatchNorm2d` does."""
+        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
+            return
+        self.num_batches_tracked.add_(1)
+        momentum = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
+        self.running_var.lerp_((var * (total / (total - 1))).to(self.running_var.dtype), momentum)
+
+
+def with_synced_norms(model: nn.Module) -> nn.Module:
+    """The network, in which the batch norms of two dimensions are synchronised; the same parameters and buffers."""
+    for module in model.modules():
+        if type(module) is nn.BatchNorm2d:
+            module.__class__ = SyncedBatchNorm2d
+    return model
