@@ -150,14 +150,14 @@ def test_a_turn_of_the_hue_keeps_grey():
 
 
 def test_bytes_do_not_depend_on_the_number_of_threads():
-    image = torch.randint(0, 256, (3, 301, 407), dtype=torch.uint8, generator=drawing())
+    image = torch.randint(0, 256, (3, 161, 207), dtype=torch.uint8, generator=drawing())
     label = image[0]
-    both = Compose([RandomScaleCrop((256, 311), (1.1, 1.3)), StrongPhotometric(p=1.0)])
+    both = Compose([RandomScaleCrop((150, 201), (1.1, 1.3)), StrongPhotometric(p=1.0)])
     results = []
-    for threads in (1, 2, 3):
+    for threads in (1, 2):
         torch.set_num_threads(threads)
         try:
-            results.append([both(image, label, drawing(seed)) for seed in range(3)])
+            results.append([both(image, label, drawing(seed)) for seed in range(2)])
         finally:
             torch.set_num_threads(1)
     for other in results[1:]:

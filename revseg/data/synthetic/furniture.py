@@ -60,15 +60,16 @@ def traffic_light(canvas: Canvas, dice: Dice, x: float, z: float, towards: int) 
     metal = canvas.pigment(POLE, dice.tint(METAL, 24), z)
     lit = dice.integer(0, 2)
     canvas.face(x - 0.07, x + 0.07, 0, 3.0, z, metal)
-    _signal(canvas, dice, x + towards * 0.05, 2.2, z, lit)
+    signal(canvas, dice, x + towards * 0.05, 2.2, z, lit)
     if dice.chance(0.5):
         reach = dice.uniform(2.5, 4.5)
         canvas.face(x - 0.09, x + 0.09, 0, 5.6, z, metal)
         canvas.bar((x, 5.4, z), (x + towards * reach, 5.6, z), 0.12, metal)
-        _signal(canvas, dice, x + towards * reach, 5.0, z, lit)
+        signal(canvas, dice, x + towards * reach, 5.0, z, lit)
 
 
-def _signal(canvas: Canvas, dice: Dice, x: float, y: float, z: float, lit: int) -> None:
+def signal(canvas: Canvas, dice: Dice, x: float, y: float, z: float, lit: int) -> None:
+    """Paints a signal head: a dark case with three lamps, of which one is lit."""
     case = canvas.pigment(LIGHT, dice.tint((30, 32, 30), 10), z, roughness=6)
     canvas.face(x - 0.19, x + 0.19, y, y + 1.05, z, case)
     for place, colour in enumerate(LAMPS):
@@ -83,12 +84,13 @@ def sign(canvas: Canvas, dice: Dice, x: float, z: float) -> None:
     y = dice.uniform(2.2, 2.9)
     canvas.face(x - 0.04, x + 0.04, 0, y + 0.4, z, metal)
     for _ in range(dice.choice((1, 1, 1, 2))):
-        _plate(canvas, dice, x, y, z - 0.05)
+        plate(canvas, dice, x, y, z - 0.05)
         y -= 0.75
 
 
-def _plate(canvas: Canvas, dice: Dice, x: float, y: float, z: float) -> None:
-    plate = canvas.pigment(SIGN, dice.tint(dice.choice(PLATES), 14), z, roughness=4)
+def plate(canvas: Canvas, dice: Dice, x: float, y: float, z: float) -> None:
+    """Paints a traffic sign without its post."""
+    board = canvas.pigment(SIGN, dice.tint(dice.choice(PLATES), 14), z, roughness=4)
     white = canvas.pigment(SIGN, dice.tint((234, 234, 228), 8), z, roughness=4)
     black = canvas.pigment(SIGN, (24, 24, 26), z, roughness=4)
     r = dice.uniform(0.3, 0.42)
@@ -105,12 +107,12 @@ def _plate(canvas: Canvas, dice: Dice, x: float, y: float, z: float) -> None:
             ]  # fmt: skip
             canvas.shape(corners, pigment)
     elif kind == 2:  # priority: a diamond
-        for size, pigment in ((1.15 * r, white), (0.85 * r, plate)):
+        for size, pigment in ((1.15 * r, white), (0.85 * r, board)):
             diamond: list[Point] = [(x, y + size, z), (x + size, y, z), (x, y - size, z), (x - size, y, z)]
             canvas.shape(diamond, pigment)
     else:  # directions: a board
         wide = dice.uniform(1.0, 2.2) * r
-        canvas.face(x - wide, x + wide, y - 0.8 * r, y + 0.8 * r, z, plate)
+        canvas.face(x - wide, x + wide, y - 0.8 * r, y + 0.8 * r, z, board)
         for line in (-0.3, 0.25):
             canvas.face(x - 0.75 * wide, x + 0.6 * wide, y + line * r, y + (line + 0.2) * r, z, white)
 

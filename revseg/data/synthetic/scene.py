@@ -34,24 +34,25 @@ def painted_street(size: tuple[int, int], city: City, dice: Dice, grain: Dice) -
     ground.paint_sky(canvas, dice, city)
     ground.paint_ground(canvas, dice, city, street)
     buildings.skyline(canvas, dice, city, street.end)
-    _paint_in_order(_backdrop(canvas, dice, city, street))
+    paint_in_order(backdrop(canvas, dice, city, street))
     for side in street.sides:
-        _paint_in_order(_frontage(canvas, dice, city, street, side))
+        paint_in_order(frontage(canvas, dice, city, street, side))
     ground.paint_building_shadows(canvas, dice, street)
-    things = _traffic(canvas, dice, city, street)
+    things = traffic(canvas, dice, city, street)
     for side in street.sides:
-        things += _kerbside(canvas, dice, city, street, side)
-    _paint_in_order(things)
-    _paint_bonnet(canvas, dice)
+        things += kerbside(canvas, dice, city, street, side)
+    paint_in_order(things)
+    paint_bonnet(canvas, dice)
     return canvas
 
 
-def _paint_in_order(things: list[Thing]) -> None:
+def paint_in_order(things: list[Thing]) -> None:
+    """Paints things, the far ones first."""
     for _, paint in sorted(things, key=lambda thing: -thing[0]):
         paint()
 
 
-def _backdrop(canvas: Canvas, dice: Dice, city: City, street: Street) -> list[Thing]:
+def backdrop(canvas: Canvas, dice: Dice, city: City, street: Street) -> list[Thing]:
     """Trees at the end of the street."""
     things: list[Thing] = []
     for _ in range(dice.integer(2, 9)):
@@ -61,7 +62,9 @@ def _backdrop(canvas: Canvas, dice: Dice, city: City, street: Street) -> list[Th
     return things
 
 
-def _frontage(canvas: Canvas, dice: Dice, city: City, street: Street, side: Side) -> list[Thing]:
+def frontage(
+    canvas: Canvas, dice: Dice, city: City, street: Street, side: Side, *, fences: bool = True
+) -> list[Thing]:
     """Houses and gardens along one side, lot by lot."""
     things: list[Thing] = []
     z = dice.uniform(3.5, 8)
@@ -76,13 +79,15 @@ def _frontage(canvas: Canvas, dice: Dice, city: City, street: Street, side: Side
             x = side.at(side.front + dice.choice((0.0, 0.0, dice.uniform(0, 2))))
             things.append((z, partial(buildings.house, canvas, dice, city, x, z, end, side.sign)))
         else:
-            things.append((z, partial(_paint_garden, canvas, dice, city, side, z, end)))
+            things.append((z, partial(_paint_garden, canvas, dice, city, side, z, end, fences)))
         z = end + (dice.uniform(2, 5) if dice.chance(0.2) else 0.0)
     return things
 
 
-def _paint_garden(canvas: Canvas, dice: Dice, city: City, side: Side, z0: float, z1: float) -> None:
-    """Paints trees and bushes behind a wall, a fence or nothing."""
+def _paint_garden(
+    canvas: Canvas, dice: Dice, city: City, side: Side, z0: float, z1: float, fences: bool
+) -> None:
+    """Paints trees and bushes behind a wall, a fence (if there may be fences) or nothing."""
     for step in range(3):
         z = z1 - (step + 0.5) * (z1 - z0) / 3
         x = side.at(side.front + dice.uniform(2, 9))
@@ -91,13 +96,13 @@ def _paint_garden(canvas: Canvas, dice: Dice, city: City, side: Side, z0: float,
         bush_x = side.at(side.front + dice.uniform(0.8, 2.5))
         furniture.bush(canvas, dice, bush_x, z, dice.choice(city.leaves), dice.uniform(0.9, 2.0))
     border = dice.integer(0, 4)
-    if border < 2:
+    if border < (2 if fences else 4):
         buildings.garden_wall(canvas, dice, city, side.at(side.front), z0, z1, dice.uniform(1.0, 2.6))
     elif border < 4:
         buildings.fence(canvas, dice, city, side.at(side.front), z0, z1, dice.uniform(1.0, 2.0))
 
 
-def _traffic(canvas: Canvas, dice: Dice, city: City, street: Street) -> list[Thing]:
+def traffic(canvas: Canvas, dice: Dice, city: City, street: Street) -> list[Thing]:
     """What moves on the road, and what is parked at its edge."""
     things: list[Thing] = []
     kinds = (vehicles.car,) * 11 + (vehicles.truck, vehicles.bus)
@@ -137,7 +142,7 @@ def _traffic(canvas: Canvas, dice: Dice, city: City, street: Street) -> list[Thi
     return things
 
 
-def _kerbside(canvas: Canvas, dice: Dice, city: City, street: Street, side: Side) -> list[Thing]:
+def kerbside(canvas: Canvas, dice: Dice, city: City, street: Street, side: Side) -> list[Thing]:
     """What stands and walks on one sidewalk."""
     things: list[Thing] = []
     kerb, inwards = side.at(side.kerb + 0.45), -side.sign
@@ -184,7 +189,7 @@ def _kerbside(canvas: Canvas, dice: Dice, city: City, street: Street, side: Side
     return things
 
 
-def _paint_bonnet(canvas: Canvas, dice: Dice) -> None:
+def paint_bonnet(canvas: Canvas, dice: Dice) -> None:
     """Paints our own car at the bottom, and on some images the border that rectification leaves."""
     if dice.chance(0.8):
         rise = dice.uniform(0.03, 0.09)
