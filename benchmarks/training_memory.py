@@ -32,9 +32,9 @@ import torch.nn.functional as F
 from benchmarks import record
 from benchmarks.memory_levels import batch, plain_loss, using_kernels
 from benchmarks.networks import PAPER, counts, kept_rows
-from revseg.layers.memory_policy import MEMORY_LEVELS
 from revseg.losses import UpsampleCrossEntropy, predict_labels
 from revseg.memory import peak_bytes, predicted_peak_bytes
+from revseg.memory.policy import MEMORY_LEVELS
 from revseg.metrics import ConfusionMatrix
 from revseg.models import MODELS, create_model
 

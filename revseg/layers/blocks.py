@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from revseg.layers.images import normalize_images
+from revseg.layers.images import Normalization
 from revseg.layers.layer_module import LayerModule
 from revseg.layers.linear import Convolution, prepared
 from revseg.layers.stack import Stack
@@ -166,11 +166,15 @@ class ImageConvBNAct(ConvBNAct):
     Bytes are normalised one image at a time, so the batch never exists as floats.
     """
 
-    prepare = staticmethod(normalize_images)
+    prepare: Normalization
+
+    def __init__(self, in_channels: int, out_channels: int, *arguments: Any, **options: Any) -> None:
+        super().__init__(in_channels, out_channels, *arguments, **options)
+        self.prepare = Normalization.of_channels(in_channels)
 
     def plain(self, x: Tensor) -> Tensor:
         conv: Any = self[0]
-        return super().plain(prepared(x, normalize_images, conv.weight.dtype))
+        return super().plain(prepared(x, self.prepare, conv.weight.dtype))
 
 
 def asymmetric_pairs(

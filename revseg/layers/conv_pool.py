@@ -10,13 +10,14 @@ Segmentation, arXiv:1606.02147, figure 2 (a), its initial block; ERFNet has it t
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from revseg.layers.blocks import BNAct
-from revseg.layers.images import normalize_images
+from revseg.layers.images import Normalization
 from revseg.layers.layer_module import LayerModule, Linear
 from revseg.layers.linear import Convolution, Grads, Source, gather, held, images_of, prepared, summed
 
@@ -67,7 +68,11 @@ class ImageConvPool(ConvPool):
     Bytes are normalised one image at a time, so the batch never exists as floats.
     """
 
-    prepare = staticmethod(normalize_images)
+    prepare: Normalization
+
+    def __init__(self, in_channels: int, out_channels: int, **options: Any) -> None:
+        super().__init__(in_channels, out_channels, **options)
+        self.prepare = Normalization.of_channels(in_channels)
 
 
 class _ConvPoolMaker:

@@ -5,6 +5,7 @@ and to keep than float32.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -14,64 +15,101 @@ from torch import Tensor
 from revseg import ops
 from revseg.engine.tracing import is_traced
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
-
-def normalize_images(images: Tensor) -> Tensor:
-    """Images with the mean and deviation of ImageNet taken out.
+@dataclass(frozen=True)
+class Normalization:
+    """How bytes become the floats that a network computes with: (bytes / 255 - mean) / std.
 
     Args:
-        images: Bytes [N, 3, H, W], uint8, or images already normalised, of a float type, which
-            are returned as they are.
-
-    Returns:
-        Images [N, 3, H, W]: float32 from bytes, on a CPU in channels_last, in which its convolutions
-        need no copies of their maps; else the argument itself.
+        mean: Of each channel, bytes counted from 0 to 1.
+        std: Deviation of each channel.
+        flipped: The channels come as RGB and go in as BGR, as OpenCV reads files; `mean` and `std` are of BGR.
 
     Raises:
-        ValueError: If the shape is not [N, 3, H, W].
-        TypeError: If the images are neither uint8 nor float.
+        ValueError: If there is not one of both for each channel, or a deviation is not positive.
     """
-    if images.ndim != 4 or images.shape[1] != 3:
-        raise ValueError(f"expected images [N, 3, H, W], got shape {list(images.shape)}")
-    if images.is_floating_point():
-        return images
-    if images.dtype != torch.uint8:
-        raise TypeError(f"expected images of dtype uint8 or float, got {images.dtype}")
-    mean = torch.tensor(IMAGENET_MEAN, device=images.device).view(3, 1, 1) * 255
-    std = torch.tensor(IMAGENET_STD, device=images.device).view(3, 1, 1) * 255
-    floats = images.float().sub_(mean).div_(std)
-    plain = torch.compiler.is_compiling() or not ops.kernels_are_on() or is_traced([images])
-    return floats if plain or images.device.type != "cpu" else ops.relaid(floats, torch.channels_last)
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    flipped: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.mean or len(self.mean) != len(self.std) or min(self.std) <= 0:
+            raise ValueError(
+                f"expected a mean and a positive deviation for each channel, got {self.mean} and {self.std}"
+            )
+
+    @classmethod
+    def of_channels(cls, channels: int) -> "Normalization":
+        """ImageNet's for three channels; for others, of which nothing is known, mean 1/2 and deviation 1/4."""
+        return IMAGENET if channels == 3 else cls((0.5,) * channels, (0.25,) * channels)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Images with the mean and deviation taken out.
+
+        Args:
+            images: Bytes [N, C, H, W], uint8, or images already normalised, of a float type, which
+                are returned as they are.
+
+        Returns:
+            Images [N, C, H, W]: float32 from bytes, on a CPU in channels_last, in which its convolutions
+            need no copies of their maps; else the argument itself.
+
+        Raises:
+            ValueError: If the shape is not [N, C, H, W].
+            TypeError: If the images are neither uint8 nor float.
+        """
+        channels = len(self.mean)
+        if images.ndim != 4 or images.shape[1] != channels:
+            raise ValueError(f"expected images [N, {channels}, H, W], got shape {list(images.shape)}")
+        if images.is_floating_point():
+            return images
+        if images.dtype != torch.uint8:
+            raise TypeError(f"expected images of dtype uint8 or float, got {images.dtype}")
+        mean, std = (
+            torch.tensor(values, device=images.device).view(channels, 1, 1) * 255
+            for values in (self.mean, self.std)
+        )
+        ordered = images.flip(1) if self.flipped else images
+        floats = ordered.float().sub_(mean).div_(std)
+        plain = torch.compiler.is_compiling() or not ops.kernels_are_on() or is_traced([images])
+        return floats if plain or images.device.type != "cpu" else ops.relaid(floats, torch.channels_last)
 
 
-def of_each_image(fn: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+IMAGENET = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+normalize_images = IMAGENET
+
+
+def of_each_image(
+    fn: Callable[[Tensor], Tensor], images: Tensor, normalize: Normalization = IMAGENET
+) -> Tensor:
     """`fn` of the normalised images; bytes are normalised one image at a time.
 
     Args:
-        fn: Takes floats [n, 3, H, W] to a tensor [n, ...], each image for itself.
-        images: Bytes or floats [N, 3, H, W], as for `normalize_images`.
+        fn: Takes floats [n, C, H, W] to a tensor [n, ...], each image for itself.
+        images: Bytes or floats [N, C, H, W], as `normalize` takes them.
+        normalize: Makes floats of them.
     """
     if images.is_floating_point():
-        return fn(normalize_images(images))
-    return torch.cat([fn(normalize_images(image)) for image in torch.split(images, 1)])
+        return fn(normalize(images))
+    return torch.cat([fn(normalize(image)) for image in torch.split(images, 1)])
 
 
-def image_pyramid(images: Tensor, depth: int) -> list[Tensor]:
+def image_pyramid(images: Tensor, depth: int, normalize: Normalization = IMAGENET) -> list[Tensor]:
     """The images at 1/2, 1/4, ... of their size, which small networks feed in again further on.
 
     Average pools of 3 x 3 with stride 2, one after another, that count their padding as zeros.
 
     Args:
-        images: Bytes or floats [N, 3, H, W], as for `normalize_images`.
+        images: Bytes or floats [N, C, H, W], as `normalize` takes them.
         depth: How many sizes.
+        normalize: Makes floats of them.
 
     Returns:
-        Images [N, 3, h, w], float, h = ceil(H / 2) and so on.
+        Images [N, C, h, w], float, h = ceil(H / 2) and so on.
     """
     halve = partial(F.avg_pool2d, kernel_size=3, stride=2, padding=1)
-    pyramid = [of_each_image(halve, images)]
+    pyramid = [of_each_image(halve, images, normalize)]
     while len(pyramid) < depth:
         pyramid.append(halve(pyramid[-1]))
     return pyramid

@@ -1,12 +1,13 @@
 """The networks by name.
 
-One file, one paper, one line in `MODELS`. A model takes images [N, 3, H, W] of any size, uint8 or
-float already normalised, and returns logits [N, num_classes, h, w] at its own `stride`; in
-training a model with auxiliary heads returns a tuple, the main logits first.
+One file, one paper, one line in `MODELS`. A model (`revseg.models.network.Network`) takes images [N, 3, H, W]
+of any size, uint8 or float already normalised, and returns logits [N, num_classes, h, w] at its own `stride`;
+in training a model with auxiliary heads returns a tuple, the main logits first.
 """
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -17,30 +18,28 @@ from revseg.models.cfpnet import CFPNet
 from revseg.models.cgnet import CGNet
 from revseg.models.dabnet import DABNet
 from revseg.models.enet import ENet
-from revseg.models.enet_rev import ReversibleENet
 from revseg.models.erfnet import ERFNet
-from revseg.models.erfnet_rev import ReversibleERFNet
 from revseg.models.espnet import ESPNet
-from revseg.models.espnet_rev import ReversibleESPNet
 from revseg.models.fpenet import FPENet
 from revseg.models.fssnet import FSSNet
 from revseg.models.icnet import ICNet
+from revseg.models.network import Network
 from revseg.models.pspnet import PSPNet
 from revseg.models.segnet import SegNet
 from revseg.models.vnet import VNet
 
-MODELS: dict[str, type[nn.Module]] = {
+MODELS: dict[str, Callable[..., Network]] = {
     "bisenet_resnet18": BiSeNetResNet18,
     "bisenet_xception39": BiSeNetXception39,
     "cfpnet": CFPNet,
     "cgnet": CGNet,
     "dabnet": DABNet,
     "enet": ENet,
-    "enet_rev": ReversibleENet,
+    "enet_rev": partial(ENet, reversible=True),
     "erfnet": ERFNet,
-    "erfnet_rev": ReversibleERFNet,
+    "erfnet_rev": partial(ERFNet, reversible=True),
     "espnet": ESPNet,
-    "espnet_rev": ReversibleESPNet,
+    "espnet_rev": partial(ESPNet, reversible=True),
     "fpenet": FPENet,
     "fssnet": FSSNet,
     "icnet": ICNet,

@@ -25,9 +25,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from revseg.layers.blocks import PooledBatchNorm2d
-from revseg.layers.memory_policy import check_level, run_block_again
 from revseg.layers.stack import Stack
+from revseg.memory.policy import Memory, MemoryPolicy
 from revseg.models.bisenet_official import OFFICIAL_RESNET18, OFFICIAL_XCEPTION39
+from revseg.models.network import Network, check_channels
 from revseg.models.official import renamed_by
 from revseg.models.resnet import (
     basic,
@@ -38,7 +39,7 @@ from revseg.models.resnet import (
 from revseg.models.xception39 import COUNTS, xception_stage
 
 
-class BiSeNet(nn.Module):
+class BiSeNet(Network):
     """BiSeNet on any backbone: images [N, 3, H, W] to logits [N, num_classes, h, w].
 
     h = ceil(H / 8), w = ceil(W / 8). In training with auxiliary heads a tuple: the logits, those of the
@@ -50,7 +51,8 @@ class BiSeNet(nn.Module):
         channels: Of the backbone's last two maps.
         width: Channels of the paths where they meet; the paper's 128.
         aux_channels: Channels inside of an auxiliary head; None without those heads.
-        memory: "lowest", "balanced" or "fastest", see `revseg.layers.memory_policy`.
+        in_channels: Of the images.
+        policy: Says what runs again.
     """
 
     stride = 8
@@ -62,15 +64,16 @@ class BiSeNet(nn.Module):
         channels: tuple[int, int],
         width: int,
         aux_channels: int | None,
-        memory: str,
+        in_channels: int,
+        policy: MemoryPolicy,
     ) -> None:
-        super().__init__()
-        again = partial(run_block_again, memory=memory)
+        super().__init__(num_classes, in_channels)
+        again = policy.block
         half = width // 2
 
         self.spatial = again(
             Stack(
-                image_conv_bn_relu(3, half, 7, stride=2),
+                image_conv_bn_relu(in_channels, half, 7, stride=2),
                 conv_bn_relu(half, half, stride=2),
                 conv_bn_relu(half, half, stride=2),
                 conv_bn_relu(half, width, 1),
@@ -85,7 +88,7 @@ class BiSeNet(nn.Module):
         if aux_channels is not None:
             self.aux = nn.ModuleList(again(_head(width, aux_channels, num_classes)) for _ in range(2))
 
-    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:  # [N, 3, H, W] -> [N, C, h, w]
+    def logits(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:  # [N, 3, H, W] -> [N, C, h, w]
         spatial = self.spatial(images)
         at16 = images
         for stage in self.backbone[:-1]:
@@ -106,7 +109,8 @@ class BiSeNetResNet18(BiSeNet):
         num_classes: C, the number of classes.
         width: Channels of ResNet18's first stage; all others follow, up to 8 times as many.
         aux: Whether there are auxiliary heads.
-        memory: "lowest", "balanced" or "fastest", see `revseg.layers.memory_policy`. Predicted peak of a training
+        in_channels: Of the images.
+        memory: "lowest", "balanced" or "fastest", or a policy, see `revseg.memory.policy`. Predicted peak of a training
             step, one image of 1024 x 2048 in float32: 571, 571 and 1,263 MiB (2,375 with PyTorch's own
             modules and loss).
 
@@ -115,15 +119,22 @@ class BiSeNetResNet18(BiSeNet):
     """
 
     def __init__(
-        self, num_classes: int = 19, *, width: int = 64, aux: bool = True, memory: str = "balanced"
+        self,
+        num_classes: int = 19,
+        *,
+        width: int = 64,
+        aux: bool = True,
+        in_channels: int = 3,
+        memory: Memory = "balanced",
     ) -> None:
-        _check(num_classes, width, memory)
-        w = width
-        stem = Stack(image_conv_bn_relu(3, w, 7, stride=2), nn.MaxPool2d(3, stride=2, padding=1))
-        stages = [residual_stage(basic, w, w, 2, memory)]
-        stages += [residual_stage(basic, c, 2 * c, 2, memory, stride=2) for c in (w, 2 * w, 4 * w)]
-        backbone = [run_block_again(stem, memory), *stages]
-        super().__init__(num_classes, backbone, (4 * w, 8 * w), 2 * w, 4 * w if aux else None, memory)
+        w = _checked(num_classes, in_channels, width)
+        policy = MemoryPolicy.of(memory)
+        stem = Stack(image_conv_bn_relu(in_channels, w, 7, stride=2), nn.MaxPool2d(3, stride=2, padding=1))
+        stage = partial(residual_stage, basic, policy)
+        stages = [stage(w, w, 2), *(stage(c, 2 * c, 2, stride=2) for c in (w, 2 * w, 4 * w))]
+        backbone = [policy.block(stem), *stages]
+        aux_channels = 4 * w if aux else None
+        super().__init__(num_classes, backbone, (4 * w, 8 * w), 2 * w, aux_channels, in_channels, policy)
 
     @staticmethod
     def from_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -143,7 +154,8 @@ class BiSeNetXception39(BiSeNet):
         width: Of Xception39: channels of its first convolution; all others follow, up to 32 times
             as many.
         aux: Whether there are auxiliary heads.
-        memory: "lowest", "balanced" or "fastest", see `revseg.layers.memory_policy`. Predicted peak of a training
+        in_channels: Of the images.
+        memory: "lowest", "balanced" or "fastest", or a policy, see `revseg.memory.policy`. Predicted peak of a training
             step, one image of 1024 x 2048 in float32: 336, 336 and 843 MiB (1,851 with PyTorch's own
             modules and loss).
 
@@ -152,16 +164,23 @@ class BiSeNetXception39(BiSeNet):
     """
 
     def __init__(
-        self, num_classes: int = 19, *, width: int = 8, aux: bool = True, memory: str = "balanced"
+        self,
+        num_classes: int = 19,
+        *,
+        width: int = 8,
+        aux: bool = True,
+        in_channels: int = 3,
+        memory: Memory = "balanced",
     ) -> None:
-        _check(num_classes, width, memory)
-        w = width
-        stem = Stack(image_conv_bn_relu(3, w, stride=2), nn.MaxPool2d(3, stride=2, padding=1))
+        w = _checked(num_classes, in_channels, width)
+        policy = MemoryPolicy.of(memory)
+        stem = Stack(image_conv_bn_relu(in_channels, w, stride=2), nn.MaxPool2d(3, stride=2, padding=1))
         before = (w, 8 * w, 16 * w)
         inner = (2 * w, 4 * w, 8 * w)
-        stages = [xception_stage(*each, memory) for each in zip(before, inner, COUNTS, strict=True)]
-        backbone = [run_block_again(stem, memory), *stages]
-        super().__init__(num_classes, backbone, (16 * w, 32 * w), 16 * w, 16 * w if aux else None, memory)
+        stages = [xception_stage(policy, *each) for each in zip(before, inner, COUNTS, strict=True)]
+        backbone = [policy.block(stem), *stages]
+        aux_channels = 16 * w if aux else None
+        super().__init__(num_classes, backbone, (16 * w, 32 * w), 16 * w, aux_channels, in_channels, policy)
 
     @staticmethod
     def from_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -235,9 +254,9 @@ def _head(in_channels: int, channels: int, num_classes: int) -> Stack:
     return Stack(conv_bn_relu(in_channels, channels), nn.Conv2d(channels, num_classes, 1))
 
 
-def _check(num_classes: int, width: int, memory: str) -> None:
-    if num_classes < 1:
-        raise ValueError(f"expected num_classes of at least 1, got {num_classes}")
+def _checked(num_classes: int, in_channels: int, width: int) -> int:
+    """The width, before any layer is made."""
+    check_channels(num_classes, in_channels)
     if width < 1:
         raise ValueError(f"expected a width of at least 1, got {width}")
-    check_level(memory)
+    return width

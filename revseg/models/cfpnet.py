@@ -26,11 +26,12 @@ from torch import Tensor, nn
 
 from revseg.layers.blocks import ConvBNAct, ImageConvBNAct
 from revseg.layers.images import of_each_image
-from revseg.layers.memory_policy import check_level, run_again, run_block_again
 from revseg.layers.stack import Stack
+from revseg.memory.policy import Memory, MemoryPolicy
+from revseg.models.network import Network
 
 
-class CFPNet(nn.Module):
+class CFPNet(Network):
     """CFPNet for `num_classes` classes: images [N, 3, H, W] to logits [N, num_classes, h, w].
 
     h = ceil(H / 8), w = ceil(W / 8).
@@ -41,7 +42,8 @@ class CFPNet(nn.Module):
             more than the one before.
         dilations: r of each module, for each row.
         activation: "prelu_shared", "prelu" or "relu".
-        memory: "lowest", "balanced" or "fastest", see `revseg.layers.memory_policy`.
+        in_channels: Of the images.
+        memory: "lowest", "balanced" or "fastest", or a policy, see `revseg.memory.policy`.
 
     Raises:
         ValueError: If an argument is unknown or out of its range.
@@ -56,31 +58,37 @@ class CFPNet(nn.Module):
         widths: Sequence[int] = (32, 64, 128),
         dilations: Sequence[Sequence[int]] = ((2, 2), (4, 4, 8, 8, 16, 16)),
         activation: str = "prelu_shared",
-        memory: str = "balanced",
+        in_channels: int = 3,
+        memory: Memory = "balanced",
     ) -> None:
-        super().__init__()
-        check_level(memory)
-        _check(num_classes, widths, dilations)
+        super().__init__(num_classes, in_channels)
+        _check(widths, dilations)
+        policy = MemoryPolicy.of(memory)
         w1, w2, w3 = widths
 
         def row(channels: int, dilations: Sequence[int]) -> nn.Module:
             modules = (CFPModule(channels, dilation, activation) for dilation in dilations)
-            return run_again(Stack(*(run_block_again(m, memory) for m in modules)), memory, False)
+            return policy.stage(Stack(*map(policy.block, modules)))
 
-        first = ImageConvBNAct(3, w1, stride=2, activation=activation, eps=1e-5)
+        first = ImageConvBNAct(in_channels, w1, stride=2, activation=activation, eps=1e-5)
         layers = (_layer(w1, w1, activation=activation) for _ in range(2))
-        self.stem = run_block_again(Stack(first, *layers), memory)  # 1/2
-        self.down1 = run_block_again(Down(w1 + 3, w2, activation), memory)  # 1/4
+        self.stem = policy.block(Stack(first, *layers))  # 1/2
+        self.down1 = policy.block(Down(w1 + in_channels, w2, activation))  # 1/4
         self.row1 = row(w2, dilations[0])
-        self.down2 = run_block_again(Down(w2 + 3, w3, activation), memory)  # 1/8
+        self.down2 = policy.block(Down(w2 + in_channels, w3, activation))  # 1/8
         self.row2 = row(w3, dilations[1])
-        self.classifier = nn.Conv2d(w3 + 3, num_classes, 1)
+        self.classifier = nn.Conv2d(w3 + in_channels, num_classes, 1)
 
-    def forward(self, images: Tensor) -> Tensor:  # [N, 3, H, W] -> [N, C, h, w]
+    def logits(self, images: Tensor) -> Tensor:  # [N, 3, H, W] -> [N, C, h, w]
         x = self.stem(images)
-        x = self.row1(self.down1(x, _images_like(images, x)))
-        x = self.row2(self.down2(x, _images_like(images, x)))
-        return self.classifier(torch.cat((x, _images_like(images, x)), dim=1))  # type: ignore[no-any-return]
+        x = self.row1(self.down1(x, self._images_like(images, x)))
+        x = self.row2(self.down2(x, self._images_like(images, x)))
+        return self.classifier(torch.cat((x, self._images_like(images, x)), dim=1))  # type: ignore[no-any-return]
+
+    def _images_like(self, images: Tensor, x: Tensor) -> Tensor:
+        """The images at the size of a map, and in its dtype."""
+        resize = partial(F.interpolate, size=tuple(x.shape[-2:]), mode="bilinear", align_corners=True)
+        return of_each_image(resize, images, self.normalization).to(x.dtype)
 
 
 class CFPModule(nn.Module):
@@ -134,15 +142,7 @@ class Down(nn.Module):
 _layer = partial(ConvBNAct, eps=1e-5)
 
 
-def _images_like(images: Tensor, x: Tensor) -> Tensor:
-    """The images at the size of a map, and in its dtype."""
-    resize = partial(F.interpolate, size=tuple(x.shape[-2:]), mode="bilinear", align_corners=True)
-    return of_each_image(resize, images).to(x.dtype)
-
-
-def _check(num_classes: int, widths: Sequence[int], dilations: Sequence[Sequence[int]]) -> None:
-    if num_classes < 1:
-        raise ValueError(f"expected num_classes of at least 1, got {num_classes}")
+def _check(widths: Sequence[int], dilations: Sequence[Sequence[int]]) -> None:
     rising = len(widths) == 3 and 1 <= widths[0] <= widths[1] - 4 and widths[1] <= widths[2] - 4
     if not rising or any(w % 16 for w in widths[1:]):
         raise ValueError(f"expected three rising widths, the last two multiples of 16, got {widths}")

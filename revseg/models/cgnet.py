@@ -24,13 +24,14 @@ from revseg.layers.blocks import BNAct, ConvBNAct, ImageConvBNAct, Joined, Joine
 from revseg.layers.images import image_pyramid
 from revseg.layers.layer_module import LayerModule, Linear
 from revseg.layers.linear import Convolution
-from revseg.layers.memory_policy import check_level, run_again, run_block_again
 from revseg.layers.side_by_side import SideBySide
 from revseg.layers.stack import Stack
+from revseg.memory.policy import Memory, MemoryPolicy
+from revseg.models.network import Network
 from revseg.models.official import renamed
 
 
-class CGNet(nn.Module):
+class CGNet(Network):
     """CGNet for `num_classes` classes: images [N, 3, H, W] to logits [N, num_classes, h, w].
 
     h = ceil(H / 8), w = ceil(W / 8).
@@ -42,7 +43,8 @@ class CGNet(nn.Module):
         dilations: Of f_sur in stages 2 and 3.
         reductions: How much narrower the middle of the gate is in stages 2 and 3.
         dropout: Probability of dropping a channel before the classifier.
-        memory: "lowest", "balanced" or "fastest", see `revseg.layers.memory_policy`.
+        in_channels: Of the images.
+        memory: "lowest", "balanced" or "fastest", or a policy, see `revseg.memory.policy`.
 
     Raises:
         ValueError: If an argument is unknown or out of its range.
@@ -59,34 +61,35 @@ class CGNet(nn.Module):
         dilations: Sequence[int] = (2, 4),
         reductions: Sequence[int] = (8, 16),
         dropout: float = 0.0,
-        memory: str = "balanced",
+        in_channels: int = 3,
+        memory: Memory = "balanced",
     ) -> None:
-        super().__init__()
-        check_level(memory)
-        _check(num_classes, widths, blocks, dilations, reductions, dropout)
+        super().__init__(num_classes, in_channels)
+        policy = MemoryPolicy.of(memory)
+        _check(widths, blocks, dilations, reductions, dropout)
         w1, w2, w3 = widths
 
         def stage(i: int, channels: int) -> nn.Module:
             dilation, reduction = dilations[i], reductions[i]
             row = (ContextGuidedBlock(channels, dilation, reduction) for _ in range(blocks[i] - 1))
-            return run_again(Stack(*(run_block_again(block, memory) for block in row)), memory, False)
+            return policy.stage(Stack(*map(policy.block, row)))
 
         def down(i: int, channels: int, out_channels: int) -> nn.Module:
-            return run_block_again(Down(channels, out_channels, dilations[i], reductions[i]), memory)
+            return policy.block(Down(channels, out_channels, dilations[i], reductions[i]))
 
-        self.stem = run_block_again(
-            Stack(ImageConvBNAct(3, w1, stride=2), ConvBNAct(w1, w1), ConvBNAct(w1, w1)), memory
+        self.stem = policy.block(
+            Stack(ImageConvBNAct(in_channels, w1, stride=2), ConvBNAct(w1, w1), ConvBNAct(w1, w1))
         )  # 1/2
-        self.down2 = down(0, w1 + 3, w2)  # 1/4
+        self.down2 = down(0, w1 + in_channels, w2)  # 1/4
         self.stage2 = stage(0, w2)
-        self.down3 = down(1, 2 * w2 + 3, w3)  # 1/8
+        self.down3 = down(1, 2 * w2 + in_channels, w3)  # 1/8
         self.stage3 = stage(1, w3)
-        self.head = run_block_again(JoinedClassifier(2 * w3, num_classes, dropout), memory)
+        self.head = policy.block(JoinedClassifier(2 * w3, num_classes, dropout))
         for conv in (module for module in self.modules() if isinstance(module, nn.Conv2d)):
             nn.init.kaiming_normal_(conv.weight)
 
-    def forward(self, images: Tensor) -> Tensor:  # [N, 3, H, W] -> [N, C, h, w]
-        half, quarter = image_pyramid(images, 2)
+    def logits(self, images: Tensor) -> Tensor:  # [N, 3, H, W] -> [N, C, h, w]
+        half, quarter = image_pyramid(images, 2, self.normalization)
         x = self.down2(self.stem(images), half)
         x = self.down3(self.stage2(x), x, quarter)
         return self.head(x, self.stage3(x))  # type: ignore[no-any-return]
@@ -192,15 +195,12 @@ CONV_BN_ACT = ("conv", "bn", "act")
 
 
 def _check(
-    num_classes: int,
     widths: Sequence[int],
     blocks: Sequence[int],
     dilations: Sequence[int],
     reductions: Sequence[int],
     dropout: float,
 ) -> None:
-    if num_classes < 1:
-        raise ValueError(f"expected num_classes of at least 1, got {num_classes}")
     if len(widths) != 3 or min(widths) < 1 or any(w % 2 for w in widths[1:]):
         raise ValueError(f"expected three positive widths, the last two even, got {widths}")
     for name, values in (("blocks", blocks), ("dilations", dilations), ("reductions", reductions)):

@@ -22,12 +22,13 @@ from torch import Tensor, nn
 
 from revseg.layers.blocks import BNAct, ConvBNAct, ImageConvBNAct, Joined, JoinedClassifier
 from revseg.layers.images import image_pyramid
-from revseg.layers.memory_policy import check_level, run_again, run_block_again
 from revseg.layers.stack import Stack
+from revseg.memory.policy import Memory, MemoryPolicy
+from revseg.models.network import Network
 from revseg.models.official import renamed
 
 
-class DABNet(nn.Module):
+class DABNet(Network):
     """DABNet for `num_classes` classes: images [N, 3, H, W] to logits [N, num_classes, h, w].
 
     h = ceil(H / 8), w = ceil(W / 8).
@@ -36,7 +37,8 @@ class DABNet(nn.Module):
         num_classes: C, the number of classes.
         widths: Channels of the stem and the two rows, the last two even.
         dilations: Of the far pair of each bottleneck, for each row.
-        memory: "lowest", "balanced" or "fastest", see `revseg.layers.memory_policy`.
+        in_channels: Of the images.
+        memory: "lowest", "balanced" or "fastest", or a policy, see `revseg.memory.policy`.
 
     Raises:
         ValueError: If an argument is unknown or out of its range.
@@ -50,28 +52,28 @@ class DABNet(nn.Module):
         *,
         widths: Sequence[int] = (32, 64, 128),
         dilations: Sequence[Sequence[int]] = ((2, 2, 2), (4, 4, 8, 8, 16, 16)),
-        memory: str = "balanced",
+        in_channels: int = 3,
+        memory: Memory = "balanced",
     ) -> None:
-        super().__init__()
-        check_level(memory)
-        _check(num_classes, widths, dilations)
+        super().__init__(num_classes, in_channels)
+        policy = MemoryPolicy.of(memory)
+        _check(widths, dilations)
         w1, w2, w3 = widths
 
         def row(channels: int, dilations: Sequence[int]) -> nn.Module:
-            blocks = (run_block_again(Bottleneck(channels, d), memory) for d in dilations)
-            return run_again(Stack(*blocks), memory, False)
+            return policy.stage(Stack(*(policy.block(Bottleneck(channels, d)) for d in dilations)))
 
-        self.stem = run_block_again(
-            Stack(ImageConvBNAct(3, w1, stride=2), ConvBNAct(w1, w1), ConvBNAct(w1, w1)), memory
+        self.stem = policy.block(
+            Stack(ImageConvBNAct(in_channels, w1, stride=2), ConvBNAct(w1, w1), ConvBNAct(w1, w1))
         )  # 1/2
-        self.down1 = run_block_again(Down(w1 + 3, w2), memory)  # 1/4
+        self.down1 = policy.block(Down(w1 + in_channels, w2))  # 1/4
         self.row1 = row(w2, dilations[0])
-        self.down2 = run_block_again(Down(2 * w2 + 3, w3), memory)  # 1/8
+        self.down2 = policy.block(Down(2 * w2 + in_channels, w3))  # 1/8
         self.row2 = row(w3, dilations[1])
-        self.head = run_block_again(JoinedClassifier(2 * w3 + 3, num_classes), memory)
+        self.head = policy.block(JoinedClassifier(2 * w3 + in_channels, num_classes))
 
-    def forward(self, images: Tensor) -> Tensor:  # [N, 3, H, W] -> [N, C, h, w]
-        half, quarter, eighth = image_pyramid(images, 3)
+    def logits(self, images: Tensor) -> Tensor:  # [N, 3, H, W] -> [N, C, h, w]
+        half, quarter, eighth = image_pyramid(images, 3, self.normalization)
         x = self.down1(self.stem(images), half)
         x = self.down2(self.row1(x), x, quarter)
         return self.head(self.row2(x), x, eighth)  # type: ignore[no-any-return]
@@ -164,9 +166,7 @@ LAYERS = {  # of a bottleneck there, and here
 }
 
 
-def _check(num_classes: int, widths: Sequence[int], dilations: Sequence[Sequence[int]]) -> None:
-    if num_classes < 1:
-        raise ValueError(f"expected num_classes of at least 1, got {num_classes}")
+def _check(widths: Sequence[int], dilations: Sequence[Sequence[int]]) -> None:
     if len(widths) != 3 or min(widths) < 1 or any(w % 2 for w in widths[1:]):
         raise ValueError(f"expected three positive widths, the last two even, got {widths}")
     if len(dilations) != 2 or not all(row and min(row) > 0 for row in dilations):

@@ -13,24 +13,31 @@ that go out; the convolutions in the middle have a bias, of an asymmetric pair t
 channel in the encoder, ReLU in the decoder; batch norm eps 1e-3; no batch norm between an
 asymmetric pair; no dropout in the decoder. Odd sizes are rounded up on the way down and cropped on
 the way up.
+
+The reversible edition is ours, a change of the architecture and not another way to compute it. Every
+bottleneck of C channels becomes two additive couplings of streams of C / 2, with four functions that are
+the bottleneck's convolutions at half the channels. A convolution of half the channels has a quarter of
+the weights, so widths, operations and, but for biases, batch norms and slopes, parameters stay. What
+changes: no activation follows a sum, and each resolution is four times as many functions deep.
+
+Source of the coupling: Gomez et al., The Reversible Residual Network, arXiv:1707.04585.
 """
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from revseg.couplings import AdditiveCoupling
+from revseg.engine.exact import Exact
 from revseg.layers.blocks import ACTIVATIONS
 from revseg.layers.conv_pool import ImageConvPool
 from revseg.layers.images import crop
-from revseg.layers.memory_policy import check_level, run_again, run_block_again
 from revseg.layers.stack import Stack
 from revseg.layers.upsample_conv import DoublingConv2d
-
-Wrap = Callable[[nn.Module], nn.Module]
-Units = Callable[..., nn.Module]  # of channels, of these kinds, with dropout and activation
+from revseg.memory.policy import Memory, MemoryPolicy
+from revseg.models.network import Network, check_edition
 
 EPS = 1e-3
 # What the convolution in the middle is: a dilation, or "asymmetric".
@@ -38,73 +45,27 @@ STAGE2 = (1, 2, "asymmetric", 4, 1, 8, "asymmetric", 16)
 Kind = int | str
 
 
-class ENetLayers(nn.Module):
-    """What lies around the bottlenecks, the same for ENet and its reversible edition.
-
-    Args:
-        num_classes: C, the number of classes.
-        widths: Channels at 1/2, 1/4 and 1/8 of the size.
-        depth: Number of bottlenecks at 1/4.
-        repeats: How often the bottlenecks at 1/8 go through their eight kinds.
-        dropout: Probability of dropping a channel at 1/4 and at 1/8.
-        units: Makes the bottlenecks of one resolution.
-        block: Called with each up- or down-sampling, for what stands in its place.
-        stage: Called with each stage, for what stands in its place.
-    """
-
-    stride = 1
-
-    def __init__(
-        self,
-        num_classes: int,
-        widths: Sequence[int],
-        depth: int,
-        repeats: int,
-        dropout: Sequence[float],
-        units: Units,
-        block: Wrap,
-        stage: Wrap,
-    ) -> None:
-        super().__init__()
-        _check(num_classes, widths, depth, repeats, dropout)
-        w1, w2, w3 = widths
-        p1, p2 = dropout
-        self.stem = block(ImageConvPool(3, w1, activation="prelu", eps=EPS))  # 1/2
-        self.down1 = block(Halving(w1, w2, p1))
-        self.stage1 = stage(units(w2, [1] * depth, p1, "prelu"))  # 1/4
-        self.down2 = block(Halving(w2, w3, p2))
-        self.stage2 = stage(units(w3, STAGE2 * repeats, p2, "prelu"))  # 1/8
-        self.up1 = block(Doubling(w3, w2))
-        self.stage3 = stage(units(w2, (1, 1), 0.0, "relu"))  # 1/4
-        self.up2 = block(Doubling(w2, w1))
-        self.stage4 = stage(units(w1, (1,), 0.0, "relu"))  # 1/2
-        self.classifier = DoublingConv2d(w1, num_classes)  # 1
-
-    def forward(self, images: Tensor) -> Tensor:  # [N, 3, H, W] -> [N, C, H, W]
-        x = self.stem(images)
-        half = x.shape[-2:]
-        x, corners1 = self.down1(x)
-        quarter = x.shape[-2:]
-        x, corners2 = self.down2(self.stage1(x))
-        x = self.stage3(self.up1(self.stage2(x), corners2, quarter))
-        x = self.stage4(self.up2(x, corners1, half))
-        return crop(self.classifier(x), images.shape[-2:])
-
-
-class ENet(ENetLayers):
+class ENet(Network):
     """ENet for `num_classes` classes: images [N, 3, H, W] to logits [N, num_classes, H, W].
 
     Args:
         num_classes: C, the number of classes.
-        widths: Channels at 1/2, 1/4 and 1/8 of the size, rising, multiples of 4.
+        widths: Channels at 1/2, 1/4 and 1/8 of the size, rising, multiples of 4 (8 if reversible).
         depth: Number of bottlenecks at 1/4, beside the one that halves the size.
         repeats: How often the bottlenecks at 1/8 go through their eight kinds.
         dropout: Probability of dropping a channel at 1/4 and at 1/8.
-        memory: "lowest", "balanced" or "fastest", see `revseg.layers.memory_policy`.
+        in_channels: Of the images.
+        reversible: The bottlenecks of each resolution form one `ReversibleSequence`, which keeps only its
+            output for the backward pass, however deep it is.
+        memory: "lowest", "balanced" or "fastest", or a policy, see `revseg.memory.policy`.
+        save_activations: Train with ordinary autograd: same numbers, same state dict, more memory.
+        exact: Bit-for-bit inversion, if reversible: True, or "lossless"; see `ReversibleSequence`.
 
     Raises:
         ValueError: If an argument is unknown or out of its range.
     """
+
+    stride = 1
 
     def __init__(
         self,
@@ -114,16 +75,51 @@ class ENet(ENetLayers):
         depth: int = 4,
         repeats: int = 2,
         dropout: Sequence[float] = (0.01, 0.1),
-        memory: str = "balanced",
+        in_channels: int = 3,
+        reversible: bool = False,
+        memory: Memory = "balanced",
+        save_activations: bool = False,
+        exact: Exact = False,
     ) -> None:
-        check_level(memory)
-        block: Wrap = partial(run_block_again, memory=memory)
-        stage: Wrap = partial(run_again, memory=memory, save_activations=False)
+        super().__init__(num_classes, in_channels)
+        _check(widths, depth, repeats, dropout, reversible)
+        check_edition(reversible, exact)
+        policy = MemoryPolicy.of(memory, save_activations)
+        policy = policy.beside_sequences() if reversible else policy
 
         def units(channels: int, kinds: Sequence[Kind], dropout: float, activation: str) -> nn.Module:
-            return nn.Sequential(*(block(Bottleneck(channels, k, dropout, activation)) for k in kinds))
+            if not reversible:
+                row = (Bottleneck(channels, kind, dropout, activation) for kind in kinds)
+                return policy.stage(nn.Sequential(*map(policy.block, row)))
+            halves = (
+                [bottleneck(channels // 2, kind, dropout, activation) for _ in "fg"]
+                for kind in kinds
+                for _ in range(2)
+            )
+            return policy.sequence((AdditiveCoupling(*half) for half in halves), exact)
 
-        super().__init__(num_classes, widths, depth, repeats, dropout, units, block, stage)
+        w1, w2, w3 = widths
+        p1, p2 = dropout
+        self.stem = policy.block(ImageConvPool(in_channels, w1, activation="prelu", eps=EPS))  # 1/2
+        self.down1 = policy.block(Halving(w1, w2, p1))
+        self.stage1 = units(w2, [1] * depth, p1, "prelu")  # 1/4
+        self.down2 = policy.block(Halving(w2, w3, p2))
+        self.stage2 = units(w3, STAGE2 * repeats, p2, "prelu")  # 1/8
+        self.up1 = policy.block(Doubling(w3, w2))
+        self.stage3 = units(w2, (1, 1), 0.0, "relu")  # 1/4
+        self.up2 = policy.block(Doubling(w2, w1))
+        self.stage4 = units(w1, (1,), 0.0, "relu")  # 1/2
+        self.classifier = DoublingConv2d(w1, num_classes)  # 1
+
+    def logits(self, images: Tensor) -> Tensor:  # [N, 3, H, W] -> [N, C, H, W]
+        x = self.stem(images)
+        half = x.shape[-2:]
+        x, corners1 = self.down1(x)
+        quarter = x.shape[-2:]
+        x, corners2 = self.down2(self.stage1(x))
+        x = self.stage3(self.up1(self.stage2(x), corners2, quarter))
+        x = self.stage4(self.up2(x, corners1, half))
+        return crop(self.classifier(x), images.shape[-2:])
 
 
 class Bottleneck(nn.Module):
@@ -252,13 +248,12 @@ def _bottleneck(
 
 
 def _check(
-    num_classes: int, widths: Sequence[int], depth: int, repeats: int, dropout: Sequence[float]
+    widths: Sequence[int], depth: int, repeats: int, dropout: Sequence[float], reversible: bool
 ) -> None:
-    if num_classes < 1:
-        raise ValueError(f"expected num_classes of at least 1, got {num_classes}")
     rising = len(widths) == 3 and 3 < widths[0] < widths[1] < widths[2]
-    if not rising or any(width % 4 for width in widths):
-        raise ValueError(f"expected three rising widths, multiples of 4, got {widths}")
+    unit = 8 if reversible else 4  # a quarter of a stream, or of all channels
+    if not rising or any(width % unit for width in widths):
+        raise ValueError(f"expected three rising widths, multiples of {unit}, got {widths}")
     if depth < 1 or repeats < 1:
         raise ValueError(f"expected depth and repeats of at least 1, got {depth} and {repeats}")
     if len(dropout) != 2 or not all(0 <= p < 1 for p in dropout):

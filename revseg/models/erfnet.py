@@ -12,24 +12,30 @@ As in the official PyTorch code: all convolutions have a bias, the first of a pa
 batch norm, eps is 1e-3, no dropout in the decoder. Its images are bytes / 255; ours have the mean and
 deviation of ImageNet taken out (`normalize_images`), so give official weights bytes / 255 as floats.
 Odd sizes, which the official code refuses, are rounded up on the way down and cropped at the end.
+
+The reversible edition is ours, a change of the architecture and not another way to compute it. Every unit
+of C channels becomes two additive couplings of streams of C / 2, with four functions that are the unit's
+factorized convolutions at half the channels. A convolution of half the channels has a quarter of the
+weights, so widths, operations and, but for biases and batch norms, parameters stay. What changes: a
+shortcut is never followed by a ReLU, and each resolution is four times as many functions deep.
+
+Source of the coupling: Gomez et al., The Reversible Residual Network, arXiv:1707.04585.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from revseg.couplings import AdditiveCoupling
+from revseg.engine.exact import Exact
 from revseg.layers.conv_pool import ConvPool, ImageConvPool
 from revseg.layers.images import crop
-from revseg.layers.memory_policy import check_level, run_again, run_block_again
 from revseg.layers.stack import Stack
 from revseg.layers.upsample_conv import DoublingConv2d
+from revseg.memory.policy import Memory, MemoryPolicy
+from revseg.models.network import Network, check_edition
 from revseg.models.official import renamed
-
-Wrap = Callable[[nn.Module], nn.Module]
-Units = Callable[[int, Sequence[int], float], nn.Module]  # of channels, of these dilations, with dropout
-
 
 # The official network's modules, and ours.
 _HALVING = {"encoder.initial_block": "stem", "encoder.layers.0": "stage1.0", "encoder.layers.6": "stage2.0"}
@@ -43,62 +49,12 @@ _UNITS = (  # half, its first layer, number of units, our stage
 _PARTS = {"conv3x1_1": 0, "conv1x3_1": 2, "bn1": 3, "conv3x1_2": 5, "conv1x3_2": 7, "bn2": 8}
 
 
-class ERFNetLayers(nn.Module):
-    """What lies around the units, the same for ERFNet and its reversible edition.
-
-    Args:
-        num_classes: C, the number of classes.
-        widths: Channels at 1/2, 1/4 and 1/8 of the size.
-        depth: Number of units at 1/4.
-        repeats: How often the units at 1/8 go through the dilations.
-        dilations: Dilations of the units at 1/8.
-        dropout: Probability of dropping a channel in the units at 1/4 and at 1/8.
-        encoder_head: Whether to have the unused classifier of the encoder.
-        units: Makes the units of one resolution.
-        block: Called with each up- or down-sampling, for what stands in its place.
-        stage: Called with each stage, for what stands in its place.
-    """
-
-    stride = 1
-
-    def __init__(
-        self,
-        num_classes: int,
-        widths: Sequence[int],
-        depth: int,
-        repeats: int,
-        dilations: Sequence[int],
-        dropout: Sequence[float],
-        encoder_head: bool,
-        units: Units,
-        block: Wrap,
-        stage: Wrap,
-    ) -> None:
-        super().__init__()
-        _check(num_classes, widths, depth, repeats, dilations, dropout)
-        w1, w2, w3 = widths
-        self.stem = block(ImageConvPool(3, w1))  # 1/2
-        self.stage1 = stage(nn.Sequential(block(ConvPool(w1, w2)), units(w2, [1] * depth, dropout[0])))  # 1/4
-        eighth = units(w3, [*dilations] * repeats, dropout[1])
-        self.stage2 = stage(nn.Sequential(block(ConvPool(w2, w3)), eighth))  # 1/8
-        self.stage3 = stage(nn.Sequential(block(_doubling(w3, w2)), units(w2, (1, 1), 0.0)))  # 1/4
-        self.stage4 = stage(nn.Sequential(block(_doubling(w2, w1)), units(w1, (1, 1), 0.0)))  # 1/2
-        self.classifier = DoublingConv2d(w1, num_classes)  # 1
-        if encoder_head:
-            self.encoder_head = nn.Conv2d(w3, num_classes, 1)
-
-    def forward(self, images: Tensor) -> Tensor:  # [N, 3, H, W] -> [N, C, H, W]
-        # One expression: a name would hold the map of one stage while the next one runs.
-        logits = self.classifier(self.stage4(self.stage3(self.stage2(self.stage1(self.stem(images))))))
-        return crop(logits, images.shape[-2:])
-
-
-class ERFNet(ERFNetLayers):
+class ERFNet(Network):
     """ERFNet for `num_classes` classes: images [N, 3, H, W] to logits [N, num_classes, H, W].
 
     Args:
         num_classes: C, the number of classes.
-        widths: Channels at 1/2, 1/4 and 1/8 of the size, rising.
+        widths: Channels at 1/2, 1/4 and 1/8 of the size, rising; even if reversible.
         depth: Number of units at 1/4.
         repeats: How often the units at 1/8 go through the dilations.
         dilations: Dilations of the units at 1/8.
@@ -106,11 +62,18 @@ class ERFNet(ERFNetLayers):
         encoder_head: Whether to have the classifier with which the official code first trains the
             encoder alone, and which the whole network never uses: its parameters get no gradient.
             2,066,642 parameters with it, as its files of weights have, 2,064,191 without.
-        memory: "lowest", "balanced" or "fastest", see `revseg.layers.memory_policy`.
+        in_channels: Of the images.
+        reversible: The units of each resolution form one `ReversibleSequence`, which keeps only its output
+            for the backward pass, however deep it is.
+        memory: "lowest", "balanced" or "fastest", or a policy, see `revseg.memory.policy`.
+        save_activations: Train with ordinary autograd: same numbers, same state dict, more memory.
+        exact: Bit-for-bit inversion, if reversible: True, or "lossless"; see `ReversibleSequence`.
 
     Raises:
         ValueError: If an argument is unknown or out of its range.
     """
+
+    stride = 1
 
     def __init__(
         self,
@@ -122,18 +85,45 @@ class ERFNet(ERFNetLayers):
         dilations: Sequence[int] = (2, 4, 8, 16),
         dropout: Sequence[float] = (0.03, 0.3),
         encoder_head: bool = False,
-        memory: str = "balanced",
+        in_channels: int = 3,
+        reversible: bool = False,
+        memory: Memory = "balanced",
+        save_activations: bool = False,
+        exact: Exact = False,
     ) -> None:
-        check_level(memory)
-        block: Wrap = partial(run_block_again, memory=memory)
-        stage: Wrap = partial(run_again, memory=memory, save_activations=False)
+        super().__init__(num_classes, in_channels)
+        _check(widths, depth, repeats, dilations, dropout, reversible)
+        check_edition(reversible, exact)
+        policy = MemoryPolicy.of(memory, save_activations)
+        policy = policy.beside_sequences() if reversible else policy
 
         def units(channels: int, dilations: Sequence[int], dropout: float) -> nn.Module:
-            return nn.Sequential(*(block(NonBottleneck1D(channels, d, dropout)) for d in dilations))
+            if not reversible:
+                row = (NonBottleneck1D(channels, dilation, dropout) for dilation in dilations)
+                return nn.Sequential(*map(policy.block, row))
+            halves = (
+                [factorized(channels // 2, d, dropout) for _ in "fg"] for d in dilations for _ in range(2)
+            )
+            return policy.sequence((AdditiveCoupling(*half) for half in halves), exact)
 
-        super().__init__(
-            num_classes, widths, depth, repeats, dilations, dropout, encoder_head, units, block, stage
-        )
+        def stage(sampling: nn.Module, units: nn.Module) -> nn.Module:
+            return policy.stage(nn.Sequential(policy.block(sampling), units))
+
+        w1, w2, w3 = widths
+        self.stem = policy.block(ImageConvPool(in_channels, w1))  # 1/2
+        self.stage1 = stage(ConvPool(w1, w2), units(w2, [1] * depth, dropout[0]))  # 1/4
+        eighth = units(w3, [*dilations] * repeats, dropout[1])
+        self.stage2 = stage(ConvPool(w2, w3), eighth)  # 1/8
+        self.stage3 = stage(_doubling(w3, w2), units(w2, (1, 1), 0.0))  # 1/4
+        self.stage4 = stage(_doubling(w2, w1), units(w1, (1, 1), 0.0))  # 1/2
+        self.classifier = DoublingConv2d(w1, num_classes)  # 1
+        if encoder_head:
+            self.encoder_head = nn.Conv2d(w3, num_classes, 1)
+
+    def logits(self, images: Tensor) -> Tensor:  # [N, 3, H, W] -> [N, C, H, W]
+        # One expression: a name would hold the map of one stage while the next one runs.
+        logits = self.classifier(self.stage4(self.stage3(self.stage2(self.stage1(self.stem(images))))))
+        return crop(logits, images.shape[-2:])
 
     @staticmethod
     def from_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -195,17 +185,17 @@ def _doubling(in_channels: int, out_channels: int) -> Stack:
 
 
 def _check(
-    num_classes: int,
     widths: Sequence[int],
     depth: int,
     repeats: int,
     dilations: Sequence[int],
     dropout: Sequence[float],
+    reversible: bool,
 ) -> None:
-    if num_classes < 1:
-        raise ValueError(f"expected num_classes of at least 1, got {num_classes}")
     if len(widths) != 3 or not 3 < widths[0] < widths[1] < widths[2]:
         raise ValueError(f"expected three rising widths above 3, got {widths}")
+    if reversible and any(width % 2 for width in widths):
+        raise ValueError(f"expected even widths, got {widths}")
     if depth < 1 or repeats < 1:
         raise ValueError(f"expected depth and repeats of at least 1, got {depth} and {repeats}")
     if not dilations or min(dilations) < 1:

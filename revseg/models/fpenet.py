@@ -27,11 +27,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from revseg.layers.blocks import ConvBNAct, ImageConvBNAct
-from revseg.layers.memory_policy import check_level, run_again, run_block_again
 from revseg.layers.stack import Stack
+from revseg.memory.policy import Memory, MemoryPolicy
+from revseg.models.network import Network
 
 
-class FPENet(nn.Module):
+class FPENet(Network):
     """FPENet for `num_classes` classes: images [N, 3, H, W] to logits [N, num_classes, h, w].
 
     h = ceil(H / 2), w = ceil(W / 2).
@@ -43,7 +44,8 @@ class FPENet(nn.Module):
         expansion: How many times wider a block of these is inside.
         dilations: Of the parts of a block. Their number divides `widths[0]` and the last two widths
             times `expansion`.
-        memory: "lowest", "balanced" or "fastest", see `revseg.layers.memory_policy`.
+        in_channels: Of the images.
+        memory: "lowest", "balanced" or "fastest", or a policy, see `revseg.memory.policy`.
 
     Raises:
         ValueError: If an argument is unknown or out of its range.
@@ -59,28 +61,29 @@ class FPENet(nn.Module):
         blocks: Sequence[int] = (3, 9),
         expansion: int = 4,
         dilations: Sequence[int] = (1, 2, 4, 8),
-        memory: str = "balanced",
+        in_channels: int = 3,
+        memory: Memory = "balanced",
     ) -> None:
-        super().__init__()
-        check_level(memory)
-        _check(num_classes, widths, blocks, expansion, dilations)
+        super().__init__(num_classes, in_channels)
+        policy = MemoryPolicy.of(memory)
+        _check(widths, blocks, expansion, dilations)
         w1, w2, w3 = widths
         block = partial(FPEBlock, expansion=expansion, dilations=dilations)
 
         def stage(channels: int, out: int, count: int) -> nn.Module:
             row = block(channels, out, stride=2), *(block(out, out) for _ in range(count - 1))
-            return run_again(Stack(*(run_block_again(each, memory) for each in row)), memory, False)
+            return policy.stage(Stack(*map(policy.block, row)))
 
-        first = run_block_again(ImageConvBNAct(3, w1, stride=2, activation="relu", eps=1e-5), memory)
-        pyramid = run_block_again(FPEBlock(w1, w1, expansion=1, dilations=dilations), memory)
-        self.stage1 = run_again(Stack(first, pyramid), memory, False)  # 1/2
+        first = policy.block(ImageConvBNAct(in_channels, w1, stride=2, activation="relu", eps=1e-5))
+        pyramid = policy.block(FPEBlock(w1, w1, expansion=1, dilations=dilations))
+        self.stage1 = policy.stage(Stack(first, pyramid))  # 1/2
         self.stage2 = stage(w1, w2, blocks[0])  # 1/4
         self.stage3 = stage(w2, w3, blocks[1])  # 1/8
-        self.up2 = run_block_again(MEU(w2, w3, w3), memory)  # 1/4
-        self.up1 = run_block_again(MEU(w1, w3, w2), memory)  # 1/2
+        self.up2 = policy.block(MEU(w2, w3, w3))  # 1/4
+        self.up1 = policy.block(MEU(w1, w3, w2))  # 1/2
         self.classifier = nn.Conv2d(w2, num_classes, 1)
 
-    def forward(self, images: Tensor) -> Tensor:  # [N, 3, H, W] -> [N, C, h, w]
+    def logits(self, images: Tensor) -> Tensor:  # [N, 3, H, W] -> [N, C, h, w]
         half = self.stage1(images)
         quarter = self.stage2(half)
         return self.classifier(self.up1(half, self.up2(quarter, self.stage3(quarter))))  # type: ignore[no-any-return]
@@ -130,11 +133,7 @@ class MEU(nn.Module):
 _layer = partial(ConvBNAct, activation="relu", eps=1e-5)
 
 
-def _check(
-    num_classes: int, widths: Sequence[int], blocks: Sequence[int], expansion: int, dilations: Sequence[int]
-) -> None:
-    if num_classes < 1:
-        raise ValueError(f"expected num_classes of at least 1, got {num_classes}")
+def _check(widths: Sequence[int], blocks: Sequence[int], expansion: int, dilations: Sequence[int]) -> None:
     if len(widths) != 3 or min(widths) < 1:
         raise ValueError(f"expected three positive widths, got {widths}")
     if len(blocks) != 2 or min(blocks) < 1:

@@ -17,7 +17,7 @@ all channels of a PReLU, no dropout. Ours is that classes get no batch norm and 
 transposed convolution before batch norm has no bias.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -26,20 +26,22 @@ from torch import Tensor, nn
 
 from revseg.layers.blocks import ACTIVATIONS, BNAct, ConvBNAct, ImageConvBNAct
 from revseg.layers.images import of_each_image
-from revseg.layers.memory_policy import check_level, run_again, run_block_again
 from revseg.layers.stack import Stack
+from revseg.memory.policy import Memory, MemoryPolicy
+from revseg.models.network import Network
 
 
-class FSSNet(nn.Module):
+class FSSNet(Network):
     """FSSNet for `num_classes` classes: images [N, 3, H, W] to logits [N, num_classes, H, W].
 
     Args:
         num_classes: C, the number of classes.
-        widths: Channels at 1/2, 1/4 and 1/8; multiples of 4.
+        widths: Channels at 1/2, 1/4 and 1/8; multiples of 4, the first more than `in_channels`.
         factorized: How many factorized blocks there are at 1/4.
         dilations: Of each block at 1/8.
         activation: "prelu_shared", "prelu" or "relu".
-        memory: "lowest", "balanced" or "fastest", see `revseg.layers.memory_policy`.
+        in_channels: Of the images.
+        memory: "lowest", "balanced" or "fastest", or a policy, see `revseg.memory.policy`.
 
     Raises:
         ValueError: If an argument is unknown or out of its range.
@@ -55,16 +57,20 @@ class FSSNet(nn.Module):
         factorized: int = 4,
         dilations: Sequence[int] = (2, 5, 9, 2, 5, 9),
         activation: str = "prelu_shared",
-        memory: str = "balanced",
+        in_channels: int = 3,
+        memory: Memory = "balanced",
     ) -> None:
-        super().__init__()
-        check_level(memory)
-        _check(num_classes, widths, factorized, dilations)
+        super().__init__(num_classes, in_channels)
+        policy = MemoryPolicy.of(memory)
+        _check(widths, factorized, dilations)
+        if widths[0] <= in_channels:
+            raise ValueError(
+                f"expected a first width above the images' {in_channels} channels, got {widths[0]}"
+            )
         w1, w2, w3 = widths
-        again: Callable[[nn.Module], nn.Module] = partial(run_block_again, memory=memory)
 
         def stage(*blocks: nn.Module) -> nn.Module:
-            return run_again(Stack(*map(again, blocks)), memory, False)
+            return policy.stage(Stack(*map(policy.block, blocks)))
 
         def dilated(channels: int, dilation: int = 1) -> nn.Module:
             inner = channels // 4
@@ -77,18 +83,18 @@ class FSSNet(nn.Module):
             row = _layer(inner, inner, (1, 3), activation="none")
             return Residual(channels, activation, row, _layer(inner, inner, (3, 1), activation=activation))
 
-        self.initial = again(Initial(w1, activation))  # 1/2
-        self.down1 = again(Down(w1, w2, activation))  # 1/4
+        self.initial = policy.block(Initial(in_channels, w1, activation))  # 1/2
+        self.down1 = policy.block(Down(w1, w2, activation))  # 1/4
         self.factorized = stage(*(factored(w2) for _ in range(factorized)))
-        self.down2 = again(Down(w2, w3, activation))  # 1/8
+        self.down2 = policy.block(Down(w2, w3, activation))  # 1/8
         self.dilated = stage(*(dilated(w3, dilation) for dilation in dilations))
-        self.up2 = again(Up(w3, w2, activation))  # 1/4
+        self.up2 = policy.block(Up(w3, w2, activation))  # 1/4
         self.refine2 = stage(dilated(w2), dilated(w2))
-        self.up1 = again(Up(w2, w1, activation))  # 1/2
+        self.up1 = policy.block(Up(w2, w1, activation))  # 1/2
         self.refine1 = stage(dilated(w1), dilated(w1))
         self.classifier = nn.ConvTranspose2d(w1, num_classes, 3, stride=2, padding=1)
 
-    def forward(self, images: Tensor) -> Tensor:  # [N, 3, H, W] -> [N, C, H, W]
+    def logits(self, images: Tensor) -> Tensor:  # [N, 3, H, W] -> [N, C, H, W]
         x = self.initial(images)
         half = tuple(x.shape[-2:])
         quarter = self.down1(x)
@@ -101,13 +107,14 @@ class FSSNet(nn.Module):
 class Initial(nn.Module):
     """A convolution's channels, and the images pooled: to [N, channels, h, w] at 1/2."""
 
-    def __init__(self, channels: int, activation: str) -> None:
+    def __init__(self, in_channels: int, channels: int, activation: str) -> None:
         super().__init__()
-        self.conv = ImageConvBNAct(3, channels - 3, stride=2, activation=activation, eps=1e-5)
+        made = channels - in_channels
+        self.conv = ImageConvBNAct(in_channels, made, stride=2, activation=activation, eps=1e-5)
 
     def forward(self, images: Tensor) -> Tensor:
-        x = self.conv(images)
-        pooled = of_each_image(partial(F.max_pool2d, kernel_size=3, stride=2, padding=1), images)
+        x, pool = self.conv(images), partial(F.max_pool2d, kernel_size=3, stride=2, padding=1)
+        pooled = of_each_image(pool, images, self.conv.prepare)
         return torch.cat((x, pooled.to(x.dtype)), dim=1)
 
 
@@ -172,9 +179,7 @@ class Up(nn.Module):
 _layer = partial(ConvBNAct, eps=1e-5)
 
 
-def _check(num_classes: int, widths: Sequence[int], factorized: int, dilations: Sequence[int]) -> None:
-    if num_classes < 1:
-        raise ValueError(f"expected num_classes of at least 1, got {num_classes}")
+def _check(widths: Sequence[int], factorized: int, dilations: Sequence[int]) -> None:
     if len(widths) != 3 or min(widths) < 4 or any(w % 4 for w in widths):
         raise ValueError(f"expected three widths that are multiples of 4, got {widths}")
     if factorized < 1:

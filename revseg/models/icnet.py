@@ -20,19 +20,19 @@ aligned corners. The auxiliary heads are those that reimplementations have; they
 from collections.abc import Sequence
 from functools import partial
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from revseg.layers.images import normalize_images
-from revseg.layers.memory_policy import check_level, run_block_again
+from revseg.layers.images import Normalization, of_each_image
 from revseg.layers.stack import Stack
+from revseg.memory.policy import Memory, MemoryPolicy
+from revseg.models.network import Network
 from revseg.models.resnet import bottleneck, conv_bn, conv_bn_relu, image_conv_bn_relu, residual_stage
 
 BINS = (1, 2, 3, 6)  # cells a side of the pyramid's pools
 
 
-class ICNet(nn.Module):
+class ICNet(Network):
     """ICNet for `num_classes` classes: images [N, 3, H, W] to logits [N, num_classes, h, w].
 
     h = ceil(H / 4), w = ceil(W / 4). In training with `aux` a tuple: the logits, those of the head at
@@ -42,7 +42,8 @@ class ICNet(nn.Module):
         num_classes: C, the number of classes.
         width: Channels of the first convolutions; all others follow, up to 32 times as many.
         aux: Whether there are auxiliary heads.
-        memory: "lowest", "balanced" or "fastest", see `revseg.layers.memory_policy`. Predicted peak of a training
+        in_channels: Of the images.
+        memory: "lowest", "balanced" or "fastest", or a policy, see `revseg.memory.policy`. Predicted peak of a training
             step, one image of 1024 x 2048 in float32: 230, 302 and 781 MiB (1,723 with PyTorch's own
             modules and loss).
 
@@ -53,26 +54,31 @@ class ICNet(nn.Module):
     stride = 4
 
     def __init__(
-        self, num_classes: int = 19, *, width: int = 32, aux: bool = True, memory: str = "balanced"
+        self,
+        num_classes: int = 19,
+        *,
+        width: int = 32,
+        aux: bool = True,
+        in_channels: int = 3,
+        memory: Memory = "balanced",
     ) -> None:
-        super().__init__()
-        if num_classes < 1:
-            raise ValueError(f"expected num_classes of at least 1, got {num_classes}")
+        super().__init__(num_classes, in_channels)
         if width < 1:
             raise ValueError(f"expected a width of at least 1, got {width}")
-        check_level(memory)
-        again = partial(run_block_again, memory=memory)
+        policy = MemoryPolicy.of(memory)
+        again = policy.block
         w, block = width, partial(bottleneck, stride_first=True)
-        stage = partial(residual_stage, block, memory=memory)
+        stage = partial(residual_stage, block, policy)
 
         self.stem = again(
             _HalfSizeStem(
                 Stack(
-                    conv_bn_relu(3, w, stride=2),  # 1/4 of the full image
+                    conv_bn_relu(in_channels, w, stride=2),  # 1/4 of the full image
                     conv_bn_relu(w, w),
                     conv_bn_relu(w, 2 * w),
                     nn.MaxPool2d(3, stride=2, padding=1),  # 1/8
-                )
+                ),
+                Normalization.of_channels(in_channels),
             )
         )
         self.stage2 = stage(2 * w, w, 3)
@@ -83,7 +89,7 @@ class ICNet(nn.Module):
         self.pyramid = again(Stack(PyramidSum(), conv_bn_relu(32 * w, 8 * w, 1)))
         self.fine = again(
             Stack(
-                image_conv_bn_relu(3, w, stride=2),
+                image_conv_bn_relu(in_channels, w, stride=2),
                 conv_bn_relu(w, w, stride=2),
                 conv_bn_relu(w, 2 * w, stride=2),  # 1/8
             )
@@ -95,7 +101,7 @@ class ICNet(nn.Module):
         if aux:
             self.aux = nn.ModuleList(again(_Classifier(c, num_classes)) for c in (8 * w, 4 * w))
 
-    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:  # [N, 3, H, W] -> [N, C, h, w]
+    def logits(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:  # [N, 3, H, W] -> [N, C, h, w]
         at16 = self.down(self.stage2(self.stem(images)))
         at32 = self.pyramid(self.stage5(self.stage4(self.stage3(_resize(at16, _halves(at16))))))
         at8 = self.fine(images)
@@ -148,18 +154,15 @@ class _Classifier(nn.Conv2d):
 class _HalfSizeStem(nn.Module):
     """Layers that see images at half of their size; bytes are normalised one image at a time."""
 
-    def __init__(self, layers: Stack) -> None:
+    def __init__(self, layers: Stack, prepare: Normalization) -> None:
         super().__init__()
-        self.layers = layers
+        self.layers, self.prepare = layers, prepare
 
     def forward(self, images: Tensor) -> Tensor:
-        parts = [images] if images.is_floating_point() else torch.split(images, 1)
         dtype = images.dtype if images.is_floating_point() else next(self.layers.parameters()).dtype
-        return self.layers(torch.cat([_half(part).to(dtype) for part in parts]))  # type: ignore[no-any-return]
-
-
-def _half(images: Tensor) -> Tensor:
-    return _resize(normalize_images(images), _halves(images))
+        size = _halves(images)
+        half = of_each_image(lambda image: _resize(image, size).to(dtype), images, self.prepare)
+        return self.layers(half)  # type: ignore[no-any-return]
 
 
 def _halves(x: Tensor) -> list[int]:

@@ -23,8 +23,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from revseg.layers.blocks import PooledBatchNorm2d
-from revseg.layers.memory_policy import check_level, run_block_again
 from revseg.layers.stack import Stack
+from revseg.memory.policy import Memory, MemoryPolicy
+from revseg.models.network import Network
 from revseg.models.official import renamed_by
 from revseg.models.resnet import (
     DEPTHS,
@@ -36,7 +37,7 @@ from revseg.models.resnet import (
 )
 
 
-class PSPNet(nn.Module):
+class PSPNet(Network):
     """PSPNet for `num_classes` classes: images [N, 3, H, W] to logits [N, num_classes, h, w].
 
     h = ceil(H / 8), w = ceil(W / 8). In training with `aux` a tuple, the logits and those of the
@@ -49,7 +50,8 @@ class PSPNet(nn.Module):
         bins: Cells a side of the pyramid's pools.
         dropout: Probability of dropping a channel in front of a classifier.
         aux: Whether there is an auxiliary head.
-        memory: "lowest", "balanced" or "fastest", see `revseg.layers.memory_policy`. Predicted peak of a training
+        in_channels: Of the images.
+        memory: "lowest", "balanced" or "fastest", or a policy, see `revseg.memory.policy`. Predicted peak of a training
             step, one image of 1024 x 2048 in float32: 3,816, 5,929 and 13,974 MiB (16,482 with PyTorch's own
             modules and loss).
 
@@ -68,18 +70,18 @@ class PSPNet(nn.Module):
         bins: Sequence[int] = (1, 2, 3, 6),
         dropout: float = 0.1,
         aux: bool = True,
-        memory: str = "balanced",
+        in_channels: int = 3,
+        memory: Memory = "balanced",
     ) -> None:
-        super().__init__()
-        _check(num_classes, depth, width, bins, dropout)
-        check_level(memory)
-        again = partial(run_block_again, memory=memory)
-        stage = partial(residual_stage, bottleneck, memory=memory)
+        super().__init__(num_classes, in_channels)
+        _check(depth, width, bins, dropout)
+        policy = MemoryPolicy.of(memory)
+        again, stage = policy.block, partial(residual_stage, bottleneck, policy)
         w, counts = width, DEPTHS[depth]
 
         self.stem = again(
             Stack(
-                image_conv_bn_relu(3, w, stride=2),  # 1/2
+                image_conv_bn_relu(in_channels, w, stride=2),  # 1/2
                 conv_bn_relu(w, w),
                 conv_bn_relu(w, 2 * w),
                 nn.MaxPool2d(3, stride=2, padding=1),  # 1/4
@@ -97,7 +99,7 @@ class PSPNet(nn.Module):
             read = conv_bn_relu(16 * w, 4 * w)
             self.aux = again(Stack(read, *_classifier(4 * w, num_classes, dropout)))
 
-    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:  # [N, 3, H, W] -> [N, C, h, w]
+    def logits(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:  # [N, 3, H, W] -> [N, C, h, w]
         x = self.stage3(self.stage2(self.stage1(self.stem(images))))
         logits: Tensor = self.head(self.stage4(x))
         return (logits, self.aux(x)) if self.training and self.aux is not None else logits
@@ -154,9 +156,7 @@ def _classifier(channels: int, num_classes: int, dropout: float) -> tuple[nn.Mod
     return nn.Dropout2d(dropout), nn.Conv2d(channels, num_classes, 1)
 
 
-def _check(num_classes: int, depth: int, width: int, bins: Sequence[int], dropout: float) -> None:
-    if num_classes < 1:
-        raise ValueError(f"expected num_classes of at least 1, got {num_classes}")
+def _check(depth: int, width: int, bins: Sequence[int], dropout: float) -> None:
     if depth not in DEPTHS:
         raise ValueError(f"unknown depth {depth}; choose one of {', '.join(map(str, DEPTHS))}")
     if width < 1:

@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from revseg.layers.blocks import ConvBNAct, ImageConvBNAct
-from revseg.layers.memory_policy import run_again, run_block_again
 from revseg.layers.stack import Stack
+from revseg.memory.policy import MemoryPolicy
 
 conv_bn_relu = partial(ConvBNAct, activation="relu", eps=1e-5)
 image_conv_bn_relu = partial(ImageConvBNAct, activation="relu", eps=1e-5)
@@ -93,30 +93,29 @@ def bottleneck(
 
 def residual_stage(
     block: Block,
+    policy: MemoryPolicy,
     in_channels: int,
     width: int,
     count: int,
-    memory: str,
     *,
     stride: int = 1,
     dilation: int = 1,
 ) -> nn.Module:
-    """Residual blocks in a row, the first with the stride; see `revseg.layers.memory_policy` for the memory.
+    """Residual blocks in a row, the first with the stride.
 
     Args:
         block: `basic` or `bottleneck`.
+        policy: Says what runs again.
         in_channels: Channels that come in.
         width: Of every block.
         count: How many blocks.
-        memory: Level at which the stage is trained.
         stride: Of the first block.
         dilation: Of every block.
     """
     out_channels = width if block is basic else 4 * width
     row = [block(in_channels, width, stride=stride, dilation=dilation)]
     row += [block(out_channels, width, dilation=dilation) for _ in range(count - 1)]
-    blocks = nn.Sequential(*(run_block_again(each, memory) for each in row))
-    return run_again(blocks, memory, save_activations=False)
+    return policy.stage(nn.Sequential(*map(policy.block, row)))
 
 
 def official_block_names(theirs: str, ours: str) -> dict[str, str]:

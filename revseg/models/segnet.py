@@ -24,8 +24,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from revseg.layers.blocks import ConvBNAct, ImageConvBNAct
-from revseg.layers.memory_policy import check_level, run_again, run_block_again
 from revseg.layers.stack import Stack
+from revseg.memory.policy import Memory, MemoryPolicy
+from revseg.models.network import Network
 
 CONVOLUTIONS = (2, 2, 3, 3, 3)  # of the encoder's stages, VGG-16's
 
@@ -36,13 +37,14 @@ Size = tuple[int, ...]  # height and width of a map
 Pooled = tuple[Tensor, Size]  # the places of the maxima, and the size of the map that they are from
 
 
-class SegNet(nn.Module):
+class SegNet(Network):
     """SegNet for `num_classes` classes: images [N, 3, H, W] to logits [N, num_classes, H, W].
 
     Args:
         num_classes: C, the number of classes.
         widths: Channels of the five stages.
-        memory: "lowest", "balanced" or "fastest", see `revseg.layers.memory_policy`. Predicted peak of a training
+        in_channels: Of the images.
+        memory: "lowest", "balanced" or "fastest", or a policy, see `revseg.memory.policy`. Predicted peak of a training
             step, one image of 1024 x 2048 in float32: 2,716, 2,881 and 7,692 MiB (10,324 with PyTorch's own
             modules and loss).
 
@@ -57,28 +59,26 @@ class SegNet(nn.Module):
         num_classes: int = 19,
         *,
         widths: Sequence[int] = (64, 128, 256, 512, 512),
-        memory: str = "balanced",
+        in_channels: int = 3,
+        memory: Memory = "balanced",
     ) -> None:
-        super().__init__()
-        if num_classes < 1:
-            raise ValueError(f"expected num_classes of at least 1, got {num_classes}")
+        super().__init__(num_classes, in_channels)
         if len(widths) != len(CONVOLUTIONS) or min(widths) < 1:
             raise ValueError(f"expected five positive widths, got {widths}")
-        check_level(memory)
-        again = partial(run_block_again, memory=memory)
+        policy = MemoryPolicy.of(memory)
         down, up = [], []
         for i, (width, count) in enumerate(zip(widths, CONVOLUTIONS, strict=True)):
-            before = widths[i - 1] if i else 3
+            before = widths[i - 1] if i else in_channels
             first = _image_layer(before, width) if i == 0 else _layer(before, width)
             encode = Stack(first, *(_layer(width, width) for _ in range(count - 1)))
             last = _layer(width, before) if i else nn.Conv2d(width, num_classes, 3, padding=1)
             decode = Stack(*(_layer(width, width) for _ in range(count - 1)), last)
-            down.append(again(_Down(encode)))
-            up.append(again(_Up(decode)))
-        self.encoder = run_again(_Encoder(down), memory, save_activations=False)
-        self.decoder = run_again(_Decoder(reversed(up)), memory, save_activations=False)
+            down.append(policy.block(_Down(encode)))
+            up.append(policy.block(_Up(decode)))
+        self.encoder = policy.stage(_Encoder(down))
+        self.decoder = policy.stage(_Decoder(reversed(up)))
 
-    def forward(self, images: Tensor) -> Tensor:  # [N, 3, H, W] -> [N, C, H, W]
+    def logits(self, images: Tensor) -> Tensor:  # [N, 3, H, W] -> [N, C, H, W]
         return self.decoder(*self.encoder(images))  # type: ignore[no-any-return]
 
 

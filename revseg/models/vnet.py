@@ -28,10 +28,10 @@ from torch import Tensor, nn
 from revseg.couplings import COUPLINGS
 from revseg.engine.exact import Exact
 from revseg.layers.blocks import ConvBNAct, ImageConvBNAct, asymmetric_pairs
-from revseg.layers.memory_policy import check_level, run_again
 from revseg.layers.stack import Stack
+from revseg.memory.policy import Memory, MemoryPolicy
+from revseg.models.network import Network
 from revseg.models.vnet_cpp import CPP, check_choice
-from revseg.sequence import ReversibleSequence
 
 Dilations = Sequence[Sequence[int]]  # of one stage: for each module, for each of its pairs
 
@@ -39,7 +39,7 @@ FUNCTIONS = {"one_sided": 1, "additive": 2}  # how many F a coupling takes
 LAYOUTS = ("block_per_module", "block_per_pair")
 
 
-class VNet(nn.Module):
+class VNet(Network):
     """VNet for `num_classes` classes: images [N, 3, H, W] to logits [N, num_classes, h, w].
 
     h = ceil(H / 8), w = ceil(W / 8). The V modules of a stage form one `ReversibleSequence`, which
@@ -66,7 +66,8 @@ class VNet(nn.Module):
         cpp_post_norm: Whether batch norm and activation follow the concatenation.
         classifier_bias: Whether the last convolution has a bias.
         dropout: Probability of dropping a channel at the end of each F.
-        memory: "lowest", "balanced" or "fastest", see `revseg.layers.memory_policy`. The V modules are undone at the
+        in_channels: Of the images.
+        memory: "lowest", "balanced" or "fastest", or a policy, see `revseg.memory.policy`. The V modules are undone at the
             first two; at the lowest level the stem and CPP run again too. Peak of a training step,
             batch 4 at 1024 x 2048 in float32: 416, 768 and 1,280 MiB (4,640 with
             PyTorch's own modules and loss), in 0.83, 0.66 and 0.56 of their time on a CPU.
@@ -100,17 +101,16 @@ class VNet(nn.Module):
         cpp_post_norm: bool = True,
         classifier_bias: bool = False,
         dropout: float = 0.0,
-        memory: str = "balanced",
+        in_channels: int = 3,
+        memory: Memory = "balanced",
         save_activations: bool = False,
         exact: Exact = False,
     ) -> None:
-        super().__init__()
-        _check(num_classes, widths, alpha, beta, dilations, bn_eps, bn_momentum, dropout)
+        super().__init__(num_classes, in_channels)
+        _check(widths, alpha, beta, dilations, bn_eps, bn_momentum, dropout)
         check_choice("coupling", coupling, tuple(FUNCTIONS))
         check_choice("layout", layout, LAYOUTS)
-        check_level(memory)
-        saved = save_activations or memory == "fastest"
-        again: Callable[[nn.Module], nn.Module] = partial(run_again, memory=memory, save_activations=saved)
+        policy = MemoryPolicy.of(memory, save_activations).beside_sequences()
         conv: Callable[..., nn.Module] = partial(
             ConvBNAct, activation=activation, eps=bn_eps, momentum=bn_momentum
         )
@@ -132,34 +132,35 @@ class VNet(nn.Module):
             activation=activation,
             eps=bn_eps,
             momentum=bn_momentum,
-            wrap=again,
+            wrap=policy.block,
         )
 
-        def v_modules(channels: int, count: int, stage: Dilations) -> ReversibleSequence:
+        def v_modules(channels: int, count: int, stage: Dilations) -> nn.Module:
             blocks = []
             for i in range(count):
                 module = stage[i % len(stage)]
                 for block in [module] if layout == "block_per_module" else [(d,) for d in module]:
                     functions = [pairs(channels // 2, block) for _ in range(FUNCTIONS[coupling])]
                     blocks.append(COUPLINGS[coupling](*functions))
-            return ReversibleSequence(*blocks, save_activations=saved, exact=exact)
+            return policy.sequence(blocks, exact)
 
         w1, w2, w3 = widths
-        first = ImageConvBNAct(3, w1, stride=2, activation=activation, eps=bn_eps, momentum=bn_momentum)
-        stem = again(Stack(first, conv(w1, w1), conv(w1, w1)))  # 1/2
-        self.stem = again(Stack(stem, cpp(w1, w2)))  # 1/4
+        first = ImageConvBNAct(
+            in_channels, w1, stride=2, activation=activation, eps=bn_eps, momentum=bn_momentum
+        )
+        stem = policy.block(Stack(first, conv(w1, w1), conv(w1, w1)))  # 1/2
+        self.stem = policy.block(Stack(stem, cpp(w1, w2)))  # 1/4
         self.stage2 = v_modules(w2, alpha, dilations[0])
-        self.down = again(cpp(w2, w3))  # 1/8
+        self.down = policy.block(cpp(w2, w3))  # 1/8
         self.stage3 = v_modules(w3, beta, dilations[1])
         self.classifier = nn.Conv2d(w3, num_classes, 1, bias=classifier_bias)
 
-    def forward(self, images: Tensor) -> Tensor:  # [N, 3, H, W] -> [N, C, h, w]
+    def logits(self, images: Tensor) -> Tensor:  # [N, 3, H, W] -> [N, C, h, w]
         # One expression: a name would hold the map of one stage while the next one runs.
         return self.classifier(self.stage3(self.down(self.stage2(self.stem(images)))))  # type: ignore[no-any-return]
 
 
 def _check(
-    num_classes: int,
     widths: Sequence[int],
     alpha: int,
     beta: int,
@@ -168,8 +169,6 @@ def _check(
     bn_momentum: float,
     dropout: float,
 ) -> None:
-    if num_classes < 1:
-        raise ValueError(f"expected num_classes of at least 1, got {num_classes}")
     if len(widths) != 3 or not 0 < widths[0] < widths[1] < widths[2] or widths[1] % 2 or widths[2] % 2:
         raise ValueError(f"expected three rising widths, the last two even, got {widths}")
     if alpha < 1 or beta < 1:

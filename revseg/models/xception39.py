@@ -11,8 +11,8 @@ layers are those of the official code (ycszen/TorchSeg, furnace/base_model/xcept
 
 from torch import nn
 
-from revseg.layers.memory_policy import run_again, run_block_again
 from revseg.layers.stack import Stack
+from revseg.memory.policy import MemoryPolicy
 from revseg.models.resnet import Residual
 
 COUNTS = (4, 8, 4)  # blocks of the three stages
@@ -43,9 +43,8 @@ def xception_block(in_channels: int, width: int, *, stride: int = 1) -> Residual
     return Residual(body, separable(in_channels, 4 * width, stride=stride, relu=False))
 
 
-def xception_stage(in_channels: int, width: int, count: int, memory: str) -> nn.Module:
-    """Blocks in a row, the first with stride 2; see `revseg.layers.memory_policy` for the memory."""
+def xception_stage(policy: MemoryPolicy, in_channels: int, width: int, count: int) -> nn.Module:
+    """Blocks in a row, the first with stride 2; the policy says what runs again."""
     row = [xception_block(in_channels, width, stride=2)]
     row += [xception_block(4 * width, width) for _ in range(count - 1)]
-    blocks = nn.Sequential(*(run_block_again(each, memory) for each in row))
-    return run_again(blocks, memory, save_activations=False)
+    return policy.stage(nn.Sequential(*map(policy.block, row)))

@@ -9,7 +9,7 @@ from torch import nn
 from revseg import AdditiveCoupling, Recompute, ReversibleSequence, ops
 from revseg.engine.memo import noting, remember, reminding
 from revseg.layers.blocks import asymmetric_pairs
-from revseg.layers.memory_policy import MEMORY_LEVELS
+from revseg.memory.policy import MEMORY_LEVELS
 from revseg.models.vnet import VNet
 from tests.helpers import assert_same_step, default_loss, small_input, twin
 

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from revseg.layers.blocks import ACTIVATIONS, ConvBNAct, Joined, PooledBatchNorm2d, asymmetric_pairs
-from revseg.layers.images import IMAGENET_MEAN, IMAGENET_STD, image_pyramid, normalize_images
+from revseg.layers.images import IMAGENET, image_pyramid, normalize_images
 
 
 def count(module: nn.Module) -> int:
@@ -13,7 +13,7 @@ def count(module: nn.Module) -> int:
 def test_normalize_takes_the_mean_and_deviation_out_of_bytes():
     images = torch.randint(0, 256, (2, 3, 5, 7), dtype=torch.uint8)
     before = images.clone()
-    mean, std = (torch.tensor(v, dtype=torch.float64).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
+    mean, std = (torch.tensor(v, dtype=torch.float64).view(3, 1, 1) for v in (IMAGENET.mean, IMAGENET.std))
     expected = (images.double() / 255 - mean) / std
     result = normalize_images(images)
     assert result.dtype == torch.float32

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from revseg.layers.memory_policy import MEMORY_LEVELS
 from revseg.losses import UpsampleCrossEntropy
 from revseg.memory import peak_bytes, saved_bytes
+from revseg.memory.policy import MEMORY_LEVELS
 from revseg.models import load_official
 from tests.helpers import Result, assert_same_result, run_step
 

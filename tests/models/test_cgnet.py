@@ -3,8 +3,8 @@ import torch
 from torch import nn
 
 from revseg import reversible
-from revseg.layers.memory_policy import MEMORY_LEVELS
 from revseg.memory import saved_bytes
+from revseg.memory.policy import MEMORY_LEVELS
 from revseg.models import create_model, load_official
 from revseg.models.cgnet import CGNet, Surroundings
 from revseg.testing import plain_twin

@@ -10,8 +10,8 @@ import torch
 from torch.nn.modules.dropout import _DropoutNd
 
 from revseg.files import save_weights
-from revseg.layers.memory_policy import MEMORY_LEVELS
 from revseg.losses import UpsampleCrossEntropy
+from revseg.memory.policy import MEMORY_LEVELS
 from revseg.models import MODELS, create_model, list_models, load_model
 from tests.helpers import assert_same_result, relative_error, run_step
 from tests.models import networks

@@ -5,8 +5,8 @@ import copy
 import pytest
 import torch
 
-from revseg.layers.memory_policy import MEMORY_LEVELS
 from revseg.memory import peak_bytes
+from revseg.memory.policy import MEMORY_LEVELS
 from revseg.models.vnet import VNet
 from revseg.testing import plain_twin
 from tests.helpers import assert_bitwise, assert_same_result, relative_error
