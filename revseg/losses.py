@@ -62,7 +62,8 @@ class UpsampleCrossEntropy(nn.Module):
 
         Args:
             logits: Scores [N, C, h, w] at any stride; or a tuple of such, the main head first and
-                then auxiliary heads.
+                then auxiliary heads. A single class is class 1 of two: its score is that against a
+                score of 0 for class 0.
             labels: Class indices [N, H, W], uint8 or int64, below C or equal to `ignore_index`.
             counts: Counts of pixels [C, C], int64, to which those of the main head are added: true class
                 by row, predicted class by column.
@@ -71,7 +72,7 @@ class UpsampleCrossEntropy(nn.Module):
             TypeError: If a tensor is of another type.
             ValueError: If shapes do not fit, or a label or an option is out of its range.
         """
-        heads = (logits,) if isinstance(logits, Tensor) else tuple(logits)
+        heads = tuple(map(_of_two_classes, (logits,) if isinstance(logits, Tensor) else logits))
         if len({head.shape[1:2] for head in heads}) != 1:
             raise ValueError(f"expected heads with the same classes, got {[list(h.shape) for h in heads]}")
         loss = self.head_loss(heads[0], labels, counts)
@@ -159,12 +160,14 @@ def ohem_reference(
     return reference(logits, labels.long().where(hard, ignore_index), **options)
 
 
-def predict_labels(logits: Logits, size: Sequence[int]) -> Tensor:
+def predict_labels(logits: Logits, size: Sequence[int], align_corners: bool = False) -> Tensor:
     """The most probable class of every pixel at full size.
 
     Args:
-        logits: Scores [N, C, h, w], C at most 255; of a tuple the main head, the first, counts.
+        logits: Scores [N, C, h, w], C at most 255; of a tuple the main head, the first, counts. A single
+            class is class 1 of two, as for the loss.
         size: (H, W).
+        align_corners: As in `F.interpolate`, and as for the loss.
 
     Returns:
         Class indices [N, H, W], uint8, the argmax of the upsampled logits; see `upsample_argmax`.
@@ -172,7 +175,14 @@ def predict_labels(logits: Logits, size: Sequence[int]) -> Tensor:
     Raises:
         ValueError: If there are more than 255 classes.
     """
-    return upsample_argmax(logits if isinstance(logits, Tensor) else logits[0], size)
+    main = _of_two_classes(logits if isinstance(logits, Tensor) else logits[0])
+    return upsample_argmax(main, size, align_corners=align_corners)
+
+
+def _of_two_classes(logits: Tensor) -> Tensor:
+    """The scores of a single class beside those of what is around it, zeros; others as they are."""
+    single = logits.ndim == 4 and logits.shape[1] == 1
+    return torch.cat((torch.zeros_like(logits), logits), 1) if single else logits
 
 
 def _largest(values: Tensor, k: int) -> Tensor:

@@ -176,3 +176,19 @@ def test_predictions_read_the_main_head():
     assert torch.equal(predict_labels((logits, -logits), (9, 11)), expected)
     with pytest.raises(ValueError, match="at most 255 classes, got 300"):
         predict_labels(torch.zeros(1, 300, 1, 1), (1, 1))
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+def test_a_single_class_is_the_second_of_two(align_corners):
+    """Binary cross-entropy of its score, and its label where that is above 0, both upsampled alike."""
+    logits = torch.randn(2, 1, 4, 5, requires_grad=True)
+    labels = torch.randint(0, 2, (2, 9, 11))
+    labels[:, :2] = 255
+    full = F.interpolate(logits, (9, 11), mode="bilinear", align_corners=align_corners)[:, 0]
+    counted = labels != 255
+    expected = F.binary_cross_entropy_with_logits(full[counted], labels[counted].float())
+    loss = UpsampleCrossEntropy(align_corners=align_corners)(logits, labels)
+    torch.testing.assert_close(loss, expected)
+    found, wanted = (torch.autograd.grad(each, logits, retain_graph=True)[0] for each in (loss, expected))
+    torch.testing.assert_close(found, wanted)
+    assert torch.equal(predict_labels(logits, (9, 11), align_corners), (full > 0).byte())

@@ -71,7 +71,9 @@ class CPP(LayerModule):
         check_choice("CPP merge", merge, MERGES)
         if not sizes or min(sizes) < 1 or (style == "strided" and any(k % 2 == 0 for k in sizes)):
             raise ValueError(f"expected one or more CPP sizes, positive, odd if strided, got {sizes}")
-        self.pointwise = nn.Conv2d(in_channels, out_channels - in_channels, 1, stride=2, bias=False)
+        self.pointwise = nn.Conv2d(
+            in_channels, out_channels - in_channels, 1, bias=False
+        )  # of every second pixel
         self.pools = nn.ModuleList(_pool(pool, style, k) for k in sizes)
         self.merge, self.sizes = merge, tuple(sizes)
         self.post_norm = post_norm
@@ -79,9 +81,8 @@ class CPP(LayerModule):
         self.norm = BNAct(normed, activation=activation, eps=eps, momentum=momentum)
 
     def plain(self, x: Tensor) -> Tensor:  # [N, in_channels, H, W] -> [N, out_channels, h, w]
-        new = self.pointwise(
-            x.contiguous()
-        )  # on channels_last its gradient can crash, see `revseg.layers.linear`
+        # picked here, as the gradient of a strided 1 x 1 convolution can crash, see `revseg.layers.linear`
+        new = self.pointwise(_every_second(x))
         pooled = self.pooled(x)
         if self.post_norm:
             return self.norm(torch.cat((new, pooled), dim=1))  # type: ignore[no-any-return]
@@ -94,7 +95,7 @@ class CPP(LayerModule):
         return pyramid / len(self.pools) if self.merge == "mean" else pyramid
 
     def linear(self) -> Linear | None:
-        pointwise = Convolution.of(self.pointwise, picked=True)
+        pointwise = Convolution.of(self.pointwise)
         if pointwise is None or not self.post_norm or has_hooks(self.pools, *self.pools):
             return None
         maker = _CPPMaker(pointwise, self.pooled)

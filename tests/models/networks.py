@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from revseg.losses import UpsampleCrossEntropy
-from revseg.memory import peak_bytes, saved_bytes
-from revseg.memory.policy import MEMORY_LEVELS
+from revseg.memory import peak_bytes
 from revseg.models import load_official
 from tests.helpers import Result, assert_same_result, run_step
 
@@ -78,42 +77,6 @@ def by_state_names(result: Result) -> Result:
 def step(network: nn.Module, x: Tensor) -> Result:
     """One training step, by the names of the state dict."""
     return by_state_names(run_step(network, x))
-
-
-def assert_levels_agree(make: Make, size: tuple[int, int], n: int = 2, **options: Any) -> None:
-    """The same state dict, outputs and buffers to the bit, and gradients in float64, at all levels."""
-    x = images(*size, n=n)
-    fastest = made(make, memory="fastest", **options)
-    names = list(fastest.state_dict())
-    expected = step(fastest, x)
-    exact = step(made(make, memory="fastest", **options).double(), x)
-    fastest.eval()
-    for memory in ("balanced", "lowest"):
-        other = made(make, memory=memory, **options)
-        assert list(other.state_dict()) == names
-        found = step(other, x)
-        assert all(torch.equal(a, b) for a, b in zip(found.outputs, expected.outputs, strict=True))
-        assert all(torch.equal(found.buffers[name], value) for name, value in expected.buffers.items())
-        other.eval()
-        with torch.no_grad():
-            assert torch.equal(other(x), fastest(x))
-        assert_same_result(step(made(make, memory=memory, **options).double(), x), exact, 1e-9)
-
-
-def assert_levels_keep_less(
-    make: Make, shares: tuple[float, float] = (1.0, 0.7), size: tuple[int, int] = (256, 512), **options: Any
-) -> None:
-    """Between forward and backward pass each level keeps less than such a share of the one before."""
-
-    def kept(memory: str) -> int:
-        with torch.device("meta"):
-            network = make(memory=memory, **options)
-            x = torch.empty(1, 3, *size, dtype=torch.uint8)
-        return saved_bytes(lambda: network(x))
-
-    lowest, balanced, fastest = map(kept, MEMORY_LEVELS)
-    assert lowest < shares[0] * balanced
-    assert balanced < shares[1] * fastest
 
 
 def assert_modules_agree(make: Make, x: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,51 +3,15 @@ import torch
 import torch.nn.functional as F
 
 from revseg import reversible
-from revseg.layers.images import normalize_images
 from revseg.models.cfpnet import CFPModule, CFPNet
 from revseg.testing import plain_twin
 from tests.helpers import assert_same_step
-from tests.models.networks import (
-    assert_levels_agree,
-    assert_levels_keep_less,
-    assert_modules_agree,
-    count,
-    gflops,
-    images,
-)
 
 SMALL = {"num_classes": 5, "widths": (4, 16, 32), "dilations": ((2,), (4, 9))}
 
 
 def small(**options):
     return CFPNet(**SMALL, **options)
-
-
-@pytest.mark.parametrize(
-    ("options", "parameters"), [({}, 272_147), ({"num_classes": 11}, 272_147 - 8 * 132)], ids=str
-)
-def test_parameter_counts(options, parameters):
-    assert count(CFPNet(**options)) == parameters
-
-
-def test_operations():
-    assert round(gflops(CFPNet), 1) == 41.2
-
-
-@pytest.mark.parametrize("size", [(97, 131), (64, 128), (16, 17), (1, 1)])
-def test_any_size(size):
-    model = small().eval()
-    for x in (images(*size, n=1), torch.randn(1, 3, *size)):
-        assert model(x).shape == (1, 5, -(-size[0] // 8), -(-size[1] // 8))
-
-
-@pytest.mark.parametrize("size", [(33, 49), (64, 32)], ids=str)
-def test_levels_give_the_same_numbers(size):
-    assert_levels_agree(small, size)
-
-
-def test_a_step_is_that_of_plain_modules(monkeypatch):
-    assert_modules_agree(small, images(33, 49), monkeypatch)
 
 
 @pytest.mark.parametrize(("r", "dilations"), [(2, (1, 1, 1, 2)), (4, (1, 1, 2, 4)), (9, (1, 3, 5, 9))])
@@ -86,15 +50,6 @@ def test_the_images_come_in_at_every_size():
     torch.testing.assert_close(model(x), model.classifier(joined(y)))
 
 
-def test_bytes_are_the_same_images_as_normalized_floats():
-    model, x = small().eval(), images(33, 49)
-    torch.testing.assert_close(model(x), model(normalize_images(x)), rtol=1e-5, atol=1e-5)
-
-
-def test_each_level_keeps_less():
-    assert_levels_keep_less(CFPNet, (0.8, 0.5), (64, 64))
-
-
 def test_its_rows_can_be_made_reversible():
     model, chains = reversible(small().double(), torch.randn(1, 3, 32, 32).double())
     assert chains == [["row2.0", "row2.1"]]
@@ -104,7 +59,6 @@ def test_its_rows_can_be_made_reversible():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_classes": 0}, "num_classes of at least 1, got 0"),
         ({"widths": (32, 64)}, "three rising widths, the last two multiples of 16, got"),
         ({"widths": (32, 72, 128)}, "three rising widths, the last two multiples of 16, got"),
         ({"widths": (62, 64, 128)}, "three rising widths"),
@@ -112,7 +66,6 @@ def test_its_rows_can_be_made_reversible():
         ({"dilations": ((2,), ())}, "positive dilations for two rows"),
         ({"dilations": ((2,), (0,))}, "positive dilations for two rows"),
         ({"activation": "x"}, "unknown activation 'x'"),
-        ({"memory": "low"}, "unknown memory level 'low'"),
     ],
 )
 def test_wrong_hyperparameters_are_refused(options, message):

@@ -10,12 +10,9 @@ from revseg.models.cgnet import CGNet, Surroundings
 from revseg.testing import plain_twin
 from tests.helpers import assert_same_step
 from tests.models.networks import (
-    assert_levels_agree,
-    assert_levels_keep_less,
     assert_modules_agree,
     assert_official,
     count,
-    gflops,
     images,
 )
 
@@ -91,28 +88,8 @@ class Official(nn.Module):
         return self.classifier[0]["conv"](x)
 
 
-@pytest.mark.parametrize(
-    ("options", "parameters"),
-    [({}, 496_306), ({"num_classes": 20}, 496_562)],
-    ids=str,
-)
-def test_parameter_counts(options, parameters):
-    assert count(CGNet(**options)) == parameters
-
-
-def test_operations():
-    assert round(gflops(CGNet), 1) == 54.1
-
-
 def test_the_official_network_has_as_many_parameters():
     assert count(Official(19, 32, 64, 128, 3, 21)) == 496_306
-
-
-@pytest.mark.parametrize("size", [(97, 131), (64, 128), (16, 17), (1, 1)])
-def test_any_size(size):
-    model = small().eval()
-    for x in (images(*size, n=1), torch.randn(1, 3, *size)):
-        assert model(x).shape == (1, 5, -(-size[0] // 8), -(-size[1] // 8))
 
 
 @pytest.mark.parametrize("prefix", ["", "module."])
@@ -137,12 +114,6 @@ def test_other_names_are_refused():
         load_official(small(), {})
 
 
-@pytest.mark.parametrize("options", [{}, {"dropout": 0.3}], ids=str)
-@pytest.mark.parametrize("size", [(33, 49), (64, 32)], ids=str)
-def test_levels_give_the_same_numbers(size, options):
-    assert_levels_agree(small, size, **options)
-
-
 @pytest.mark.parametrize("large", [1 << 18, 1])
 def test_a_step_is_that_of_plain_modules(monkeypatch, large):
     monkeypatch.setattr("revseg.layers.linear._LARGE", large)  # images from this size on go one by one
@@ -156,10 +127,6 @@ def test_the_surroundings_keep_one_raw_map():
     assert saved_bytes(lambda: layer.norm(torch.cat((x, x), 1))) > 2 * raw
 
 
-def test_each_level_keeps_less():
-    assert_levels_keep_less(CGNet, (0.8, 0.5), (64, 64))
-
-
 @pytest.mark.parametrize("memory", MEMORY_LEVELS)
 def test_its_stages_can_be_made_reversible(memory):
     model, chains = reversible(small(memory=memory).double(), torch.randn(1, 3, 32, 32).double())
@@ -171,7 +138,6 @@ def test_its_stages_can_be_made_reversible(memory):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_classes": 0}, "num_classes of at least 1, got 0"),
         ({"widths": (32, 64)}, "three positive widths, the last two even, got"),
         ({"widths": (32, 64, 127)}, "three positive widths, the last two even, got"),
         ({"blocks": (0, 3)}, "two positive blocks, for stages 2 and 3, got"),
@@ -179,7 +145,6 @@ def test_its_stages_can_be_made_reversible(memory):
         ({"reductions": (0, 1)}, "two positive reductions"),
         ({"reductions": (65, 16)}, r"reductions of at most the widths \(64, 128\)"),
         ({"dropout": 1.0}, r"dropout in \[0, 1\), got 1.0"),
-        ({"memory": "low"}, "unknown memory level 'low'"),
     ],
 )
 def test_wrong_hyperparameters_are_refused(options, message):

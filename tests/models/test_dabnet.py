@@ -8,13 +8,8 @@ from revseg.models.dabnet import DABNet
 from revseg.testing import plain_twin
 from tests.helpers import assert_same_step
 from tests.models.networks import (
-    assert_levels_agree,
-    assert_levels_keep_less,
-    assert_modules_agree,
     assert_official,
     count,
-    gflops,
-    images,
 )
 
 SMALL = {"num_classes": 5, "widths": (4, 16, 32), "dilations": ((2,), (4, 8))}
@@ -96,24 +91,8 @@ class Official(nn.Module):
         return self.classifier(self.bn_prelu_3(joined))
 
 
-@pytest.mark.parametrize(("options", "parameters"), [({}, 756_643), ({"num_classes": 11}, 754_571)], ids=str)
-def test_parameter_counts(options, parameters):
-    assert count(DABNet(**options)) == parameters
-
-
-def test_operations():
-    assert round(gflops(DABNet), 1) == 81.8
-
-
 def test_the_official_network_has_as_many_parameters():
     assert count(Official(19, 32, 64, 128, ((2,) * 3, (4, 4, 8, 8, 16, 16)))) == 756_643
-
-
-@pytest.mark.parametrize("size", [(97, 131), (64, 128), (16, 17), (1, 1)])
-def test_any_size(size):
-    model = small().eval()
-    for x in (images(*size, n=1), torch.randn(1, 3, *size)):
-        assert model(x).shape == (1, 5, -(-size[0] // 8), -(-size[1] // 8))
 
 
 @pytest.mark.parametrize("prefix", ["", "module."])
@@ -132,19 +111,6 @@ def test_other_names_are_refused():
         load_official(small(), {"init_conv.3.conv.weight": torch.ones(1)})
 
 
-@pytest.mark.parametrize("size", [(33, 49), (64, 32)], ids=str)
-def test_levels_give_the_same_numbers(size):
-    assert_levels_agree(small, size)
-
-
-def test_a_step_is_that_of_plain_modules(monkeypatch):
-    assert_modules_agree(small, images(33, 49), monkeypatch)
-
-
-def test_each_level_keeps_less():
-    assert_levels_keep_less(DABNet, (0.8, 0.5), (64, 64))
-
-
 def test_its_rows_can_be_made_reversible():
     model, chains = reversible(small().double(), torch.randn(1, 3, 32, 32).double())
     assert chains == [["row2.0", "row2.1"]]
@@ -154,13 +120,11 @@ def test_its_rows_can_be_made_reversible():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_classes": 0}, "num_classes of at least 1, got 0"),
         ({"widths": (32, 64)}, "three positive widths, the last two even, got"),
         ({"widths": (32, 63, 128)}, "three positive widths, the last two even, got"),
         ({"dilations": ((2,),)}, "positive dilations for two rows of bottlenecks, got"),
         ({"dilations": ((2,), ())}, "positive dilations for two rows"),
         ({"dilations": ((2,), (0,))}, "positive dilations for two rows"),
-        ({"memory": "low"}, "unknown memory level 'low'"),
     ],
 )
 def test_wrong_hyperparameters_are_refused(options, message):

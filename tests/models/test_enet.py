@@ -6,16 +6,6 @@ from torch import nn
 from revseg.models.enet import Bottleneck, Doubling, ENet, Halving, pool_with_corners, unpool
 from tests.helpers import run_step, small_input
 from tests.layers.stack_twins import stirred
-from tests.models.networks import count, gflops, peak
-
-
-@pytest.mark.parametrize(("options", "parameters"), [({}, 364_311), ({"num_classes": 20}, 364_376)])
-def test_parameter_counts(options, parameters):
-    assert count(ENet(**options)) == parameters
-
-
-def test_operations():
-    assert round(gflops(ENet), 1) == 31.4
 
 
 def test_dropout_is_that_of_the_official_code():
@@ -111,14 +101,6 @@ def test_dropout_masks_repeat_in_the_second_run():
         results.append([g for g in run_step(model, x).gradients.values() if g is not None])
     for ours, expected in zip(*results, strict=True):
         torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-12)
-
-
-def test_a_lower_level_takes_less_memory():
-    lowest, balanced, fastest = (
-        peak(ENet(2, widths=(8, 16, 32), depth=2, repeats=1, memory=memory))
-        for memory in ("lowest", "balanced", "fastest")
-    )
-    assert lowest < balanced < fastest
 
 
 @pytest.mark.parametrize(

@@ -6,47 +6,12 @@ from revseg import reversible
 from revseg.models.fpenet import MEU, FPEBlock, FPENet
 from revseg.testing import plain_twin
 from tests.helpers import assert_same_step
-from tests.models.networks import (
-    assert_levels_agree,
-    assert_levels_keep_less,
-    assert_modules_agree,
-    count,
-    gflops,
-    images,
-)
 
 SMALL = {"num_classes": 5, "widths": (4, 8, 16), "blocks": (2, 3), "expansion": 2}
 
 
 def small(**options):
     return FPENet(**SMALL, **options)
-
-
-@pytest.mark.parametrize(
-    ("options", "parameters"), [({}, 361_687), ({"num_classes": 11}, 361_687 - 8 * 33)], ids=str
-)
-def test_parameter_counts(options, parameters):
-    assert count(FPENet(**options)) == parameters
-
-
-def test_operations():
-    assert round(gflops(FPENet), 1) == 33.8
-
-
-@pytest.mark.parametrize("size", [(97, 131), (64, 128), (16, 17), (1, 1)])
-def test_any_size(size):
-    model = small().eval()
-    for x in (images(*size, n=1), torch.randn(1, 3, *size)):
-        assert model(x).shape == (1, 5, -(-size[0] // 2), -(-size[1] // 2))
-
-
-@pytest.mark.parametrize("size", [(33, 49), (64, 32)], ids=str)
-def test_levels_give_the_same_numbers(size):
-    assert_levels_agree(small, size)
-
-
-def test_a_step_is_that_of_plain_modules(monkeypatch):
-    assert_modules_agree(small, images(33, 49), monkeypatch)
 
 
 def layer(part, x, **options):
@@ -89,16 +54,6 @@ def test_the_way_up_joins_the_stages():
     assert [m.shape[2] for m in (half, quarter, eighth)] == [17, 9, 5]
 
 
-def test_a_batch_of_one_can_be_trained():
-    model = small()
-    model(images(33, 49, n=1)).square().mean().backward()
-    assert all(p.grad is not None for p in model.parameters())
-
-
-def test_each_level_keeps_less():
-    assert_levels_keep_less(FPENet, (0.8, 0.5), (64, 64))
-
-
 def test_its_stages_can_be_made_reversible():
     model, chains = reversible(small().double(), torch.randn(1, 3, 32, 32).double())
     assert chains == [["stage3.1", "stage3.2"]]
@@ -108,14 +63,12 @@ def test_its_stages_can_be_made_reversible():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_classes": 0}, "num_classes of at least 1, got 0"),
         ({"widths": (16, 32)}, "three positive widths, got"),
         ({"blocks": (3,)}, "two positive numbers of blocks, at 1/4 and 1/8, got"),
         ({"blocks": (3, 0)}, "two positive numbers of blocks"),
         ({"expansion": 0}, "an expansion of at least 1, got 0"),
         ({"dilations": ()}, "positive dilations, got"),
         ({"dilations": (1, 2, 3)}, r"blocks of widths \[16, 128, 256\] inside to divide into 3 parts"),
-        ({"memory": "low"}, "unknown memory level 'low'"),
     ],
 )
 def test_wrong_hyperparameters_are_refused(options, message):

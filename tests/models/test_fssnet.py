@@ -4,17 +4,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from revseg import reversible
-from revseg.models import load_official
 from revseg.models.fssnet import FSSNet
 from revseg.testing import plain_twin
 from tests.helpers import assert_same_step
 from tests.models.networks import (
-    assert_levels_agree,
-    assert_levels_keep_less,
-    assert_modules_agree,
     count,
-    gflops,
-    images,
 )
 
 SMALL = {"num_classes": 5, "widths": (8, 16, 32), "factorized": 2, "dilations": (2, 5)}
@@ -31,26 +25,6 @@ def small(**options):
 )
 def test_parameter_counts(options, parameters):
     assert count(FSSNet(**options)) == parameters
-
-
-def test_operations():
-    assert 20.9 <= round(gflops(FSSNet), 1) <= 23.4
-
-
-@pytest.mark.parametrize("size", [(97, 131), (64, 128), (16, 17), (1, 1), (34, 50)])
-def test_logits_at_full_size(size):
-    model = small().eval()
-    for x in (images(*size, n=1), torch.randn(1, 3, *size)):
-        assert model(x).shape == (1, 5, *size)
-
-
-@pytest.mark.parametrize("size", [(33, 49), (64, 32)], ids=str)
-def test_levels_give_the_same_numbers(size):
-    assert_levels_agree(small, size)
-
-
-def test_a_step_is_that_of_plain_modules(monkeypatch):
-    assert_modules_agree(small, images(33, 49), monkeypatch)
 
 
 def test_the_decoder_adds_what_left_the_down_sampling():
@@ -85,10 +59,6 @@ def test_a_bottleneck_is_activated_after_the_sum():
     torch.testing.assert_close(block(x), F.prelu(x + z, torch.tensor([0.25])))
 
 
-def test_each_level_keeps_less():
-    assert_levels_keep_less(FSSNet, (0.8, 0.5), (64, 64))
-
-
 def test_its_stages_can_be_made_reversible():
     model, chains = reversible(small().double(), torch.randn(1, 3, 32, 32).double())
     assert chains == [
@@ -97,22 +67,15 @@ def test_its_stages_can_be_made_reversible():
     assert_same_step(model, plain_twin(model), torch.randn(2, 3, 33, 49).double())
 
 
-def test_there_are_no_official_weights():
-    with pytest.raises(ValueError, match="expected a model with official PyTorch weights, got FSSNet"):
-        load_official(small(), {})
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_classes": 0}, "num_classes of at least 1, got 0"),
         ({"widths": (16, 64)}, "three widths that are multiples of 4, got"),
         ({"widths": (16, 62, 128)}, "three widths that are multiples of 4, got"),
         ({"factorized": 0}, "at least 1 factorized block, got 0"),
         ({"dilations": ()}, "positive dilations, one for each block at 1/8, got"),
         ({"dilations": (0,)}, "positive dilations"),
         ({"activation": "x"}, "unknown activation 'x'"),
-        ({"memory": "low"}, "unknown memory level 'low'"),
     ],
 )
 def test_wrong_hyperparameters_are_refused(options, message):

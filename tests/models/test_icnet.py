@@ -4,14 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from revseg.layers.images import normalize_images
 from revseg.models.icnet import ICNet
 from tests.helpers import assert_same_result, run_step
 from tests.models.networks import (
-    assert_levels_agree,
-    assert_levels_keep_less,
     count_of,
-    gflops,
     images,
     made,
     step,
@@ -87,10 +83,6 @@ def test_parameter_counts(aux, parameters):
     assert count_of(ICNet, aux=aux) == parameters
 
 
-def test_operations_of_a_full_image():
-    assert round(gflops(ICNet), 1) == 58.1
-
-
 @pytest.mark.parametrize("size", [(33, 49), (65, 81), (64, 64), (1, 9)], ids=str)
 def test_any_size(size):
     net = ICNet(**SMALL).eval()
@@ -101,17 +93,6 @@ def test_any_size(size):
     if size[0] > 32:
         shapes = [tuple(y.shape[2:]) for y in net.train()(x)]
         assert shapes == [tuple(-(-side // step) for side in size) for step in (4, 16, 8)]
-
-
-def test_auxiliary_heads_are_there_in_training_only():
-    x = images(65, 81)
-    assert isinstance(ICNet(**SMALL).eval()(x), torch.Tensor)
-    assert isinstance(ICNet(**SMALL, aux=False)(x), torch.Tensor)
-
-
-@pytest.mark.parametrize("n", [1, 2])
-def test_levels_agree(n):
-    assert_levels_agree(ICNet, (65, 81), n=n, **SMALL)
 
 
 @pytest.mark.parametrize("size", [(65, 81), (64, 96)], ids=str)
@@ -127,23 +108,10 @@ def test_step_is_that_of_the_plain_network(size):
     assert_same_result(ours, theirs, 1e-9)
 
 
-def test_bytes_are_the_same_images_as_normalized_floats():
-    x = images(65, 81)
-    for net in (ICNet(**SMALL).eval(), ICNet(**SMALL).double().eval()):
-        floats = normalize_images(x).to(net.classifier.module.weight)
-        torch.testing.assert_close(net(x), net(floats), rtol=1e-5, atol=1e-6)
-
-
-def test_levels_keep_less_and_less():
-    assert_levels_keep_less(ICNet)
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_classes": 0}, "num_classes of at least 1, got 0"),
         ({"width": 0}, "width of at least 1, got 0"),
-        ({"memory": "low"}, "unknown memory level 'low'"),
     ],
 )
 def test_wrong_hyperparameters_are_refused(options, message):

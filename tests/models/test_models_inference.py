@@ -12,7 +12,7 @@ SIZE = (64, 96)
 @each_model
 def test_in_evaluation_it_is_one_graph(name):
     torch.compiler.reset()
-    model, x = network(name).eval(), images(name, 1, SIZE)
+    model, x = network(name).eval(), images(1, SIZE)
     with torch.no_grad():
         found = torch.compile(model, backend="eager", fullgraph=True)(x)
         assert inference.difference(found, model(x)) < 1e-5
@@ -24,6 +24,6 @@ def test_in_evaluation_it_is_one_graph(name):
 )
 @each_model
 def test_onnx_runtime_gives_its_logits(name):
-    model, x = network(name).eval(), images(name, 1, SIZE)
+    model, x = network(name).eval(), images(1, SIZE)
     with torch.no_grad():
         assert inference.difference(inference.onnx(model, x)(x), model(x)) < inference.LARGEST

@@ -9,8 +9,6 @@ from revseg.memory import saved_bytes
 from revseg.models.segnet import SegNet, pool, unpool
 from tests.helpers import assert_same_result, run_step
 from tests.models.networks import (
-    assert_levels_agree,
-    assert_levels_keep_less,
     count_of,
     gflops,
     images,
@@ -62,18 +60,6 @@ def test_operations_of_a_full_image():
     assert round(gflops(SegNet, num_classes=11) / 2, 2) == 1292.52
 
 
-@pytest.mark.parametrize("size", [(33, 49), (65, 81), (64, 64), (1, 3)], ids=str)
-def test_any_size_comes_out_again(size):
-    net = SegNet(**SMALL).eval()
-    assert net(images(*size, n=1)).shape == (1, 5, *size)
-    assert net(torch.randn(1, 3, *size)).shape == (1, 5, *size)
-
-
-@pytest.mark.parametrize("size", [(33, 49), (32, 64)], ids=str)
-def test_levels_agree(size):
-    assert_levels_agree(SegNet, size, **SMALL)
-
-
 @pytest.mark.parametrize("size", [(33, 49), (32, 64)], ids=str)
 def test_step_is_that_of_plain_pools_with_indices(size):
     net, plain = made(SegNet, **SMALL).double(), Plain(5, SMALL["widths"]).double()
@@ -111,17 +97,11 @@ def test_places_of_maxima_take_a_byte():
     assert saved_bytes(lambda: net(x)) == 2 * (values + last) + x.nbytes
 
 
-def test_levels_keep_less_and_less():
-    assert_levels_keep_less(SegNet)
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_classes": 0}, "num_classes of at least 1, got 0"),
         ({"widths": (64, 128)}, r"five positive widths, got \(64, 128\)"),
         ({"widths": (0, 1, 1, 1, 1)}, "five positive widths"),
-        ({"memory": "low"}, "unknown memory level 'low'"),
     ],
 )
 def test_wrong_hyperparameters_are_refused(options, message):
