@@ -4,9 +4,10 @@ Images reach a model as bytes and are normalised where they are used: four times
 and to keep than float32.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -43,6 +44,16 @@ class Normalization:
     def of_channels(cls, channels: int) -> "Normalization":
         """ImageNet's for three channels; for others, of which nothing is known, mean 1/2 and deviation 1/4."""
         return IMAGENET if channels == 3 else cls((0.5,) * channels, (0.25,) * channels)
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> "Normalization":
+        """That of `dataclasses.asdict`, also after it was JSON."""
+        return cls(tuple(values["mean"]), tuple(values["std"]), bool(values.get("flipped", False)))
+
+    @classmethod
+    def of_bytes(cls, mean: Sequence[float], std: Sequence[float], flipped: bool = False) -> "Normalization":
+        """(bytes - mean) / std, with numbers as they are common where bytes are not divided by 255."""
+        return cls(tuple(m / 255 for m in mean), tuple(s / 255 for s in std), flipped)
 
     def __call__(self, images: Tensor) -> Tensor:
         """Images with the mean and deviation taken out.

@@ -13,6 +13,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from revseg.files import CheckpointError, load_weights
+from revseg.layers.images import Normalization
 from revseg.models.bisenet import BiSeNetResNet18, BiSeNetXception39
 from revseg.models.cfpnet import CFPNet
 from revseg.models.cgnet import CGNet
@@ -81,7 +82,8 @@ def load_model(path: str | Path, **hyperparameters: object) -> nn.Module:
     """The network of a weights file, as `revseg train` writes it, in evaluation mode.
 
     Args:
-        path: A safetensors file whose header describes the network.
+        path: A safetensors file whose header describes the network; it may say how it normalises images
+            ("normalization", as from `dataclasses.asdict`).
         **hyperparameters: Replace those in the file, as in `memory="lowest"`.
 
     Returns:
@@ -96,23 +98,50 @@ def load_model(path: str | Path, **hyperparameters: object) -> nn.Module:
         hyperparameters = {**description["hyperparameters"], **hyperparameters}
         model = create_model(description["model"], description["num_classes"], **hyperparameters)
         model.load_state_dict(weights)
+        if isinstance(model, Network) and "normalization" in description:
+            model.normalization = Normalization.of(description["normalization"])
     except (KeyError, RuntimeError) as error:
         raise CheckpointError(f"{path} does not fit the model it names: {error}") from error
     return model.eval()
 
 
-def load_official(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+def load_official(
+    model: nn.Module, state: Mapping[str, Tensor], normalization: Normalization | None = None
+) -> None:
     """Load weights that are named as in the official code of the network's paper.
+
+    The network then takes bytes as that code does: its `normalization` is set too.
 
     Args:
         model: The network, with the hyperparameters of the weights.
         state: The state dict of the official network; names may begin with "module.".
+        normalization: How the images were normalised that the weights were trained with; None for what the
+            official code does with the data set that has so many classes.
 
     Raises:
-        ValueError: If no official names are known for this network, or one of these is not known.
+        ValueError: If no official names are known for this network, or one of these is not known; or if
+            the number of classes is not that of released weights and no normalization is given.
         RuntimeError: If the weights do not fit the network.
     """
+    kind = type(model).__name__
     convert = getattr(model, "from_official", None)
-    if convert is None:
-        raise ValueError(f"expected a model with official PyTorch weights, got {type(model).__name__}")
-    model.load_state_dict(convert(state))
+    if convert is None or not isinstance(model, Network):
+        raise ValueError(f"expected a model with official PyTorch weights, got {kind}")
+    if getattr(model, "reversible", False):
+        raise ValueError(f"expected a model with official PyTorch weights, got a reversible {kind}")
+    weights = convert(state)
+    known = model.official_normalizations
+    found = normalization or known.get(model.num_classes) or known.get(None)
+    if found is None:
+        released = " or ".join(str(classes) for classes in known)
+        raise ValueError(
+            f"the official code normalises images by the data set, known for {released} classes: for "
+            f"{model.num_classes} give normalization=Normalization(mean, std), as the weights were trained"
+        )
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        if not model.official_files:
+            raise
+        raise RuntimeError(f"{error}\n{model.official_files}") from error
+    model.normalization = found

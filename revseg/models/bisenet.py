@@ -19,12 +19,14 @@ and 1.5 million. A batch of one image trains, as batch norm behind a global pool
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from revseg.layers.blocks import PooledBatchNorm2d
+from revseg.layers.images import IMAGENET
 from revseg.layers.stack import Stack
 from revseg.memory.policy import Memory, MemoryPolicy
 from revseg.models.bisenet_official import OFFICIAL_RESNET18, OFFICIAL_XCEPTION39
@@ -56,6 +58,7 @@ class BiSeNet(Network):
     """
 
     stride = 8
+    official_normalizations: ClassVar = {None: IMAGENET}
 
     def __init__(
         self,

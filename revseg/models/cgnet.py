@@ -11,17 +11,19 @@ Segmentation, arXiv:1811.08201, figure 3 and table I; CGNet_M3N21 by default.
 
 The layers are those of the official code (github.com/wutianyiRosun/CGNet). There the block that
 halves the size starts with a 3 x 3 convolution that is called conv1x1, and has a 1 x 1 convolution
-before its gate; the paper's figure shows neither.
+before its gate; the paper's figure shows neither. It takes the mean of the data set out of bytes and does
+not divide: `load_official` sees to that.
 """
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from revseg.layers.blocks import BNAct, ConvBNAct, ImageConvBNAct, Joined, JoinedClassifier
-from revseg.layers.images import image_pyramid
+from revseg.layers.images import Normalization, image_pyramid
 from revseg.layers.layer_module import LayerModule, Linear
 from revseg.layers.linear import Convolution
 from revseg.layers.side_by_side import SideBySide
@@ -51,6 +53,10 @@ class CGNet(Network):
     """
 
     stride = 8
+    official_normalizations: ClassVar = {  # of RGB images, from which the mean of BGR ones is taken, as in the official code
+        19: Normalization.of_bytes((72.3924, 82.90902, 73.158325), (1.0, 1.0, 1.0)),
+        11: Normalization.of_bytes((105.65775, 103.329834, 99.625404), (1.0, 1.0, 1.0)),
+    }
 
     def __init__(
         self,

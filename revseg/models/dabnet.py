@@ -11,17 +11,19 @@ Segmentation, arXiv:1907.11357, figures 2 and 3 and table 1.
 
 The layers are those of the official code (github.com/Reagan1311/DABNet), except that its pools of
 2 x 2 leave out the last row of an odd map, where they would not fit to the convolution beside them.
+It takes the mean of the data set out of bytes and does not divide: `load_official` sees to that.
 """
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from revseg.layers.blocks import BNAct, ConvBNAct, ImageConvBNAct, Joined, JoinedClassifier
-from revseg.layers.images import image_pyramid
+from revseg.layers.images import Normalization, image_pyramid
 from revseg.layers.stack import Stack
 from revseg.memory.policy import Memory, MemoryPolicy
 from revseg.models.network import Network
@@ -45,6 +47,10 @@ class DABNet(Network):
     """
 
     stride = 8
+    official_normalizations: ClassVar = {  # the mean is taken out of BGR images, then these are turned to RGB
+        19: Normalization.of_bytes((73.158325, 82.90902, 72.3924), (1.0, 1.0, 1.0)),
+        11: Normalization.of_bytes((99.625404, 103.329834, 105.65775), (1.0, 1.0, 1.0)),
+    }
 
     def __init__(
         self,

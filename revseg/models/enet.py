@@ -82,6 +82,7 @@ class ENet(Network):
         exact: Exact = False,
     ) -> None:
         super().__init__(num_classes, in_channels)
+        self.reversible = reversible
         _check(widths, depth, repeats, dropout, reversible)
         check_edition(reversible, exact)
         policy = MemoryPolicy.of(memory, save_activations)

@@ -9,8 +9,7 @@ Source: Romera, Álvarez, Bergasa and Arroyo, ERFNet: Efficient Residual Factori
 Real-Time Semantic Segmentation, IEEE T-ITS 19(1), 2018: table I, and figure 2 (c) for the unit.
 
 As in the official PyTorch code: all convolutions have a bias, the first of a pair has a ReLU and no
-batch norm, eps is 1e-3, no dropout in the decoder. Its images are bytes / 255; ours have the mean and
-deviation of ImageNet taken out (`normalize_images`), so give official weights bytes / 255 as floats.
+batch norm, eps is 1e-3, no dropout in the decoder. Its images are bytes / 255, which `load_official` sees to.
 Odd sizes, which the official code refuses, are rounded up on the way down and cropped at the end.
 
 The reversible edition is ours, a change of the architecture and not another way to compute it. Every unit
@@ -23,6 +22,7 @@ Source of the coupling: Gomez et al., The Reversible Residual Network, arXiv:170
 """
 
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from revseg.couplings import AdditiveCoupling
 from revseg.engine.exact import Exact
 from revseg.layers.conv_pool import ConvPool, ImageConvPool
-from revseg.layers.images import crop
+from revseg.layers.images import Normalization, crop
 from revseg.layers.stack import Stack
 from revseg.layers.upsample_conv import DoublingConv2d
 from revseg.memory.policy import Memory, MemoryPolicy
@@ -74,6 +74,8 @@ class ERFNet(Network):
     """
 
     stride = 1
+    official_normalizations: ClassVar = {None: Normalization((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))}
+    official_files = "the released files are of num_classes=20, encoder_head=True"
 
     def __init__(
         self,
@@ -92,6 +94,7 @@ class ERFNet(Network):
         exact: Exact = False,
     ) -> None:
         super().__init__(num_classes, in_channels)
+        self.reversible = reversible
         _check(widths, depth, repeats, dilations, dropout, reversible)
         check_edition(reversible, exact)
         policy = MemoryPolicy.of(memory, save_activations)

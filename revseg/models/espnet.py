@@ -23,6 +23,7 @@ Source of the coupling: Gomez et al., The Reversible Residual Network, arXiv:170
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +32,7 @@ from torch import Tensor, nn
 from revseg.couplings import AdditiveCoupling
 from revseg.engine.exact import Exact
 from revseg.layers.blocks import BNAct, ConvBNAct, ImageConvBNAct
-from revseg.layers.images import crop, of_each_image
+from revseg.layers.images import Normalization, crop, of_each_image
 from revseg.layers.stack import Stack
 from revseg.layers.upsample_conv import DoublingConv2d
 from revseg.memory.policy import Memory, MemoryPolicy
@@ -51,6 +52,8 @@ class ESPNet(Network):
             they are even and at least 10.
         p: Number of ESP blocks at 1/4, beside the one that halves the size.
         q: Number of ESP blocks at 1/8, beside the one that halves the size.
+        skip_images: The decoder sees the images at 1/2 beside the map of that size, as in the authors'
+            training code; their released network for Cityscapes, in their test code, has that map alone.
         in_channels: Of the images.
         reversible: The blocks of each level form one `ReversibleSequence`, which keeps only its output for
             the backward pass, however deep it is.
@@ -63,6 +66,20 @@ class ESPNet(Network):
     """
 
     stride = 1
+    official_normalizations: ClassVar = {  # of BGR images, divided by 255 once more
+        20: Normalization(
+            (72.3923111 / 255, 82.90893555 / 255, 73.15840149 / 255),
+            (45.3192215, 46.15289307, 44.91483307),
+            True,
+        ),
+        12: Normalization(
+            (105.65775 / 255, 103.329834 / 255, 99.625404 / 255), (71.11642, 71.676155, 67.87634), True
+        ),
+    }
+    official_files = (
+        "the released files are of num_classes=20, p=2, q=3, 5 or 8, skip_images=False (Cityscapes), and of "
+        "num_classes=12, p=2, q=8 (CamVid)"
+    )
 
     def __init__(
         self,
@@ -71,6 +88,7 @@ class ESPNet(Network):
         widths: Sequence[int] = (16, 64, 128),
         p: int = 2,
         q: int = 8,
+        skip_images: bool = True,
         in_channels: int = 3,
         reversible: bool = False,
         memory: Memory = "balanced",
@@ -78,6 +96,7 @@ class ESPNet(Network):
         exact: Exact = False,
     ) -> None:
         super().__init__(num_classes, in_channels)
+        self.reversible = reversible
         _check(widths, p, q, reversible)
         check_edition(reversible, exact)
         policy = MemoryPolicy.of(memory, save_activations)
@@ -92,17 +111,19 @@ class ESPNet(Network):
 
         w1, w2, w3 = widths
         half, quarter, eighth = w1 + in_channels, 2 * w2 + in_channels, 2 * w3  # with what is concatenated
-        self.level1 = block(Level1(in_channels, w1))  # 1/2
+        self.level1 = block(Level1(in_channels, w1, skip_images))  # 1/2
         level2 = Level(block(ESP(half, w2, stride=2)), units(w2, p), block(Join(quarter)))
         self.level2 = policy.stage(level2)  # 1/4
         level3 = Level(block(ESP(quarter, w3, stride=2)), units(w3, q), block(Join(eighth)))
         self.level3 = policy.stage(level3)  # 1/8
-        self.decoder = policy.stage(Decoder((half, quarter, eighth), num_classes, block))  # 1
+        self.decoder = policy.stage(
+            Decoder((half if skip_images else w1, quarter, eighth), num_classes, block)
+        )  # 1
 
     def logits(self, images: Tensor) -> Tensor:  # [N, 3, H, W] -> [N, C, H, W]
-        half, image = self.level1(images)
+        half, image, *alone = self.level1(images)
         quarter = self.level2(half, image)
-        return crop(self.decoder(half, quarter, self.level3(quarter)), images.shape[-2:])
+        return crop(self.decoder(*(alone or [half]), quarter, self.level3(quarter)), images.shape[-2:])
 
     @staticmethod
     def from_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -148,18 +169,21 @@ class Level1(nn.Module):
     Args:
         in_channels: Channels of the images.
         channels: Channels that the convolution makes.
+        skip_images: Without this the convolution's map comes out a third time, alone.
     """
 
-    def __init__(self, in_channels: int, channels: int) -> None:
+    def __init__(self, in_channels: int, channels: int, skip_images: bool) -> None:
         super().__init__()
+        self.skip_images = skip_images
         self.conv = ImageConvBNAct(in_channels, channels, stride=2)
         self.norm = BNAct(channels + in_channels)
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """The map at 1/2 [N, channels + 3, h, w] and the images at 1/4 [N, 3, h', w']."""
         x = self.conv(images)
         small = of_each_image(_smaller, images, self.conv.prepare).to(x.dtype)
-        return self.norm(torch.cat((x, small), 1)), _smaller(small)
+        joined = self.norm(torch.cat((x, small), 1))
+        return (joined, _smaller(small), *(() if self.skip_images else (x,)))
 
 
 class Level(nn.Module):

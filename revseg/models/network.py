@@ -7,6 +7,7 @@ floats of them is the network's `normalization`.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -31,10 +32,15 @@ class Network(nn.Module):
 
     stride: ClassVar[int]
 
+    # Of the weights that the official code has released: how it normalises, by the number of classes (None for any
+    # number), and with which hyperparameters they fit, as a sentence.
+    official_normalizations: ClassVar[Mapping[int | None, Normalization]] = {}
+    official_files: ClassVar[str] = ""
+
     def __init__(self, num_classes: int, in_channels: int = 3) -> None:
         super().__init__()
         check_channels(num_classes, in_channels)
-        self.in_channels = in_channels
+        self.num_classes, self.in_channels = num_classes, in_channels
         self._normalization = Normalization.of_channels(in_channels)
         self._saw_floats = False
 

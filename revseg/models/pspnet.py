@@ -17,12 +17,14 @@ batch of one image trains: batch norm on a pyramid's single cell is `PooledBatch
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from revseg.layers.blocks import PooledBatchNorm2d
+from revseg.layers.images import IMAGENET
 from revseg.layers.stack import Stack
 from revseg.memory.policy import Memory, MemoryPolicy
 from revseg.models.network import Network
@@ -60,6 +62,7 @@ class PSPNet(Network):
     """
 
     stride = 8
+    official_normalizations: ClassVar = {None: IMAGENET}
 
     def __init__(
         self,

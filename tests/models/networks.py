@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from revseg.layers.images import IMAGENET
 from revseg.losses import UpsampleCrossEntropy
 from revseg.memory import peak_bytes
 from revseg.models import load_official
@@ -95,7 +96,7 @@ def assert_official(model: nn.Module, twin: nn.Module, x: Tensor, prefix: str = 
     for bn in (m for m in twin.modules() if isinstance(m, nn.BatchNorm2d)):
         nn.init.normal_(bn.weight, 1, 0.2), nn.init.normal_(bn.bias), nn.init.normal_(bn.running_mean)
         nn.init.uniform_(bn.running_var, 0.5, 2)
-    load_official(model, {f"{prefix}{name}": value for name, value in twin.state_dict().items()})
+    load_official(model, {f"{prefix}{name}": value for name, value in twin.state_dict().items()}, IMAGENET)
     torch.testing.assert_close(model.eval()(x), twin.eval()(x))
     ours, theirs = step(model.train(), x), run_step(twin.train(), x)
     torch.testing.assert_close(ours.outputs, theirs.outputs)

@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 from revseg import reversible
+from revseg.layers.images import IMAGENET
 from revseg.memory import saved_bytes
 from revseg.memory.policy import MEMORY_LEVELS
 from revseg.models import create_model, load_official
@@ -111,7 +112,7 @@ def test_other_names_are_refused():
     with pytest.raises(ValueError, match="expected a model with official PyTorch weights, got VNet"):
         load_official(create_model("vnet"), {})
     with pytest.raises(RuntimeError, match="Missing key"):
-        load_official(small(), {})
+        load_official(small(), {}, IMAGENET)
 
 
 @pytest.mark.parametrize("large", [1 << 18, 1])

@@ -8,7 +8,7 @@ from revseg.models import create_model, load_official
 from revseg.models.erfnet import ERFNet, NonBottleneck1D
 from tests.helpers import assert_same_result, run_step, small_input
 from tests.layers.stack_twins import stirred
-from tests.models.networks import count
+from tests.models.networks import count, images
 
 SMALL = {"num_classes": 5, "widths": (4, 8, 16), "depth": 2, "repeats": 1, "dilations": (2, 4)}
 
@@ -100,9 +100,10 @@ def test_official_weights_give_the_official_outputs():
     official = stirred(Official(5)).double()
     model = create_model("erfnet", 5, encoder_head=True, dropout=(0, 0)).double()
     load_official(model, {f"module.{name}": value for name, value in official.state_dict().items()})
-    x = small_input(2, 3, 32, 40, requires_grad=False)
+    x, image = small_input(2, 3, 32, 40, requires_grad=False), images(32, 40)
     with torch.no_grad():
         torch.testing.assert_close(model.eval()(x), official.eval()(x))
+        torch.testing.assert_close(model(image), official(image.double() / 255), rtol=1e-5, atol=1e-5)
     ours, theirs = run_step(model.train(), x), run_step(official.train(), x)
     converted = ERFNet.from_official({k: v for k, v in theirs.gradients.items() if "." in k})
     assert converted.keys() == {name.replace("module.", "") for name, _ in model.named_parameters()}
@@ -121,7 +122,7 @@ def test_unknown_official_names_are_refused():
         ValueError, match=r"expected names of the official .* got 'encoder\.layers\.1\.conv5x1"
     ):
         ERFNet.from_official(state)
-    with pytest.raises(RuntimeError, match=r"Unexpected key.*encoder_head"):
+    with pytest.raises(RuntimeError, match=r"(?s)Unexpected key.*num_classes=20, encoder_head=True"):
         load_official(create_model("erfnet", 5), Official(5).state_dict())
 
 

@@ -1,6 +1,7 @@
 """The registry: names, weights files and official weights. What holds for each model: test_models_contract.py."""
 
 import warnings
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from torch import nn
 
 from revseg.files import CheckpointError, save_weights
 from revseg.layers.blocks import ConvBNAct, ImageConvBNAct
-from revseg.layers.images import normalize_images
+from revseg.layers.images import Normalization, normalize_images
 from revseg.layers.recompute import Recompute
 from revseg.layers.stack import Stack
 from revseg.memory.policy import MemoryPolicy
@@ -38,7 +39,22 @@ def test_weights_that_do_not_fit_are_refused(tmp_path):
         load_model(path)
 
 
+def test_normalization_goes_with_a_weights_file(tmp_path):
+    model, x = create_model("vnet", 4, widths=(4, 8, 16)).eval(), images(33, 49)
+    model.normalization = Normalization.of_bytes((99.6, 103.3, 105.7), (1.0, 1.0, 1.0), flipped=True)
+    path = tmp_path / "weights.safetensors"
+    description = {"model": "vnet", "num_classes": 4, "hyperparameters": {"widths": (4, 8, 16)}}
+    description |= {"normalization": asdict(model.normalization)}
+    save_weights(path, model.state_dict(), description)
+    assert torch.equal(load_model(path)(x), model(x))
+    assert load_model(path).normalization == model.normalization
+    with pytest.raises(ValueError, match="a mean and a positive deviation for each channel"):
+        Normalization((0.5,), (0.0,))
+
+
 def test_a_model_without_official_weights_says_so():
+    with pytest.raises(ValueError, match="official PyTorch weights, got a reversible ESPNet"):
+        load_official(create_model("espnet_rev"), {})
     with pytest.raises(ValueError, match="expected a model with official PyTorch weights, got VNet"):
         load_official(create_model("vnet"), {})
 
