@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from revseg.couplings.downsample import Squeeze as Squeeze
     from revseg.engine.drift import InversionError as InversionError
     from revseg.engine.replay import is_recomputing as is_recomputing
+    from revseg.inference.trained import load as load
     from revseg.layers.recompute import Recompute as Recompute
     from revseg.layers.stack import Stack as Stack
     from revseg.models import create_model as create_model
@@ -44,6 +45,7 @@ _HOME = {
     "create_model": "revseg.models",
     "is_recomputing": "revseg.engine.replay",
     "list_models": "revseg.models",
+    "load": "revseg.inference.trained",
     "reversible": "revseg.convert",
 }
 

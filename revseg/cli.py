@@ -30,12 +30,18 @@ class Command(NamedTuple):
 
 COMMANDS: dict[str, Command] = {  # one word or two
     "train": Command("revseg.training.settings:TrainSettings", "revseg.commands.train:train"),
+    "evaluate": Command("revseg.inference.settings:EvaluateSettings", "revseg.commands.evaluate:evaluate"),
+    "predict": Command("revseg.inference.settings:PredictSettings", "revseg.commands.predict:predict"),
+    "export": Command("revseg.inference.settings:ExportSettings", "revseg.commands.export:export"),
     "data check": Command("revseg.commands.data:CheckSettings", "revseg.commands.data:check"),
     "data show": Command("revseg.commands.data:ShowSettings", "revseg.commands.data:show"),
     "data cache": Command("revseg.commands.data:CacheSettings", "revseg.commands.data:cache"),
     "data synthesize": Command("revseg.commands.data:SynthesizeSettings", "revseg.commands.data:synthesize"),
     "doctor": Command("revseg.training.settings:DoctorSettings", "revseg.commands.doctor:doctor"),
 }
+
+
+SIZES = {"--size", "--crop", "--window"}  # flags of a height and a width
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -136,10 +142,10 @@ def spelled_out(words: Sequence[str], settings: type) -> list[str]:
                 raise ValueError(_unknown_flag(flag, flags))
             result.append(f"--{flag}")
             if equals:
-                result += re.split(r"[xX,]", value) if flag in ("size", "crop") else [value]
+                result += re.split(r"[xX,]", value) if f"--{flag}" in SIZES else [value]
             if flag == "resume" and not equals and (i + 1 == len(words) or words[i + 1].startswith("-")):
                 result.append("True")
-        elif re.fullmatch(r"\d+[xX,]\d+", word) and result and result[-1] in ("--size", "--crop"):
+        elif re.fullmatch(r"\d+[xX,]\d+", word) and result and result[-1] in SIZES:
             result += re.split(r"[xX,]", word)
         else:
             result.append(word)
@@ -148,7 +154,7 @@ def spelled_out(words: Sequence[str], settings: type) -> list[str]:
 
 def _check_sizes(words: Sequence[str]) -> None:
     """Refuses a size that is not two whole numbers, in words of our own."""
-    for flag in {"--size", "--crop"} & set(words):
+    for flag in SIZES & set(words):
         place = words.index(flag) + 1
         values = [word for word in words[place : place + 2] if not word.startswith("--")]
         numbers = re.split(r"[xX,]", values[0]) if len(values) == 1 or "x" in values[0].lower() else values

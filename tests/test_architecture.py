@@ -17,7 +17,7 @@ FLOORS = [  # the lowest first; a folder or file imports from floors below its o
     {"sequence"},
     {"memory"},
     {"models", "testing", "convert"},
-    {"training"},
+    {"training", "inference"},
     {"cli", "commands"},
 ]
 LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}

@@ -1,0 +1,121 @@
+"""`revseg evaluate`: the scores of a network on labelled images, from one confusion matrix over all of them.
+
+Under torchrun every process takes its share of the images, and their counts are added up.
+"""
+
+import json
+import math
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import distributed
+
+from revseg.data import create_dataset
+from revseg.files import write_text
+from revseg.inference.augmented import Augmentation
+from revseg.inference.matrix import CITYSCAPES_CATEGORIES, category_iou, draw_matrix, matrix_csv
+from revseg.inference.settings import EvaluateSettings
+from revseg.inference.trained import load
+from revseg.inference.windows import Windows
+from revseg.metrics import ConfusionMatrix
+from revseg.training.report import result_table
+from revseg.training.setup import choose_device
+
+
+def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
+    """Scores the network and writes the results.
+
+    Args:
+        settings: What the command line says.
+
+    Returns:
+        What is also in `evaluation.json`.
+
+    Raises:
+        FileNotFoundError: If the weights or the data set are missing.
+        ValueError: If network and data set have other classes, or no pixel has a label.
+    """
+    console = Console(highlight=False)
+    device = choose_device(settings.device)
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    model = load(settings.weights).to(device)
+    dataset = create_dataset(
+        settings.data,
+        settings.split,
+        root=settings.root,
+        size=settings.size,
+        seed=settings.seed,
+        samples=settings.samples,
+    )
+    if dataset.classes.names != model.classes.names:
+        raise ValueError(
+            f"the network tells apart {len(model.classes)} classes ({', '.join(model.classes.names[:3])}, ...), "
+            f"{settings.data} has {len(dataset.classes)} ({', '.join(dataset.classes.names[:3])}, ...)"
+        )
+    settings.out.mkdir(parents=True, exist_ok=True)
+    augmentation = None
+    if settings.scales != (1.0,) or settings.flip:
+        augmentation = Augmentation(settings.scales, settings.flip)
+    windows = None if settings.window is None else Windows(*settings.window, settings.overlap)
+    rank, world = _processes()
+    matrix = ConfusionMatrix(len(model.classes))
+    started = time.perf_counter()
+    for i in range(rank, len(dataset), world):
+        image, label = dataset[i]
+        matrix.update(model.predict(image, windows=windows, augmentation=augmentation)[None], label[None])
+    if world > 1:
+        distributed.all_reduce(matrix.tally)
+    counts = matrix.counts()
+    if not int(counts.sum()):
+        raise ValueError(f"no pixel of {settings.data}, {settings.split} has a label")
+    iou = {
+        name: _number(value) for name, value in zip(model.classes.names, matrix.iou().tolist(), strict=True)
+    }
+    result: dict[str, Any] = {
+        "weights": str(settings.weights),
+        "data": settings.data,
+        "split": settings.split,
+        "samples": len(dataset),
+        "size": settings.size,
+        "window": settings.window,
+        "scales": settings.scales,
+        "flip": settings.flip,
+        "miou": _number(matrix.mean_iou()),
+        "pixel_accuracy": _number(matrix.pixel_accuracy()),
+        "iou": iou,
+        "seconds": round(time.perf_counter() - started, 3),
+        "network": model.description,
+    }
+    if set(CITYSCAPES_CATEGORIES) >= set(model.classes.names):
+        result["category_iou"] = category_iou(counts, model.classes.names)
+    if rank == 0:
+        write_results(settings.out, result, counts, model.classes.names)
+        console.print(result_table(iou, result["miou"], model.description.get("epoch") or 0))
+        console.print(
+            f"pixel accuracy {100 * result['pixel_accuracy']:.2f} %; everything is in {settings.out}",
+            markup=False,
+        )
+    return result
+
+
+def write_results(out: Path, result: dict[str, Any], counts: torch.Tensor, names: tuple[str, ...]) -> None:
+    """Writes evaluation.json, confusion.csv, and confusion.png if matplotlib is installed."""
+    write_text(out / "evaluation.json", json.dumps(result, indent=2) + "\n")
+    write_text(out / "confusion.csv", matrix_csv(counts, names))
+    draw_matrix(out / "confusion.png", counts, names)
+
+
+def _processes() -> tuple[int, int]:
+    """This process's number and how many there are; torchrun says both in the environment."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not distributed.is_initialized():
+        distributed.init_process_group("gloo")
+    return (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
+
+
+def _number(value: float) -> float | None:
+    return value if math.isfinite(value) else None
