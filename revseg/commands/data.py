@@ -5,12 +5,13 @@ decodes everything once, `synthesize` writes generated scenes as files. The sett
 torch, so that the command line can answer at once.
 """
 
-import ast
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from revseg.training.choices import check_choice, key_values, registered_names
 
 if TYPE_CHECKING:
     from revseg.data import SegmentationDataset
@@ -37,28 +38,20 @@ class DataSettings:
     """Seed of generated scenes."""
 
     def __post_init__(self) -> None:
+        check_choice("--data", self.data, registered_names("data", "DATASETS"))
         if not self.splits:
             raise ValueError("expected at least one split in --splits, got none")
         if self.samples is not None and self.samples < 1:
             raise ValueError(f"expected --samples of at least 1, got {self.samples}")
         self.options()
 
-    def options(self) -> dict[str, object]:
+    def options(self) -> dict[str, Any]:
         """What `data_args` say, as keyword arguments.
 
         Raises:
             ValueError: If an entry is not key=value.
         """
-        result: dict[str, object] = {}
-        for entry in self.data_args:
-            key, equals, text = entry.partition("=")
-            if not equals or not key.isidentifier():
-                raise ValueError(f"expected --data-args as key=value, got {entry!r}")
-            try:
-                result[key] = ast.literal_eval(text)
-            except (ValueError, SyntaxError):
-                result[key] = text
-        return result
+        return key_values("--data-args", self.data_args)
 
     def dataset(self, split: str) -> "SegmentationDataset":
         """The samples of a split, without a transform."""
@@ -71,7 +64,7 @@ class DataSettings:
             size=self.size,
             seed=self.seed,
             samples=self.samples,
-            **self.options(),  # type: ignore[arg-type]
+            **self.options(),
         )
 
 
@@ -130,8 +123,7 @@ class SynthesizeSettings:
     """Another seed gives other cities and scenes."""
 
     def __post_init__(self) -> None:
-        if self.layout != "cityscapes":
-            raise ValueError(f"unknown --layout {self.layout!r}; choose one of cityscapes")
+        check_choice("--layout", self.layout, ("cityscapes",))
 
 
 def check(settings: CheckSettings) -> None:
@@ -228,7 +220,10 @@ def cache(settings: CacheSettings) -> None:
         dataset.verify()
         with _progress(console, split, len(dataset)) as step:
             write_cache(dataset, settings.out / split, step)
-    console.print(f"the cache is in {settings.out}: revseg train --cache {settings.out}", markup=False)
+    console.print(
+        f"the cache is in {settings.out}: add cache={settings.out} to --data-args of revseg train",
+        markup=False,
+    )
 
 
 def synthesize(settings: SynthesizeSettings) -> None:
@@ -250,7 +245,7 @@ def synthesize(settings: SynthesizeSettings) -> None:
     options = DataSettings("synthetic", data_args=settings.data_args).options()
     for split, samples in (("train", settings.train_samples), ("val", settings.val_samples)):
         scenes = SyntheticStreets(
-            split, size=settings.size, seed=settings.seed, samples=samples, **options  # type: ignore[arg-type]
+            split, size=settings.size, seed=settings.seed, samples=samples, **options
         )  # fmt: skip
         with _progress(console, split, len(scenes)) as step:
             write_cityscapes(scenes, out, split, step)

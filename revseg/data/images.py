@@ -67,7 +67,7 @@ def read_ids(path: Path) -> npt.NDArray[Any]:
     with opened(path) as label:
         check_label(label, path)
         if label.mode not in ("1", "L", "P", "I", "I;16", "I;16B"):
-            raise ValueError(
+            raise _RefusedError(
                 f"expected a label of one 8-bit channel of class ids, got mode {label.mode}: {path}"
             )
         stretch, inverted = _stretch(label), "I" in raw_mode(label).partition(";")[2]
@@ -114,7 +114,7 @@ def opened(path: Path) -> Iterator["Image.Image"]:
     try:
         with Image.open(path) as image:
             yield image
-    except (FileNotFoundError, _RefusedError):
+    except (FileNotFoundError, MemoryError, _RefusedError):
         raise
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
         raise ValueError(f"cannot read the image {path}: {error}") from error

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from revseg.cli import main
 from revseg.commands.data import (
     CacheSettings,
     CheckSettings,
@@ -94,6 +95,21 @@ def test_cache(root, tmp_path):
         cache(CacheSettings(root=root, out=tmp_path / "cache", splits=("val",)))
 
 
+def test_a_wrong_table_and_then_the_right_one(root, capsys):
+    right = (root / "classes.yaml").read_text()
+    (root / "classes.yaml").write_text("classes: [soil, {name: plant, id: 2}]")
+    words = ["data", "check", "--root", str(root), "--splits", "train"]
+    assert main(words) == 2
+    out, error = capsys.readouterr()
+    assert "broken: train: expected labels with a class, got the id 1 in" in out
+    assert "4 broken samples or files" in error
+    (root / "classes.yaml").write_text("clases: [soil]")
+    assert main(words) == 2
+    assert "unknown key 'clases'; choose from classes, ignore" in capsys.readouterr().err
+    (root / "classes.yaml").write_text(right)
+    assert main(words) == 0
+
+
 def test_synthesize(tmp_path, capsys):
     settings = SynthesizeSettings(tmp_path / "city", size=(32, 64), train_samples=3, val_samples=1)
     synthesize(settings)
@@ -113,7 +129,7 @@ def test_synthesize(tmp_path, capsys):
         (lambda: CheckSettings(splits=()), "at least one split"),
         (lambda: ShowSettings(drawn=0), "--drawn of at least 1, got 0"),
         (lambda: SynthesizeSettings("x", layout="voc"), "unknown --layout 'voc'; choose one of cityscapes"),
-        (lambda: DataSettings(data="fodler").dataset("train"), "did you mean 'folder'"),
+        (lambda: DataSettings(data="fodler"), "unknown --data 'fodler'; did you mean folder"),
     ],
 )
 def test_settings_are_checked(make, message):
