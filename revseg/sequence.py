@@ -7,7 +7,6 @@ like any other, with the state dict of its blocks whatever its memory mode.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -17,12 +16,11 @@ from torch.nn.parameter import is_lazy
 
 from revseg.engine.chain import run_reversible
 from revseg.engine.drift import Check
-from revseg.engine.exact import Exact, GridRule, check_range, extremes_of, snap
+from revseg.engine.exact import Exact, exactness
 from revseg.engine.replay import swapped_buffers
-from revseg.engine.steps import Map, Step, Streams, Update, run_plain
+from revseg.engine.steps import Step, Streams, Update, run_plain
 from revseg.engine.tensors import dense
 from revseg.engine.tracing import has_hooks, is_traced
-from revseg.layers.recompute import Recompute
 
 
 class ReversibleSequence(nn.Module):
@@ -144,15 +142,16 @@ class ReversibleSequence(nn.Module):
         """
         join = isinstance(y, Tensor)
         streams = self._enter(y)
-        watched = [("the output", extremes_of(x)) for x in streams if self.exact is True]
+        exact = exactness(self.exact)
+        for x in streams:
+            exact.watch("the output", x)
         with swapped_buffers(tuple(self.modules())):
             for i, block in reversed(list(enumerate(self._blocks()))):
                 for step in reversed(self._exactly(block.steps(self._name(i)))):
                     streams = step.inverse(streams)
-                    if self.exact is True and isinstance(step, Update):
-                        watched.append((step.name, extremes_of(streams[step.target])))
-        if watched:
-            check_range(watched)
+                    if isinstance(step, Update):
+                        exact.watch(step.name, streams[step.target])
+        exact.judge()
         return torch.cat(streams, 1) if join else streams
 
     def __len__(self) -> int:
@@ -194,20 +193,17 @@ class ReversibleSequence(nn.Module):
             raise ValueError(f"expected at least one value in each stream, got {list(x1.shape)}")
         if x1.element_size() < 4 and torch.is_autocast_enabled(x1.device.type):
             x1, x2 = x1.float(), x2.float()
-        if self.exact is True:
-            x1, x2 = snap(x1), snap(x2)
-        return dense(x1), dense(x2)
+        exact = exactness(self.exact)
+        return dense(exact.enter(x1)), dense(exact.enter(x2))
 
     def _run_blocks(self, run: Callable[..., Streams], streams: Streams) -> Streams:
         """The streams after all blocks, each block a call of its own."""
         for i, block in enumerate(self._blocks()):
-            streams = block(*streams, run=partial(self._run_block, run, i))
+            streams = block(*streams, run=partial(self._run_block, run), name=self._name(i))
         return streams
 
-    def _run_block(self, run: Callable[..., Streams], i: int, steps: list[Step], streams: Streams) -> Streams:
-        kind = type(self.blocks[i]).__name__
-        named = [replace(step, name=step.name.replace(kind, self._name(i), 1)) for step in steps]
-        return run(self._exactly(named), streams)
+    def _run_block(self, run: Callable[..., Streams], steps: list[Step], streams: Streams) -> Streams:
+        return run(self._exactly(steps), streams)
 
     def _exactly(self, steps: list[Step]) -> list[Step]:
         """The steps with the rule for adding that `exact` asks for.
@@ -215,23 +211,8 @@ class ReversibleSequence(nn.Module):
         Raises:
             ValueError: If a step cannot be undone bit for bit.
         """
-        if not self.exact:
-            return steps
-        exact = []
-        for step in steps:
-            if isinstance(step, Map) and not step.exact:
-                raise ValueError(
-                    f"{step.name} cannot be undone bit for bit, as exact={self.exact!r} asks; use Squeeze"
-                )
-            if isinstance(step, Update) and self.exact is True:
-                if not getattr(step.rule, "additive", False):
-                    raise ValueError(
-                        f"{step.name}: exact=True undoes additions only; use an additive coupling (one of your "
-                        'own says additive = True where it defines couple), or exact="lossless", which takes any'
-                    )
-                step = replace(step, rule=GridRule())
-            exact.append(step)
-        return exact
+        exact = exactness(self.exact)
+        return [exact.rule(step) for step in steps]
 
     def _blocks(self) -> list[Any]:
         return list(self.blocks)
@@ -268,7 +249,7 @@ class ReversibleSequence(nn.Module):
 
 
 def set_save_activations(module: nn.Module, save_activations: bool) -> None:
-    """Switch every `ReversibleSequence` and `Recompute` in the module to one memory mode."""
+    """Switch every part of the module that can do without its activations to one memory mode."""
     for part in module.modules():
-        if isinstance(part, (ReversibleSequence, Recompute)):
-            part.save_activations = save_activations
+        if isinstance(getattr(part, "save_activations", None), bool):
+            part.save_activations = save_activations  # type: ignore[assignment]

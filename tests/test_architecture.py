@@ -67,7 +67,19 @@ def test_kernels_see_tensors_only():
     [
         ("import revseg", ["torch", "numpy"]),
         ("import revseg.cli", ["torch", "numpy"]),
-        ("from revseg import ReversibleSequence", ["triton", "revseg.models", "PIL", "matplotlib", "rich"]),
+        (
+            "from revseg import ReversibleSequence",
+            [
+                "triton",
+                "revseg.layers",
+                "revseg.models",
+                "revseg.ops",
+                "revseg.kernels",
+                "PIL",
+                "matplotlib",
+                "rich",
+            ],
+        ),
         ("import revseg.data", ["PIL", "cv2"]),
     ],
 )

@@ -83,12 +83,12 @@ class Coupling(nn.Module):
             Update(f"{name}, g", self.g, self, source=0, target=1),
         ]
 
-    def forward(self, x1: Tensor, x2: Tensor, run: Callable[..., Any] = run_plain) -> Streams:
+    def forward(self, x1: Tensor, x2: Tensor, run: Callable[..., Any] = run_plain, name: str = "") -> Streams:
         """The two streams after the block, each of the shape of x1, by ordinary autograd.
 
         Only inside a `ReversibleSequence` is the backward pass free of activations.
         """
-        outputs: Streams = run(self.steps(), (x1, x2))
+        outputs: Streams = run(self.steps(name), (x1, x2))
         return outputs
 
     def inverse(self, y1: Tensor, y2: Tensor) -> Streams:

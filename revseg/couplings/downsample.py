@@ -6,6 +6,9 @@ stand between couplings in a `ReversibleSequence` and act on each stream alone.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -21,9 +24,9 @@ class _Downsample(nn.Module):
     def steps(self, name: str = "") -> list[Step]:
         return [Map(name or type(self).__name__, self.down, self.up, self.exact)]
 
-    def forward(self, x1: Tensor, x2: Tensor, run: object = run_plain) -> Streams:
+    def forward(self, x1: Tensor, x2: Tensor, run: Callable[..., Any] = run_plain, name: str = "") -> Streams:
         """The streams [N, C, H, W] as [N, 4C, H/2, W/2]."""
-        outputs: Streams = run(self.steps(), (x1, x2))  # type: ignore[operator]
+        outputs: Streams = run(self.steps(name), (x1, x2))
         return outputs
 
     def inverse(self, y1: Tensor, y2: Tensor) -> Streams:

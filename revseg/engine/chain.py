@@ -1,48 +1,51 @@
 """Backward without stored activations.
 
-A chain of steps takes two streams to two streams. `run_reversible` applies it as one autograd
-function that saves its outputs alone. In the backward pass each step, from the last to the first,
+A chain of steps takes two streams to two streams. `run_reversible` applies each step as an autograd function
+that saves no stream; the last one saves the outputs of the chain. In the backward pass each step, from the last to
+the first,
 
     runs its function again on the stream it had read, with a graph,
     undoes its update with the value,
-    differentiates through that graph, and drops it.
+    differentiates through that graph, drops it, and leaves the streams it found to the step before.
 
 One extra run of each function, never two. A function that gives its gradients itself runs without a graph
-(`revseg.engine.function`). Parameters are inputs of the autograd function and
-their gradients are returned, so `torch.autograd.grad`, hooks, tied parameters and distributed
-wrappers see what they see in plain autograd.
+(`revseg.engine.function`). Parameters are inputs of the autograd functions and their gradients are returned, so
+`torch.autograd.grad`, hooks, tied parameters and distributed wrappers see what they see in plain
+autograd, and the gradients of one step are accumulated before the step before makes its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._compile import _disable_dynamo  # torch.compiler.disable, without importing the compiler
 
+from revseg.engine.context import autocast_state, devices_of
 from revseg.engine.drift import Check, Fingerprint, all_finite, raise_pending, tolerance_of
-from revseg.engine.exact import Exact, check_conditions, check_range, conditions, extremes_of
+from revseg.engine.exact import Exact, exactness
 from revseg.engine.gradients import Grads
 from revseg.engine.memory_format import inner_layout, joined, relaid, restored
 from revseg.engine.replay import Call
 from revseg.engine.steps import Map, Step, Streams, Update
-from revseg.engine.tensors import dense
-from revseg.engine.update import Link, own
+from revseg.engine.tensors import dense, own
+from revseg.engine.update import MapPass, UpdatePass
 
 
 @_disable_dynamo
 def run_reversible(
     steps: Sequence[Step], streams: Streams, join: bool, keep: int, check: Check, exact: Exact = False
 ) -> Any:
-    """The outputs of the chain, by an autograd function that saves nothing else.
+    """The outputs of the chain, by autograd functions that save nothing else.
 
     Args:
         steps: The chain.
         streams: Its two inputs, of one dtype and layout.
         join: Return one tensor, the outputs joined along dim 1, instead of the pair.
-        keep: How many of the last steps keep their graphs instead of being run again.
+        keep: How many of the last updates keep their graphs instead of being run again.
         check: What to do about drift: "error", "warn" or None.
         exact: True where steps add on the grid, which is then watched; "lossless" to keep what
             undoing each update would lose.
@@ -52,126 +55,144 @@ def run_reversible(
     """
     raise_pending()
     steps = list(steps)
-    wanted = [x.requires_grad for x in streams]
-    while steps and not (wanted[0] or wanted[1] or _has_trainable(steps[0])):
+    while steps and not (streams[0].requires_grad or streams[1].requires_grad or _has_trainable(steps[0])):
         streams = steps.pop(0).forward(streams)  # a frozen beginning needs no backward pass
     if not steps:
         return torch.cat(streams, 1) if join else streams
-    chain = _Chain(steps, wanted, keep, check, exact)
-    if not exact and len(chain.calls) == len(steps):
-        chain.layout = inner_layout(streams[0], [link.step.fn for link in chain.calls])
-    outputs = _Reversible.apply(chain, join, *streams, *chain.parameters)  # type: ignore[no-untyped-call]
-    return outputs if join else tuple(outputs)
+    chain = _Chain(steps, streams, join, keep, check, exact)
+    outputs: Any = streams
+    for i in range(len(steps)):
+        run = chain.prepared(i, outputs)
+        outputs = _Step.apply(chain, i, run, *outputs, *run.tensors)  # type: ignore[no-untyped-call]
+    chain.exact.judge()
+    return outputs
 
 
-class _Reversible(torch.autograd.Function):
-    boxed_grads_call = True  # where torch knows it, the incoming gradient is freed after its first use
+class _Step(torch.autograd.Function):
+    boxed_grads_call = True  # where torch knows it, the incoming gradients are freed after their first use
 
     @staticmethod
-    def forward(ctx: Any, chain: _Chain, join: bool, x1: Tensor, x2: Tensor, *parameters: Tensor) -> Any:
-        layout = chain.layout
-        y1, y2 = chain.forward((relaid(x1, layout), relaid(x2, layout)))
-        if join:
-            outputs: tuple[Tensor, ...] = (joined((y1, y2), layout),)
-        else:
-            outputs = own(restored(y1, layout), x1), own(restored(y2, layout), x2)
+    def forward(
+        ctx: Any, chain: _Chain, i: int, run: UpdatePass | MapPass, x1: Tensor, x2: Tensor, *tensors: Tensor
+    ) -> Any:
+        streams, residue = run.forward(chain.entered(x1, x2) if i == 0 else (x1, x2))
+        chain.half |= run.half
+        last = i == chain.last
+        outputs = chain.left(streams, (x1, x2)) if last else streams
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*outputs, *parameters, *chain.take_residues())
-        ctx.chain, ctx.join = chain, join
-        return outputs[0] if join else outputs
+        ctx.save_for_backward(*tensors, *residue, *(outputs if last else ()))
+        ctx.chain, ctx.i, ctx.run = chain, i, run
+        if len(outputs) == 1:
+            return outputs[0]
+        return tuple(y.detach() if y is x1 or y is x2 else y for y in outputs)
 
     @staticmethod
     @_disable_dynamo
     def backward(ctx: Any, *box: Any) -> Any:
         raise_pending()
-        chain: _Chain = ctx.chain
+        chain, run = ctx.chain, ctx.run
         grads: Grads = box[0] if isinstance(box[0], list) else list(box)
-        streams, kept = _saved(ctx)
-        if ctx.join and grads[0] is not None:
-            grads[:] = grads[0].chunk(2, 1)
-        elif ctx.join:
-            grads.append(None)
-        dparameters = chain.backward(streams, grads, kept)
-        for i, dx in enumerate(grads):  # in turn, so that one at a time exists in both layouts
-            grads[i] = None if dx is None else restored(dx, chain.layout)
+        tensors, residue, under_way = _resumed(ctx)
+        streams = under_way.streams
+        if ctx.i == chain.last and chain.join:
+            grads[:] = (None, None) if grads[0] is None else grads[0].chunk(2, 1)
+        if not (ctx.i == chain.last and chain.keep):  # the kept graph is large enough
+            grads[:] = [None if dy is None else relaid(dy, chain.layout) for dy in grads]
+        back = run.backward_with_graph if torch.is_grad_enabled() else run.backward
+        found = back(streams, grads, tensors, residue)
+        if ctx.i > 0:
+            chain.passes[_task()] = under_way
+            return None, None, None, *grads, *found
+        chain.arrived(under_way)
+        for k, dx in enumerate(grads):  # in turn, so that one at a time exists in both layouts
+            grads[k] = None if dx is None else restored(dx, chain.layout)
             del dx
-        return None, None, *grads, *dparameters
+        return None, None, None, *grads, *found
 
 
-def _saved(ctx: Any) -> tuple[list[Tensor], tuple[Tensor, ...]]:
-    """The two output streams; parameters and residues. A joined output is let go of, unless kept for another pass."""
+def _resumed(ctx: Any) -> tuple[Sequence[Tensor], Sequence[Tensor], _Pass]:
+    """The tensors of a step, its residue, and how far the pass is. A joined output is let go of, unless it is kept for another pass."""
+    chain: _Chain = ctx.chain
     saved: tuple[Tensor, ...] = ctx.saved_tensors
-    layout = ctx.chain.layout
-    if not ctx.join:
-        return [relaid(y, layout) for y in saved[:2]], saved[2:]
-    streams = [dense(y) if layout is None else relaid(y, layout) for y in saved[0].chunk(2, 1)]
-    ctx.maybe_clear_saved_tensors()
-    return streams, saved[1:]
+    tensors, rest = saved[: (count := len(ctx.run.tensors))], saved[count:]
+    if ctx.i != chain.last:
+        return tensors, rest, chain.passes.pop(_task())
+    outputs = 1 if chain.join else 2
+    streams = chain.reentered(rest[-outputs:])
+    if chain.join:
+        ctx.maybe_clear_saved_tensors()
+    return tensors, rest[:-outputs], _Pass(streams, all_finite(streams) if chain.check else None)
+
+
+def _task() -> int:
+    """A number for the backward pass that is running."""
+    return torch._C._current_graph_task_id()
+
+
+@dataclass
+class _Pass:
+    """A backward pass that is under way."""
+
+    streams: list[Tensor]  # as far as it is
+    finite: Tensor | None  # whether the outputs were, bool []; None if nobody asks
 
 
 class _Chain:
-    """The steps of one forward pass, and what their functions need to run again."""
+    """What the steps of one forward pass share."""
 
-    def __init__(self, steps: list[Step], wanted: list[bool], keep: int, check: Check, exact: Exact) -> None:
-        self.check, self.exact = check, exact
+    def __init__(
+        self, steps: list[Step], streams: Streams, join: bool, keep: int, check: Check, exact: Exact
+    ) -> None:
+        self.steps, self.join, self.keep, self.check = steps, join, keep, check
+        self.exact = exactness(exact)
+        self.last = len(steps) - 1
+        self.wanted = [x.requires_grad for x in streams]
+        self.autocast = autocast_state(devices_of(streams))
+        updates = {i: step for i, step in enumerate(steps) if isinstance(step, Update)}
+        self.kept = set(list(updates)[max(0, len(updates) - keep) :])
         self.layout: torch.memory_format | None = None  # of streams within, if not that of the caller's
-        self.links = [Link(step, wanted, exact) if isinstance(step, Update) else step for step in steps]
-        self.calls = [link for link in self.links if isinstance(link, Link)]
-        for link in self.calls[len(self.calls) - keep :]:
-            link.keep = True
-        unique = {id(p): p for link in self.calls for p in link.call.parameters}
-        order = {key: index for index, key in enumerate(unique)}
-        self.parameters = list(unique.values())
-        for k, link in enumerate(self.calls):
-            link.indices = [order[id(p)] for p in link.call.parameters]
-            link.place = len(unique) + k  # of the residue, behind the parameters
+        if self.exact.rounds and len(updates) == len(steps):
+            self.layout = inner_layout(streams[0], [step.fn for step in updates.values()])
+        self.half = False  # whether functions computed in half precision on float32 streams
+        self.passes: dict[int, _Pass] = {}
 
-    def forward(self, streams: Streams) -> Streams:
-        self.fingerprint = Fingerprint.of(streams, bool(self.exact)) if self.check else None
-        self.conditions = conditions(streams[0].device) if self.exact else {}
-        watched = [("the input", extremes_of(x)) for x in streams if self.exact is True]
-        for link in self.links:
-            streams = link.forward(streams)
-            if self.exact is True and isinstance(link, Link):
-                watched.append((link.step.name, extremes_of(streams[link.step.target])))
-        if watched:
-            check_range(watched)
+    def prepared(self, i: int, streams: Streams) -> UpdatePass | MapPass:
+        """Step i, about to run."""
+        step = self.steps[i]
+        if isinstance(step, Map):
+            return MapPass(step)
+        with torch.no_grad():
+            return UpdatePass(
+                step, streams[step.source], self.wanted, self.exact, self.autocast, i in self.kept
+            )
+
+    def entered(self, x1: Tensor, x2: Tensor) -> Streams:
+        """The input in the layout of the chain."""
+        streams = relaid(x1, self.layout), relaid(x2, self.layout)
+        self.fingerprint = Fingerprint.of(streams, not self.exact.rounds) if self.check else None
+        self.exact.begin(streams)
         return streams
 
-    def take_residues(self) -> list[Tensor]:
-        """One of each link if lossless, for autograd to keep, to count and to free."""
-        residues = [link.residue for link in self.calls if link.residue is not None]
-        for link in self.calls:
-            link.residue = None
-        return residues
+    def left(self, streams: Streams, inputs: Streams) -> tuple[Tensor, ...]:
+        """The output as the caller has the input, in memory of its own."""
+        if self.join:
+            return (joined(streams, self.layout),)
+        return tuple(own(restored(y, self.layout), *inputs) for y in streams)
 
-    def backward(self, streams: list[Tensor], grads: Grads, kept: Sequence[Tensor]) -> Grads:
-        """Gradients of the parameters; `streams` and `grads` become those of the inputs.
+    def reentered(self, outputs: Sequence[Tensor]) -> list[Tensor]:
+        """The output streams in the layout of the chain."""
+        self.exact.resume(outputs[0].device)
+        if not self.join:
+            return [relaid(y, self.layout) for y in outputs]
+        halves = outputs[0].chunk(2, 1)
+        return [dense(y) if self.layout is None else relaid(y, self.layout) for y in halves]
 
-        Args:
-            streams: The two outputs.
-            grads: Their gradients.
-            kept: The parameters, then the residues.
-        """
-        if self.exact:
-            check_conditions(self.conditions, conditions(streams[0].device))
-        dparameters: Grads = [None] * len(self.parameters)
-        finite = all_finite(streams) if self.fingerprint else None
-        kept_last = next((link for link in self.calls[-1:] if link.keep), None)
-        for link in reversed(self.links):
-            if link is not kept_last:  # whose graph is large enough
-                grads[:] = [None if dy is None else relaid(dy, self.layout) for dy in grads]
-            if isinstance(link, Map):
-                streams[:] = link.inverse((streams[0], streams[1]))
-                grads[:] = [None if dy is None else link.undo(dy) for dy in grads]
-            elif torch.is_grad_enabled():
-                link.backward_with_graph(streams, grads, kept, dparameters)
-            else:
-                link.backward(streams, grads, kept, dparameters)
-        if self.fingerprint is not None and finite is not None:
-            tolerance = tolerance_of(streams[0].dtype, any(link.half for link in self.calls))
-            self.fingerprint.compare((streams[0], streams[1]), finite, self.check, tolerance)
-        return dparameters
+    def arrived(self, under_way: _Pass) -> None:
+        """Ask whether the inversion arrived where the forward pass began."""
+        if self.fingerprint is not None and under_way.finite is not None:
+            y1, y2 = under_way.streams
+            tolerance = tolerance_of(y1.dtype, self.half)
+            self.fingerprint.compare((y1, y2), under_way.finite, self.check, tolerance)
 
 
 def _has_trainable(step: Step) -> bool:

@@ -22,8 +22,7 @@ import torch
 from torch import Tensor
 
 from revseg.engine.context import is_capturing
-from revseg.engine.tensors import bits
-from revseg.kernels.shapes import has_values
+from revseg.engine.tensors import bits, has_values
 
 Check = Literal["error", "warn"] | None
 

@@ -25,6 +25,8 @@ the cache off), and second derivatives (`create_graph=True`), which pass through
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 from operator import attrgetter
 from typing import Any, Literal
 
@@ -32,6 +34,9 @@ import torch
 from torch import Tensor
 
 from revseg.engine.drift import InversionError, report
+from revseg.engine.residue import Layout, pack, restore
+from revseg.engine.steps import Map, Rule, Step, Streams, Update
+from revseg.engine.tensors import own
 
 Exact = bool | Literal["lossless"]
 
@@ -63,6 +68,135 @@ _GPU_SETTINGS = (
     "backends.cuda.matmul.allow_fp16_reduced_precision_reduction",
     "backends.cuda.cudnn_sdp_enabled",
 )
+
+
+def exactness(exact: Exact) -> Exactness:
+    """How updates are undone in one pass."""
+    return {False: Exactness, True: _Grid, "lossless": _Lossless}[exact]()
+
+
+class Exactness:
+    """How updates are undone in one pass; without more, by `uncouple`, which rounds."""
+
+    rounds = True
+
+    def enter(self, x: Tensor) -> Tensor:
+        """A stream at the door."""
+        return x
+
+    def rule(self, step: Step) -> Step:
+        """The step with the rule that is undone so.
+
+        Raises:
+            ValueError: If it cannot be.
+        """
+        return step
+
+    def begin(self, streams: Streams) -> None:
+        """A forward pass begins with these streams."""
+
+    def watch(self, name: str, x: Tensor) -> None:
+        """Take note of a stream, to be judged at the end of the pass."""
+
+    def after_update(
+        self, step: Update, x: Tensor, y: Tensor, h: Tensor
+    ) -> tuple[list[Tensor], Layout | None]:
+        """What undoing the update of x to y by h needs: no tensor or one, and how it is read."""
+        return [], None
+
+    def judge(self) -> None:
+        """Raise if a stream that was noted cannot be found again."""
+
+    def resume(self, device: torch.device) -> None:
+        """The backward pass begins."""
+
+    def undo(
+        self, rule: Rule, y: Tensor, h: Tensor, residue: Sequence[Tensor], layout: Layout | None
+    ) -> Tensor:
+        """The stream before the update."""
+        return rule.uncouple(y, h)
+
+
+class _Bitwise(Exactness):
+    """To the bit, as long as kernels give the same bits twice."""
+
+    rounds = False
+
+    def rule(self, step: Step) -> Step:
+        if isinstance(step, Map) and not step.exact:
+            raise ValueError(f"{step.name} cannot be undone bit for bit, as {self} asks; use Squeeze")
+        return step
+
+    def begin(self, streams: Streams) -> None:
+        self.conditions = conditions(streams[0].device)
+
+    def resume(self, device: torch.device) -> None:
+        check_conditions(self.conditions, conditions(device))
+
+
+class _Grid(_Bitwise):
+    """`exact=True`."""
+
+    def __init__(self) -> None:
+        self.watched: list[tuple[str, Tensor]] = []
+
+    def __str__(self) -> str:
+        return "exact=True"
+
+    def enter(self, x: Tensor) -> Tensor:
+        return snap(x)
+
+    def rule(self, step: Step) -> Step:
+        step = super().rule(step)
+        if isinstance(step, Map):
+            return step
+        if not getattr(step.rule, "additive", False):
+            raise ValueError(
+                f"{step.name}: exact=True undoes additions only; use an additive coupling (one of your "
+                'own says additive = True where it defines couple), or exact="lossless", which takes any'
+            )
+        return replace(step, rule=GridRule())
+
+    def begin(self, streams: Streams) -> None:
+        super().begin(streams)
+        for x in streams:
+            self.watch("the input", x)
+
+    def watch(self, name: str, x: Tensor) -> None:
+        self.watched.append((name, extremes_of(x)))
+
+    def after_update(
+        self, step: Update, x: Tensor, y: Tensor, h: Tensor
+    ) -> tuple[list[Tensor], Layout | None]:
+        self.watch(step.name, y)
+        return [], None
+
+    def judge(self) -> None:
+        watched, self.watched = self.watched, []
+        check_range(watched)
+
+
+class _Lossless(_Bitwise):
+    """`exact="lossless"`."""
+
+    def __str__(self) -> str:
+        return "exact='lossless'"
+
+    def after_update(
+        self, step: Update, x: Tensor, y: Tensor, h: Tensor
+    ) -> tuple[list[Tensor], Layout | None]:
+        residue, layout = pack(x, step.rule.uncouple(y, h))
+        return [residue], layout
+
+    def undo(
+        self, rule: Rule, y: Tensor, h: Tensor, residue: Sequence[Tensor], layout: Layout | None
+    ) -> Tensor:
+        back = rule.uncouple(y, h)
+        assert layout is not None
+        (packed,) = residue
+        if torch.is_grad_enabled():
+            return _Restore.apply(back, packed, layout)  # type: ignore[no-any-return, no-untyped-call]
+        return restore(own(back, y, h), packed, layout)
 
 
 class GridRule:
@@ -149,6 +283,18 @@ def check_conditions(then: dict[str, Any], now: dict[str, Any]) -> None:
                 f"torch.{name} was {value} in the forward pass and is {now[name]} in the backward pass; "
                 "exact inversion needs the same kernels in both"
             )
+
+
+class _Restore(torch.autograd.Function):
+    """The stream before the update, bit for bit; the gradient passes through."""
+
+    @staticmethod
+    def forward(ctx: Any, back: Tensor, residue: Tensor, layout: Layout) -> Tensor:
+        return restore(back.clone(), residue, layout)
+
+    @staticmethod
+    def backward(ctx: Any, dx: Tensor) -> Any:
+        return dx, None, None
 
 
 class _GridAdd(torch.autograd.Function):

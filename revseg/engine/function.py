@@ -1,151 +1,168 @@
-"""Functions of an update that give their gradients themselves.
+"""How the function of an update runs, runs again and is differentiated.
 
-The engine runs a function again with a graph and differentiates through it. What a graph costs, copies of buffers,
-the state of generators and a walk through the graph among it, is more than the function itself where
-maps are small. A function that knows its gradients needs none of this.
+A `Function` is one run of it in one forward pass, to be repeated in backward passes. There are two kinds. `Replayed`
+takes any callable: it runs again with a graph, through which autograd differentiates. What a graph costs, copies of
+buffers, the state of generators and a walk through the graph among it, is more than the function itself where maps are
+small; so a module that knows its gradients offers runs of its own by a method `as_function(x)`, which gives
+one, or None where a graph is needed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
-from revseg.engine.gradients import Grads, gradients
+from revseg.engine.gradients import Grads, gradients, total
+from revseg.engine.replay import Call
+from revseg.engine.steps import overwritten
 from revseg.engine.tracing import has_hooks
 
 Onto = tuple[Tensor, int]  # a stream, and the sign with which the value is added to it
 Coupled = tuple[Tensor, torch.dtype | None]  # a sum, and the dtype of what was added; or a value, not added
+Differentiate = Callable[[Tensor, Tensor | None], Grads]
 
 
-class Graphless(Protocol):
-    """One run of a function in a forward pass, to be repeated in backward passes.
+class Function(Protocol):
+    """One run of a function in a forward pass, and the means to repeat it.
 
-    What a function gives must follow from its input, its parameters and what `run` notes; it draws no random numbers,
-    and only `run` changes buffers. A module offers such runs by a method `graphless(x)`, which gives one, or
-    None where graphs are needed.
+    What a function with gradients of its own gives must follow from its input, its tensors and what `run` notes; it draws
+    no random numbers, and only `run` changes buffers. It need not add to a stream that does not fit.
     """
 
-    parameters: list[Tensor]  # one for each gradient; one tensor may stand here several times
+    tensors: list[
+        Tensor
+    ]  # what it is differentiated by besides its input; one tensor may stand here several times
 
     def run(self, x: Tensor, onto: Onto | None) -> Coupled:
         """The first run."""
 
-    def again(
-        self, x: Tensor, parameters: Sequence[Tensor], onto: Onto | None, kept: list[Tensor] | None
-    ) -> Coupled:
-        """Another run with the numbers of the first; `kept`, if given, receives what `gradients` needs."""
-
-    def gradients(
-        self, x: Tensor, parameters: Sequence[Tensor], kept: list[Tensor], dh: Tensor, wanted: Sequence[bool]
-    ) -> Grads:
-        """Of the input and of each parameter, None for those not wanted; `kept` is used up.
+    def rerun(
+        self, x: Tensor, tensors: Sequence[Tensor], onto: Onto | None, wanted: Sequence[bool] | None
+    ) -> tuple[Coupled, Differentiate | None]:
+        """Another run with the numbers of the first, and what gives its gradients, to be called once at most.
 
         Args:
             x: The input.
-            parameters: As given to `again`.
-            kept: As filled by `again`.
-            dh: The gradient of the value, in its dtype; in that of the sum where the value was added.
-            wanted: Whether the gradient of the input and of each parameter is.
+            tensors: What stands for those of the first run.
+            onto: A stream for the value to be added to, which `run` did, too.
+            wanted: Whether the gradient of the input and of each tensor is; None if none will be asked for.
 
         Returns:
-            Tensors that nobody else holds, or dh itself.
+            The value, without a graph; and None if nothing has a gradient, or a function of the value's gradient, in
+            its dtype, and of the gradient that the input has so far. It returns the gradients of the input, the one
+            so far included, and of each tensor: tensors that nobody else holds, or those it was given.
         """
 
-    def with_graph(self, x: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+    def rerun_with_graph(self, x: Tensor, tensors: Sequence[Tensor]) -> Tensor:
         """Another run, by ordinary autograd, any number of times differentiable."""
 
 
-def graphless(fn: Any, x: Tensor, parameters: Sequence[Tensor]) -> tuple[Graphless, list[int]] | None:
-    """A run of this kind, and which of the parameters stand where in it.
-
-    None if the function does not offer it, if a hook waits for it, or if it uses other parameters.
-    """
-    offer = getattr(fn, "graphless", None)
-    watched = isinstance(fn, nn.Module) and has_hooks(fn)
-    run: Graphless | None = None if offer is None or watched else offer(x)
-    order = {id(p): i for i, p in enumerate(parameters)}
-    if run is None or not all(id(p) in order for p in run.parameters):
-        return None
-    return run, [order[id(p)] for p in run.parameters]
-
-
-class SecondRun(Protocol):
-    """What both kinds have."""
-
-    value: Tensor  # of the function; or the stream before the update
-    undone: bool  # whether it is that
-    has_gradients: bool
-
-    def gradients(self, dh: Tensor, before: Grads) -> Grads:
-        """Of the source and of each parameter, with those found before; the run is used up."""
-
-
-class WithGraph:
-    """A run that autograd followed.
+def function_of(fn: Any, x: Tensor, name: str, wanted: bool, keep: bool) -> Function:
+    """A run of a function, to come.
 
     Args:
-        source: What the function read.
-        leaves: What stands for its parameters.
-        value: See `SecondRun`.
-        undone: See `SecondRun`.
+        fn: A module, or any callable that has no parameters of its own.
+        x: What it will read.
         name: The function, for messages.
+        wanted: Whether the gradient of x is.
+        keep: Let the first run keep its graph, for the first backward pass.
     """
+    if keep:
+        return _Kept(fn, name, wanted)
+    replayed = Replayed(fn, name)
+    offer = getattr(fn, "as_function", None)
+    if offer is None or has_hooks(fn):
+        return replayed
+    own: Function | None = offer(x)
+    known = {id(p) for p in replayed.tensors}
+    return own if own is not None and all(id(p) in known for p in own.tensors) else replayed
 
-    def __init__(self, source: Tensor, leaves: list[Tensor], value: Tensor, undone: bool, name: str) -> None:
-        self.source, self.leaves, self.value, self.undone, self.name = source, leaves, value, undone, name
-        self.has_gradients = value.requires_grad
 
-    def gradients(self, dh: Tensor, before: Grads) -> Grads:
-        edge = get_gradient_edge(self.value)
-        del self.value  # freed before its gradients take room
-        return gradients([edge], [self.source, *self.leaves], [dh], self.name, before)
+class Replayed:
+    """Any callable, run again with a graph (`revseg.engine.replay`)."""
+
+    def __init__(self, fn: Any, name: str) -> None:
+        self.call, self.name = Call(fn), name
+        self.tensors = self.call.parameters
+
+    def run(self, x: Tensor, onto: Onto | None) -> Coupled:
+        value, self.replay = self.call.run(x)
+        return value, None
+
+    def rerun(
+        self, x: Tensor, tensors: Sequence[Tensor], onto: Onto | None, wanted: Sequence[bool] | None
+    ) -> tuple[Coupled, Differentiate | None]:
+        x = x.detach().requires_grad_(wanted is not None and wanted[0])
+        leaves = self.call.leaves(tensors)
+        with torch.set_grad_enabled(wanted is not None):
+            value = self.call.rerun(self.replay, x, parameters=leaves)
+        return self._differentiable(value, [x, *leaves])
+
+    def rerun_with_graph(self, x: Tensor, tensors: Sequence[Tensor]) -> Tensor:
+        return self.call.rerun(self.replay, x, parameters=tensors)  # type: ignore[no-any-return]
+
+    def _differentiable(self, value: Tensor, inputs: list[Tensor]) -> tuple[Coupled, Differentiate | None]:
+        if not value.requires_grad:
+            return (value, None), None
+        edge = get_gradient_edge(value)  # the value itself would stay alive while its gradients take room
+
+        def differentiate(dh: Tensor, before: Tensor | None) -> Grads:
+            return gradients([edge], inputs, [dh], self.name, [before, *[None] * (len(inputs) - 1)])
+
+        return (value.detach(), None), differentiate
 
 
-class WithoutGraph:
-    """A run of a function that gives its gradients itself.
+class _Kept(Replayed):
+    """A callable whose first run keeps its graph; a second backward pass runs it again."""
 
-    Args:
-        fn: The function as it ran.
-        source: What it reads.
-        parameters: Of its module.
-        indices: Which of them stand where in `fn.parameters`.
-        onto: A stream for the value to be added to, and with which sign.
-        wanted: Whether the gradient of the source and of each parameter is.
-    """
+    def __init__(self, fn: Any, name: str, wanted: bool) -> None:
+        super().__init__(fn, name)
+        self.wanted = wanted
 
-    def __init__(
-        self,
-        fn: Graphless,
-        source: Tensor,
-        parameters: Sequence[Tensor],
-        indices: Sequence[int],
-        onto: Onto | None,
-        wanted: Sequence[bool],
-    ) -> None:
-        self.fn, self.source, self.indices = fn, source, indices
-        self.parameters = [parameters[i] for i in indices]
-        self.wanted = [wanted[0], *(wanted[i + 1] for i in indices)]
-        self.has_gradients = any(wanted)
-        self.kept: list[Tensor] = []
+    def run(self, x: Tensor, onto: Onto | None) -> Coupled:
+        x = x.detach().requires_grad_(self.wanted)
+        leaves = self.call.leaves(self.tensors)
+        try:
+            with torch.enable_grad():
+                value, self.replay = self.call.run(x, parameters=leaves)
+        except RuntimeError as error:
+            if "a leaf Variable that requires grad" in str(error):
+                raise overwritten(self.name) from error
+            raise
+        self.kept: tuple[Any, list[Tensor]] | None = value, [x, *leaves]
+        return value, None
+
+    def rerun(
+        self, x: Tensor, tensors: Sequence[Tensor], onto: Onto | None, wanted: Sequence[bool] | None
+    ) -> tuple[Coupled, Differentiate | None]:
+        kept, self.kept = self.kept, None
+        return super().rerun(x, tensors, onto, wanted) if kept is None else self._differentiable(*kept)
+
+
+class Identity(nn.Identity):
+    """The identity, which needs no graph and adds its value itself."""
+
+    def as_function(self, x: Tensor) -> Function:
+        return _Same()
+
+
+class _Same:
+    def __init__(self) -> None:
+        self.tensors: list[Tensor] = []
+
+    def run(self, x: Tensor, onto: Onto | None) -> Coupled:
+        return (x, None) if onto is None else (torch.add(onto[0], x, alpha=onto[1]), x.dtype)
+
+    def rerun(
+        self, x: Tensor, tensors: Sequence[Tensor], onto: Onto | None, wanted: Sequence[bool] | None
+    ) -> tuple[Coupled, Differentiate | None]:
         with torch.no_grad():
-            kept = self.kept if self.has_gradients else None
-            self.value, added = fn.again(source, self.parameters, onto, kept)
-        self.undone, self.dtype = added is not None, self.value.dtype
+            coupled = self.run(x, onto)
+        return coupled, (lambda dh, before: [total(dh, before, dh)]) if wanted and wanted[0] else None
 
-    def gradients(self, dh: Tensor, before: Grads) -> Grads:
-        del self.value
-        dh = dh.to(self.dtype)
-        dx, *dparameters = self.fn.gradients(self.source, self.parameters, self.kept, dh, self.wanted)
-        found = list(before)
-        if dx is not None and before[0] is not None:  # in its own memory, as one more map would be a third
-            dx = before[0] + dx if dx is dh else dx.add_(before[0])
-        found[0] = before[0] if dx is None else dx
-        for i, more in zip(self.indices, dparameters, strict=True):
-            if more is not None:
-                so_far = found[i + 1]
-                found[i + 1] = more if so_far is None else so_far + more
-        return found
+    def rerun_with_graph(self, x: Tensor, tensors: Sequence[Tensor]) -> Tensor:
+        return x

@@ -51,6 +51,19 @@ def gradients(
     return [next(found) if x.requires_grad else dx for x, dx in zip(inputs, before, strict=True)]
 
 
+def total(dx: Tensor | None, before: Tensor | None, dh: Tensor) -> Tensor | None:
+    """The gradient of an input and what was found before, in its own memory, as one more map would be a third.
+
+    Args:
+        dx: The gradient, which nobody else holds; or dh itself.
+        before: The gradient so far.
+        dh: A gradient that others hold.
+    """
+    if dx is None or before is None:
+        return before if dx is None else dx
+    return before + dx if dx is dh else dx.add_(before)
+
+
 def alias(x: Tensor) -> Tensor:
     """The same tensor in the eyes of autograd, by which alone one can differentiate."""
     return x.view_as(x) if x.requires_grad else x

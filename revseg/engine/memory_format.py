@@ -19,9 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from revseg import ops
 from revseg.engine.tracing import has_hooks
-from revseg.kernels.cpu import compiled
 
 _INDIFFERENT = (  # to the layout of what they are given; nn.Dropout draws in the order of memory
     *(nn.Sequential, nn.BatchNorm2d, nn.GroupNorm, nn.Identity, nn.Dropout2d),
@@ -36,12 +34,19 @@ def inner_layout(x: Tensor, functions: Iterable[Any]) -> torch.memory_format | N
         and x.dtype == torch.float32
         and x.ndim == 4
         and x.is_contiguous()
-        and x.numel() >= compiled.LEAST
         and min(x.shape[1:]) > 1
-        and ops.kernels_are_on()
+        and _is_worth_it(x)
         and all(isinstance(fn, nn.Module) and all(map(_is_indifferent, fn.modules())) for fn in functions)
     )
     return torch.channels_last if suits else None
+
+
+def _is_worth_it(x: Tensor) -> bool:
+    """Whether there are passes that copy it from one layout into the other; loads the kernels."""
+    from revseg import ops
+    from revseg.kernels.cpu import compiled
+
+    return ops.kernels_are_on() and x.numel() >= compiled.LEAST
 
 
 def _is_indifferent(module: nn.Module) -> Any:
@@ -54,12 +59,12 @@ def _is_indifferent(module: nn.Module) -> Any:
 
 def relaid(x: Tensor, layout: torch.memory_format | None) -> Tensor:
     """A stream in the layout of a chain, x itself if that has none of its own."""
-    return x if layout is None else ops.relaid(x, layout)
+    return x if layout is None else _relaid(x, layout)
 
 
 def restored(x: Tensor, layout: torch.memory_format | None) -> Tensor:
     """A stream of such a chain as the caller has it."""
-    return x if layout is None else ops.relaid(x, torch.contiguous_format)
+    return x if layout is None else _relaid(x, torch.contiguous_format)
 
 
 def joined(streams: tuple[Tensor, Tensor], layout: torch.memory_format | None) -> Tensor:
@@ -69,5 +74,11 @@ def joined(streams: tuple[Tensor, Tensor], layout: torch.memory_format | None) -
     n, c, height, width = streams[0].shape
     y = streams[0].new_empty(n, 2 * c, height, width)
     for x, half in zip(streams, y.chunk(2, 1), strict=True):
-        ops.relaid(x, torch.contiguous_format, out=half)
+        _relaid(x, torch.contiguous_format, out=half)
     return y
+
+
+def _relaid(x: Tensor, layout: torch.memory_format, out: Tensor | None = None) -> Tensor:
+    from revseg import ops
+
+    return ops.relaid(x, layout, out=out)

@@ -38,7 +38,7 @@ from revseg.engine.context import (
     random_state,
 )
 from revseg.engine.memo import noting, reminding
-from revseg.kernels.shapes import has_values
+from revseg.engine.tensors import has_values
 
 _SMALL = 1 << 16  # bytes; a larger buffer is kept as a copy only if the function changed it
 
@@ -102,10 +102,8 @@ class Call:
         order = {key: index for index, key in enumerate(unique)}
         self._slots = [(owner, name, order[key]) for owner, name, key in self._slots]
 
-    def run(
-        self, *inputs: Any, parameters: Sequence[Tensor] | None = None, fn: Callable[..., Any] | None = None
-    ) -> tuple[Any, Replay]:
-        """The value of the function, or of `fn`, another one of the same module; and what a second run needs.
+    def run(self, *inputs: Any, parameters: Sequence[Tensor] | None = None) -> tuple[Any, Replay]:
+        """The value of the function, and what a second run needs.
 
         Autocast's cache of cast weights is off: filled here without gradients, it would cut
         every later use of the same weights off from them.
@@ -130,7 +128,7 @@ class Call:
                 drawing_refused_in_capture(),
                 noting() as remembered,
             ):
-                value = (fn or self.fn)(*inputs)
+                value = self.fn(*inputs)
             for copies, originals in zip(buffers, present, strict=True):
                 _share_unchanged(copies, originals)
             after = random_state(devices)
@@ -143,13 +141,7 @@ class Call:
             drawn = not all(torch.equal(a, b) for (_, a), (_, b) in zip(before, after, strict=True))
         return value, Replay(training, buffers, autocast, before if drawn else [], remembered)
 
-    def rerun(
-        self,
-        replay: Replay,
-        *inputs: Any,
-        parameters: Sequence[Tensor],
-        fn: Callable[..., Any] | None = None,
-    ) -> Any:
+    def rerun(self, replay: Replay, *inputs: Any, parameters: Sequence[Tensor]) -> Any:
         """The value of the function once more, with the given parameters in place of its own."""
         _thread.depth = getattr(_thread, "depth", 0) + 1
         try:
@@ -162,7 +154,7 @@ class Call:
                 random_as(replay.random),
                 reminding(replay.remembered),
             ):
-                return (fn or self.fn)(*inputs)
+                return self.fn(*inputs)
         finally:
             _thread.depth -= 1
 

@@ -68,7 +68,7 @@ class Update:
         """The same for a stream that is updated already."""
         source, x = streams[self.source], streams[self.target]
         if versions(source, x) != before:
-            raise self.overwritten()
+            raise overwritten(self.name)
         if (y.shape, y.dtype, y.device) != (x.shape, x.dtype, x.device):
             raise ValueError(
                 f"{self.name}: the update must keep the stream's shape, dtype and device, {describe(x)}, "
@@ -76,11 +76,13 @@ class Update:
             )
         return y.clone() if y is x or y is h or y._base is not None else y
 
-    def overwritten(self) -> RuntimeError:
-        return RuntimeError(
-            f"{self.name}: the function writes to its input, which cannot be undone; "
-            "make its first in-place operation (inplace=True, add_, ...) an ordinary one"
-        )
+
+def overwritten(name: str) -> RuntimeError:
+    """The error for a function that changed what it was given."""
+    return RuntimeError(
+        f"{name}: the function writes to its input, which cannot be undone; "
+        "make its first in-place operation (inplace=True, add_, ...) an ordinary one"
+    )
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,17 @@ def laid_out(x: Tensor, strides: tuple[int, ...]) -> Tensor:
     )
 
 
+def own(y: Tensor, *others: Tensor) -> Tensor:
+    """The tensor with memory of its own: a copy if one of the others lies in the same."""
+    memory = y.untyped_storage()._cdata
+    return y.clone() if any(memory == x.untyped_storage()._cdata for x in others) else y
+
+
+def has_values(x: Tensor) -> bool:
+    """False for tensors that are shapes alone, on the meta device or fake, by which memory is predicted."""
+    return not x.is_meta and getattr(x, "fake_mode", None) is None
+
+
 def bits(x: Tensor) -> Tensor:
     """The bit patterns of a tensor without gaps, as integers [numel] in the order of memory; a view."""
     return x.as_strided((x.numel(),), (1,), x.storage_offset()).view(_INTEGER[x.element_size()])

@@ -23,8 +23,8 @@ from torch._compile import _disable_dynamo
 from torch.nn.modules import module as hooks_of_all
 
 from revseg import ops
-from revseg.engine.function import Coupled, Graphless, Onto
-from revseg.engine.gradients import Grads
+from revseg.engine.function import Coupled, Differentiate, Function, Onto
+from revseg.engine.gradients import Grads, total
 from revseg.engine.memo import noting, reminding
 from revseg.engine.tracing import has_hooks, is_traced
 from revseg.layers.linear import Convolution
@@ -46,20 +46,10 @@ class Stack(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         if not stacks_are_right(x):
             return super().forward(x)  # type: ignore[no-any-return, no-untyped-call]
-        return _run_stack(self.flat(), x)[0]
+        return _run_stack(self.flat(), x)
 
-    def coupled(self, x: Tensor, stream: Tensor, sign: int) -> Coupled:
-        """`stream + sign * self(x)` in one pass, without the second summand as a map; or `self(x)`, where that cannot be.
-
-        The gradient of the sum is taken for that of `self(x)`, without the sign: this is for the engine of reversible
-        sequences, which knows what becomes of the stream's.
-        """
-        if not stacks_are_right(x) or has_hooks(self):
-            return self(x), None
-        return _run_stack(self.flat(), x, (stream, sign))
-
-    def graphless(self, x: Tensor) -> Graphless | None:
-        """This stack as a function that needs no graph; None if it is more than layers, or must not run as such."""
+    def as_function(self, x: Tensor) -> Function | None:
+        """This stack as a function that needs no graph, in one run; None if it is more than layers, or must not run as such."""
         if not stacks_are_right(x):
             return None
         parts = list(_parts(self.flat()))
@@ -75,7 +65,7 @@ class Stack(nn.Sequential):
                 yield module
 
 
-def _run_stack(modules: Iterable[nn.Module], x: Tensor, onto: Onto | None = None) -> Coupled:
+def _run_stack(modules: Iterable[nn.Module], x: Tensor) -> Tensor:
     layers: list[Layer] = []
     for part in _parts(modules):
         if isinstance(part, Layer):
@@ -83,9 +73,7 @@ def _run_stack(modules: Iterable[nn.Module], x: Tensor, onto: Onto | None = None
         else:
             x = part(run_layers(layers, x) if layers else x)
             layers = []
-    if layers and onto is not None:
-        return _run_layers(layers, x, onto)
-    return run_layers(layers, x) if layers else x, None
+    return run_layers(layers, x) if layers else x
 
 
 def _parts(modules: Iterable[nn.Module]) -> Iterator[Layer | nn.Module]:
@@ -130,23 +118,23 @@ def stacks_are_right(x: Tensor) -> bool:
 
 def run_layers(layers: Sequence[Layer], x: Tensor) -> Tensor:
     """The output of one stack."""
-    return _run_layers(layers, x, None)[0]
+    return _run_layers(layers, x)
 
 
 @_disable_dynamo
-def _run_layers(layers: Sequence[Layer], x: Tensor, onto: Onto | None) -> Coupled:
+def _run_layers(layers: Sequence[Layer], x: Tensor) -> Tensor:
     plan = Plan(layers, x)
     if torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in plan.parameters)):
-        return _Stack.apply(plan, onto, x, *plan.parameters)  # type: ignore[no-any-return, no-untyped-call]
+        return _Stack.apply(plan, x, *plan.parameters)  # type: ignore[no-any-return, no-untyped-call]
     with torch.no_grad():
-        return plan.forward(x, plan.parameters, None, onto)
+        return plan.forward(x, plan.parameters, None, None)[0]
 
 
 class _Stack(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, plan: Plan, onto: Onto | None, x: Tensor, *parameters: Tensor) -> Coupled:
+    def forward(ctx: Any, plan: Plan, x: Tensor, *parameters: Tensor) -> Tensor:
         kept: list[Tensor] = []
-        output = plan.forward(x, parameters, kept, onto)
+        output, _ = plan.forward(x, parameters, kept, None)
         ctx.plan = plan
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, *parameters, *kept)
@@ -154,20 +142,20 @@ class _Stack(torch.autograd.Function):
 
     @staticmethod
     @_disable_dynamo
-    def backward(ctx: Any, dz: Tensor | None, *others: None) -> Any:
+    def backward(ctx: Any, dz: Tensor | None) -> Any:
         plan: Plan = ctx.plan
         count = len(plan.parameters)
         if dz is None:
-            return (None,) * (count + 3)
-        wanted = ctx.needs_input_grad[2:]
+            return (None,) * (count + 2)
+        wanted = ctx.needs_input_grad[1:]
         x, *rest = ctx.saved_tensors
         parameters, kept = rest[:count], rest[count:]
         del rest
         if torch.is_grad_enabled():
-            return None, None, *differentiable(plan, x, parameters, dz, wanted)
+            return None, *differentiable(plan, x, parameters, dz, wanted)
         ctx.maybe_clear_saved_tensors()  # raw maps are freed as they are used
         with plan.no_autocast():
-            return None, None, *gradients_of(plan, x, parameters, kept, dz, wanted, _is_last_pass(ctx))
+            return None, *gradients_of(plan, x, parameters, kept, dz, wanted, _is_last_pass(ctx))
 
 
 def _is_last_pass(ctx: Any) -> bool:
@@ -179,30 +167,35 @@ def _is_last_pass(ctx: Any) -> bool:
 
 
 class _Row:
-    """A run of layers without a graph (`revseg.engine.function`)."""
+    """A run of layers without a graph (`revseg.engine.function.Function`)."""
 
     def __init__(self, layers: Sequence[Layer], x: Tensor) -> None:
         self.plan = Plan(layers, x)
-        self.parameters = self.plan.parameters
+        self.tensors = self.plan.parameters
 
     @torch.no_grad()
     def run(self, x: Tensor, onto: Onto | None) -> Coupled:
         with noting() as self.noted:
-            return self.plan.forward(x, self.parameters, None, onto)
+            return self.plan.forward(x, self.tensors, None, onto)
 
     @torch.no_grad()
-    def again(
-        self, x: Tensor, parameters: Sequence[Tensor], onto: Onto | None, kept: list[Tensor] | None
-    ) -> Coupled:
+    def rerun(
+        self, x: Tensor, tensors: Sequence[Tensor], onto: Onto | None, wanted: Sequence[bool] | None
+    ) -> tuple[Coupled, Differentiate | None]:
+        asked = wanted if wanted and any(wanted) else None
+        kept: list[Tensor] = []  # raw maps, overwritten on the way back
         with reminding(self.noted):
-            return self.plan.forward(x, parameters, kept, onto)
+            coupled = self.plan.forward(x, tensors, None if asked is None else kept, onto)
+        if asked is None:
+            return coupled, None
 
-    def gradients(
-        self, x: Tensor, parameters: Sequence[Tensor], kept: list[Tensor], dh: Tensor, wanted: Sequence[bool]
-    ) -> Grads:
-        with self.plan.no_autocast():
-            return gradients_of(self.plan, x, parameters, kept, dh, wanted, True)
+        def differentiate(dh: Tensor, before: Tensor | None) -> Grads:
+            with self.plan.no_autocast():
+                dx, *found = gradients_of(self.plan, x, tensors, kept, dh, asked, True)
+            return [total(dx, before, dh), *found]
 
-    def with_graph(self, x: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+        return coupled, differentiate
+
+    def rerun_with_graph(self, x: Tensor, tensors: Sequence[Tensor]) -> Tensor:
         with reminding(self.noted):
-            return _Stack.apply(self.plan, None, x, *parameters)[0]  # type: ignore[no-any-return, no-untyped-call]
+            return _Stack.apply(self.plan, x, *tensors)  # type: ignore[no-any-return, no-untyped-call]
