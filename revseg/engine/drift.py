@@ -49,7 +49,10 @@ _pending: deque[tuple[Any, Tensor, Callable[[list[float]], None]]] = deque()
 
 
 class InversionError(RuntimeError):
-    """What the backward pass found again is not what the forward pass had."""
+    """What the backward pass found again is not what the forward pass had.
+
+    Gradients of parameters that the pass has accumulated by then are those of wrong streams: reset them.
+    """
 
 
 @dataclass(frozen=True)

@@ -178,10 +178,11 @@ HIDDEN = {
 def test_hidden_state_is_an_error(make):
     """70: what cannot be put back is noticed: the inversion misses its beginning."""
     ours = drawing_sequence(make())
-    loss = ours(small_input()).square().mean()
+    x = small_input()
+    loss = ours(x).square().mean()
     with pytest.raises(InversionError, match="hidden state"):
         loss.backward()
-    assert all(p.grad is None for p in ours.parameters())
+    assert x.grad is None
 
 
 @pytest.mark.parametrize("make", HIDDEN.values(), ids=HIDDEN)
