@@ -46,9 +46,8 @@ class ReversibleSequence(nn.Module):
         keep: How many of the last updates keep their graphs instead of being run again. Each
             costs the activations of one function and saves one run of it; the first costs no
             peak, as its graph would be built next anyway.
-        per_block: One autograd function for each block instead of one for all. Each then saves
-            its own output. Needed where something hooks into single blocks: FSDP2 on blocks, DDP
-            that sends gradients while earlier blocks still run.
+        per_block: Each block a call of its own, which saves its own output. Needed where something
+            hooks into single blocks: FSDP2 on blocks.
 
     Memory: the output; and per function its buffers, the random state if it draws, and the
     residue if lossless.

@@ -27,7 +27,9 @@ def test_where_gradients_stand_a_step_takes_no_more_than_plain_autograd():
         peaks.append(peak_bytes(step, before=step))
     one = sum(p.nbytes for p in ours[0].f.parameters())
     assert peaks[0] <= peaks[1]
-    assert peaks[0] < 1.5 * one  # of all parameters' gradients, which are twelve times one, those of one function
+    assert (
+        peaks[0] < 1.5 * one
+    )  # of all parameters' gradients, which are twelve times one, those of one function
 
 
 def test_gradients_arrive_in_the_order_of_plain_autograd():
