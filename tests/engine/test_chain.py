@@ -38,7 +38,9 @@ def test_gradients_arrive_in_the_order_of_plain_autograd():
     for net in (ours, twin(ours)):
         order = []
         for name, p in net.named_parameters():
-            p.register_post_accumulate_grad_hook(lambda _, name=name: order.append(name.split(".")[1:3]))
+            p.register_post_accumulate_grad_hook(
+                lambda _, name=name, order=order: order.append(name.split(".")[1:3])
+            )
         default_loss(net(small_input())).backward()
         orders.append([each for i, each in enumerate(order) if i == 0 or each != order[i - 1]])
     assert orders[0] == orders[1] == [[str(i), fn] for i in (2, 1, 0) for fn in "gf"]
