@@ -18,7 +18,7 @@ from revseg.engine.chain import run_reversible
 from revseg.engine.drift import Check
 from revseg.engine.exact import Exact, exactness
 from revseg.engine.replay import swapped_buffers
-from revseg.engine.steps import Step, Streams, Update, run_plain
+from revseg.engine.steps import Side, Step, Streams, Update, Values, run_plain
 from revseg.engine.tensors import dense
 from revseg.engine.tracing import has_hooks, is_traced
 
@@ -31,6 +31,7 @@ class ReversibleSequence(nn.Module):
     y = body(x)                  # x [N, C, ...], C even: halves along dim 1 are the streams
     y1, y2 = body((x1, x2))      # or a pair of streams, and a pair comes out
     x = body.inverse(y)
+    y = body(x, context)         # side inputs: every function is called as f(x, context)
     ```
 
     Args:
@@ -100,12 +101,15 @@ class ReversibleSequence(nn.Module):
             self._exactly(block.steps(type(block).__name__))
         self._lazy = any(is_lazy(p) for p in self.parameters())
 
-    def forward(self, x: Tensor | Sequence[Tensor]) -> Any:
+    def forward(self, x: Tensor | Sequence[Tensor], *side: Any) -> Any:
         """The output of the last block: one tensor for one tensor, a pair for a pair.
 
         Args:
             x: One tensor [N, C, ...] with an even number of channels, or a pair of streams of
                 one shape, dtype and device.
+            *side: What every function is given besides its stream, as `f(x, *side)`: an embedding, features of
+                an encoder, a mask. Tensors, also in tuples, lists and dictionaries, get their gradients and
+                are kept once for the whole sequence.
 
         Raises:
             TypeError: If x is no floating-point tensor and no pair of them.
@@ -114,20 +118,21 @@ class ReversibleSequence(nn.Module):
         join = isinstance(x, Tensor)
         streams = self._enter(x)
         if self._lazy:
-            self._materialize(streams)
-        if self.save_activations or not self._needs_gradient(streams) or is_traced(streams):
-            streams = self._run_blocks(run_plain, streams)
+            self._materialize(streams, side)
+        tensors = *streams, *Side(side).tensors
+        if self.save_activations or not self._needs_gradient(tensors) or is_traced(tensors):
+            streams = self._run_blocks(run_plain, streams, side)
             return torch.cat(streams, 1) if join else streams
         run = partial(run_reversible, keep=self.keep, check=self.check, exact=self.exact)
         if self.per_block:
-            streams = self._run_blocks(partial(run, join=False), streams)
+            streams = self._run_blocks(partial(run, join=False), streams, side)
             return torch.cat(streams, 1) if join else streams
         self._refuse_hooks()
         steps = [step for i, block in enumerate(self._blocks()) for step in block.steps(self._name(i))]
-        return run(self._exactly(steps), streams, join)
+        return run(self._exactly(steps), streams, side, join)
 
     @torch.no_grad()
-    def inverse(self, y: Tensor | Sequence[Tensor]) -> Any:
+    def inverse(self, y: Tensor | Sequence[Tensor], *side: Any) -> Any:
         """The input that gives the output y, without gradients.
 
         Functions run in the mode (train or eval) the modules are in now, which has to be that of
@@ -135,6 +140,7 @@ class ReversibleSequence(nn.Module):
 
         Args:
             y: What `forward` returns: one tensor [N, C, ...], or a pair of streams.
+            *side: As `forward` was given them.
 
         Raises:
             InversionError: If `exact=True` and a stream leaves its range.
@@ -147,7 +153,7 @@ class ReversibleSequence(nn.Module):
         with swapped_buffers(tuple(self.modules())):
             for i, block in reversed(list(enumerate(self._blocks()))):
                 for step in reversed(self._exactly(block.steps(self._name(i)))):
-                    streams = step.inverse(streams)
+                    streams = step.inverse(streams, side)
                     if isinstance(step, Update):
                         exact.watch(step.name, streams[step.target])
         exact.judge()
@@ -195,14 +201,16 @@ class ReversibleSequence(nn.Module):
         exact = exactness(self.exact)
         return dense(exact.enter(x1)), dense(exact.enter(x2))
 
-    def _run_blocks(self, run: Callable[..., Streams], streams: Streams) -> Streams:
+    def _run_blocks(self, run: Callable[..., Streams], streams: Streams, side: Values) -> Streams:
         """The streams after all blocks, each block a call of its own."""
         for i, block in enumerate(self._blocks()):
-            streams = block(*streams, run=partial(self._run_block, run), name=self._name(i))
+            streams = block(*streams, *side, run=partial(self._run_block, run), name=self._name(i))
         return streams
 
-    def _run_block(self, run: Callable[..., Streams], steps: list[Step], streams: Streams) -> Streams:
-        return run(self._exactly(steps), streams)
+    def _run_block(
+        self, run: Callable[..., Streams], steps: list[Step], streams: Streams, side: Values
+    ) -> Streams:
+        return run(self._exactly(steps), streams, side)
 
     def _exactly(self, steps: list[Step]) -> list[Step]:
         """The steps with the rule for adding that `exact` asks for.
@@ -216,20 +224,18 @@ class ReversibleSequence(nn.Module):
     def _blocks(self) -> list[Any]:
         return list(self.blocks)
 
-    def _needs_gradient(self, streams: Streams) -> bool:
+    def _needs_gradient(self, tensors: Sequence[Tensor]) -> bool:
         return torch.is_grad_enabled() and (
-            streams[0].requires_grad
-            or streams[1].requires_grad
-            or any(p.requires_grad for p in self.parameters())
+            any(x.requires_grad for x in tensors) or any(p.requires_grad for p in self.parameters())
         )
 
     @torch.no_grad()
-    def _materialize(self, streams: Streams) -> None:
+    def _materialize(self, streams: Streams, side: Values) -> None:
         """Let lazy modules make their parameters, which the autograd function takes as inputs."""
         training = [(module, module.training) for module in self.modules()]
         self.eval()  # so that nothing is dropped and no statistics move
         try:
-            self._run_blocks(run_plain, streams)
+            self._run_blocks(run_plain, streams, side)
         finally:
             for module, mode in training:
                 module.training = mode

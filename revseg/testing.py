@@ -191,8 +191,11 @@ def _check_update(step: Update, streams: Streams) -> None:
             f"(off by {_distance([again], [h]):.2g}): it has hidden state, or draws random numbers that are not torch's"
         )
     x64, h64 = x.double(), h.double()
-    y64 = step.rule.couple(x64, h64)
-    undone = _distance([step.rule.uncouple(y64, h64)], [x64])
+    rule = step.rule
+    if isinstance(rule, nn.Module):
+        rule = copy.deepcopy(rule).double().requires_grad_(False)
+    y64 = rule.couple(x64, h64).detach()
+    undone = _distance([rule.uncouple(y64, h64)], [x64])
     if not undone <= 1e-9:
         raise ContractError(
             f"{step.name}: uncouple(couple(x, h), h) must be x, and is off by {undone:.2g} in float64"
@@ -200,9 +203,9 @@ def _check_update(step: Update, streams: Streams) -> None:
     with torch.enable_grad():
         x64, h64 = x64.requires_grad_(), h64.requires_grad_()
         wanted = torch.autograd.grad(
-            step.rule.couple(x64, h64), (x64, h64), y64, allow_unused=True, materialize_grads=True
+            rule.couple(x64, h64), (x64, h64), y64, allow_unused=True, materialize_grads=True
         )
-    found = step.rule.gradients(x64.detach(), h64.detach(), y64.detach())
+    found = rule.gradients(x64.detach(), h64.detach(), y64.detach())
     off = _distance(
         (torch.zeros_like(t) if g is None else g for g, t in zip(found, wanted, strict=True)), wanted
     )

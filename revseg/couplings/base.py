@@ -3,7 +3,8 @@
     y = couple(x, h)         h = fn(source)
     x = uncouple(y, h)       the source did not change, so h is found again
 
-The engine inverts, recomputes and differentiates every coupling from these two.
+The engine inverts, recomputes and differentiates every coupling from these two. They may be class methods, or methods
+that use parameters of the coupling, which is a module.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
 
+from revseg.engine.gradients import gradients
 from revseg.engine.steps import Step, Streams, Update, run_inverse, run_plain
 
 
@@ -22,10 +25,12 @@ class Coupling(nn.Module):
 
     For a rule of your own, override `couple` and `uncouple`. Both must be pure: no state, no
     randomness, no writing to their arguments. `uncouple(couple(x, h), h)` must be x up to rounding.
+    What they use of the coupling's own parameters gets gradients, by autograd through `couple`, whatever
+    `gradients` says.
 
     Args:
-        f: Takes a stream to the value that updates the first stream: a module, or a function
-            without parameters.
+        f: Takes a stream, and the side inputs of the sequence, to the value that updates the first stream:
+            a module, or a function without parameters.
         g: The same for the second stream.
 
     Raises:
@@ -49,31 +54,29 @@ class Coupling(nn.Module):
                 raise TypeError(f"expected {name} to be a module or a function, got {type(fn).__name__}")
         self.f, self.g = f, g
 
-    @classmethod
-    def couple(cls, x: Tensor, h: Tensor) -> Tensor:
+    def couple(self, x: Tensor, h: Tensor) -> Tensor:
         """The updated stream, of the shape and dtype of x.
 
         Args:
             x: The stream [N, C, ...].
             h: The value of the function [N, C * value_channels, ...].
         """
-        raise NotImplementedError(f"{cls.__name__} must define couple(x, h)")
+        raise NotImplementedError(f"{type(self).__name__} must define couple(x, h)")
 
-    @classmethod
-    def uncouple(cls, y: Tensor, h: Tensor) -> Tensor:
+    def uncouple(self, y: Tensor, h: Tensor) -> Tensor:
         """The stream before the update, from the one after it."""
-        raise NotImplementedError(f"{cls.__name__} must define uncouple(y, h)")
+        raise NotImplementedError(f"{type(self).__name__} must define uncouple(y, h)")
 
-    @classmethod
-    def gradients(cls, x: Tensor, h: Tensor, dy: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def gradients(self, x: Tensor, h: Tensor, dy: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """The gradients (dx, dh) of `couple` at x, h, None for what it does not use.
 
         Found by autograd; override to save memory.
         """
         with torch.enable_grad():
             x, h = x.detach().requires_grad_(), h.detach().requires_grad_()
-            y = cls.couple(x, h)
-        return torch.autograd.grad(y, (x, h), dy, allow_unused=True)  # type: ignore[return-value]
+            edge = get_gradient_edge(self.couple(x, h))
+        dx, dh = gradients([edge], [x, h], [dy], f"{type(self).__name__}.couple")
+        return dx, dh
 
     def steps(self, name: str = "") -> list[Step]:
         """The updates, in the order in which they are applied."""
@@ -83,14 +86,16 @@ class Coupling(nn.Module):
             Update(f"{name}, g", self.g, self, source=0, target=1),
         ]
 
-    def forward(self, x1: Tensor, x2: Tensor, run: Callable[..., Any] = run_plain, name: str = "") -> Streams:
+    def forward(
+        self, x1: Tensor, x2: Tensor, *side: Any, run: Callable[..., Any] = run_plain, name: str = ""
+    ) -> Streams:
         """The two streams after the block, each of the shape of x1, by ordinary autograd.
 
         Only inside a `ReversibleSequence` is the backward pass free of activations.
         """
-        outputs: Streams = run(self.steps(name), (x1, x2))
+        outputs: Streams = run(self.steps(name), (x1, x2), side)
         return outputs
 
-    def inverse(self, y1: Tensor, y2: Tensor) -> Streams:
+    def inverse(self, y1: Tensor, y2: Tensor, *side: Any) -> Streams:
         """The two streams before the block."""
-        return run_inverse(self.steps(), (y1, y2))
+        return run_inverse(self.steps(), (y1, y2), side)

@@ -24,12 +24,14 @@ class _Downsample(nn.Module):
     def steps(self, name: str = "") -> list[Step]:
         return [Map(name or type(self).__name__, self.down, self.up, self.exact)]
 
-    def forward(self, x1: Tensor, x2: Tensor, run: Callable[..., Any] = run_plain, name: str = "") -> Streams:
+    def forward(
+        self, x1: Tensor, x2: Tensor, *side: Any, run: Callable[..., Any] = run_plain, name: str = ""
+    ) -> Streams:
         """The streams [N, C, H, W] as [N, 4C, H/2, W/2]."""
-        outputs: Streams = run(self.steps(name), (x1, x2))
+        outputs: Streams = run(self.steps(name), (x1, x2), side)
         return outputs
 
-    def inverse(self, y1: Tensor, y2: Tensor) -> Streams:
+    def inverse(self, y1: Tensor, y2: Tensor, *side: Any) -> Streams:
         """The streams [N, 4C, H/2, W/2] as [N, C, H, W]."""
         return run_inverse(self.steps(), (y1, y2))
 

@@ -16,7 +16,7 @@ autograd, and the gradients of one step are accumulated before the step before m
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,36 +30,47 @@ from revseg.engine.exact import Exact, exactness
 from revseg.engine.gradients import Grads
 from revseg.engine.memory_format import inner_layout, joined, relaid, restored
 from revseg.engine.replay import Call
-from revseg.engine.steps import Map, Step, Streams, Update
+from revseg.engine.steps import Map, Side, Step, Streams, Update, Values
 from revseg.engine.tensors import dense, own
-from revseg.engine.update import MapPass, UpdatePass
+from revseg.engine.update import MapPass, UpdatePass, learned
 
 
 @_disable_dynamo
 def run_reversible(
-    steps: Sequence[Step], streams: Streams, join: bool, keep: int, check: Check, exact: Exact = False
+    steps: Sequence[Step],
+    streams: Streams,
+    side: Values,
+    join: bool,
+    keep: int,
+    check: Check,
+    exact: Exact = False,
 ) -> Any:
     """The outputs of the chain, by autograd functions that save nothing else.
 
     Args:
         steps: The chain.
         streams: Its two inputs, of one dtype and layout.
+        side: What every function is given besides its stream; its tensors get gradients.
         join: Return one tensor, the outputs joined along dim 1, instead of the pair.
         keep: How many of the last updates keep their graphs instead of being run again.
         check: What to do about drift: "error", "warn" or None.
         exact: True where steps add on the grid, which is then watched; "lossless" to keep what
             undoing each update would lose.
 
-    Memory: the output, and per step the buffers of its function (running statistics), the random
+    Memory: the output and the side inputs, and per step the buffers of its function (running statistics), the random
     state if it drew, and the residue if lossless.
     """
     raise_pending()
-    steps = list(steps)
-    while steps and not (streams[0].requires_grad or streams[1].requires_grad or _has_trainable(steps[0])):
-        streams = steps.pop(0).forward(streams)  # a frozen beginning needs no backward pass
+    steps, given = list(steps), Side(side)
+    functions = {id(step.fn) for step in steps if isinstance(step, Update)}
+    moved = any(x.requires_grad for x in given.tensors)
+    while steps and not (
+        moved or any(x.requires_grad for x in streams) or _has_trainable(steps[0], functions)
+    ):
+        streams = steps.pop(0).forward(streams, side)  # a frozen beginning needs no backward pass
     if not steps:
         return torch.cat(streams, 1) if join else streams
-    chain = _Chain(steps, streams, join, keep, check, exact)
+    chain = _Chain(steps, streams, given, functions, join, keep, check, exact)
     outputs: Any = streams
     for i in range(len(steps)):
         run = chain.prepared(i, outputs)
@@ -141,10 +152,18 @@ class _Chain:
     """What the steps of one forward pass share."""
 
     def __init__(
-        self, steps: list[Step], streams: Streams, join: bool, keep: int, check: Check, exact: Exact
+        self,
+        steps: list[Step],
+        streams: Streams,
+        side: Side,
+        functions: Collection[int],
+        join: bool,
+        keep: int,
+        check: Check,
+        exact: Exact,
     ) -> None:
-        self.steps, self.join, self.keep, self.check = steps, join, keep, check
-        self.exact = exactness(exact)
+        self.steps, self.side, self.join, self.keep, self.check = steps, side, join, keep, check
+        self.functions, self.exact = functions, exactness(exact)
         self.last = len(steps) - 1
         self.wanted = [x.requires_grad for x in streams]
         self.autocast = autocast_state(devices_of(streams))
@@ -163,7 +182,14 @@ class _Chain:
             return MapPass(step)
         with torch.no_grad():
             return UpdatePass(
-                step, streams[step.source], self.wanted, self.exact, self.autocast, i in self.kept
+                step,
+                streams[step.source],
+                self.side,
+                self.functions,
+                self.wanted,
+                self.exact,
+                self.autocast,
+                i in self.kept,
             )
 
     def entered(self, x1: Tensor, x2: Tensor) -> Streams:
@@ -195,5 +221,8 @@ class _Chain:
             self.fingerprint.compare((y1, y2), under_way.finite, self.check, tolerance)
 
 
-def _has_trainable(step: Step) -> bool:
-    return isinstance(step, Update) and any(p.requires_grad for p in Call(step.fn).parameters)
+def _has_trainable(step: Step, functions: Collection[int]) -> bool:
+    if isinstance(step, Map):
+        return False
+    calls = Call(step.fn), learned(step.rule, functions)
+    return any(p.requires_grad for call in calls if call is not None for p in call.parameters)

@@ -3,7 +3,7 @@
 A `Function` is one run of it in one forward pass, to be repeated in backward passes. There are two kinds. `Replayed`
 takes any callable: it runs again with a graph, through which autograd differentiates. What a graph costs, copies of
 buffers, the state of generators and a walk through the graph among it, is more than the function itself where maps are
-small; so a module that knows its gradients offers runs of its own by a method `as_function(x)`, which gives
+small; so a module that knows its gradients offers runs of its own by a method `as_function(x, *side)`, which gives
 one, or None where a graph is needed.
 """
 
@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
-from revseg.engine.gradients import Grads, gradients, total
+from revseg.engine.gradients import Grads, alias, gradients, total
 from revseg.engine.replay import Call
-from revseg.engine.steps import overwritten
+from revseg.engine.steps import Side, overwritten
+from revseg.engine.tensors import versions
 from revseg.engine.tracing import has_hooks
 
 Onto = tuple[Tensor, int]  # a stream, and the sign with which the value is added to it
@@ -61,23 +62,24 @@ class Function(Protocol):
         """Another run, by ordinary autograd, any number of times differentiable."""
 
 
-def function_of(fn: Any, x: Tensor, name: str, wanted: bool, keep: bool) -> Function:
+def function_of(fn: Any, x: Tensor, side: Side, name: str, wanted: bool, keep: bool) -> Function:
     """A run of a function, to come.
 
     Args:
         fn: A module, or any callable that has no parameters of its own.
         x: What it will read.
+        side: What it is given besides.
         name: The function, for messages.
         wanted: Whether the gradient of x is.
         keep: Let the first run keep its graph, for the first backward pass.
     """
     if keep:
-        return _Kept(fn, name, wanted)
-    replayed = Replayed(fn, name)
+        return _Kept(fn, side, name, wanted)
+    replayed = Replayed(fn, side, name)
     offer = getattr(fn, "as_function", None)
     if offer is None or has_hooks(fn):
         return replayed
-    own: Function | None = offer(x)
+    own: Function | None = offer(x, *side.values)
     known = {id(p) for p in replayed.tensors}
     return own if own is not None and all(id(p) in known for p in own.tensors) else replayed
 
@@ -85,25 +87,42 @@ def function_of(fn: Any, x: Tensor, name: str, wanted: bool, keep: bool) -> Func
 class Replayed:
     """Any callable, run again with a graph (`revseg.engine.replay`)."""
 
-    def __init__(self, fn: Any, name: str) -> None:
-        self.call, self.name = Call(fn), name
-        self.tensors = self.call.parameters
+    def __init__(self, fn: Any, side: Side, name: str) -> None:
+        self.call, self.side, self.name = Call(fn), side, name
+        self.tensors = [*side.tensors, *self.call.parameters]
 
     def run(self, x: Tensor, onto: Onto | None) -> Coupled:
-        value, self.replay = self.call.run(x)
+        before = versions(*self.side.tensors)
+        value, self.replay = self.call.run(x, *self.side.values)
+        if versions(*self.side.tensors) != before:
+            raise overwritten(self.name)
         return value, None
 
     def rerun(
         self, x: Tensor, tensors: Sequence[Tensor], onto: Onto | None, wanted: Sequence[bool] | None
     ) -> tuple[Coupled, Differentiate | None]:
-        x = x.detach().requires_grad_(wanted is not None and wanted[0])
-        leaves = self.call.leaves(tensors)
         with torch.set_grad_enabled(wanted is not None):
-            value = self.call.rerun(self.replay, x, parameters=leaves)
-        return self._differentiable(value, [x, *leaves])
+            inputs = self._inputs(x, tensors, wanted is not None and wanted[0])
+            value = self.rerun_with_graph(inputs[0], inputs[1:])
+        return self._differentiable(value, inputs)
 
     def rerun_with_graph(self, x: Tensor, tensors: Sequence[Tensor]) -> Tensor:
-        return self.call.rerun(self.replay, x, parameters=tensors)  # type: ignore[no-any-return]
+        side, parameters = self._split(tensors)
+        return self.call.rerun(self.replay, x, *self.side.of(side), parameters=parameters)  # type: ignore[no-any-return]
+
+    def _split(self, tensors: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        """Those besides the input, those of the module."""
+        count = len(self.side.tensors)
+        return tensors[:count], tensors[count:]
+
+    def _inputs(self, x: Tensor, tensors: Sequence[Tensor], wanted: bool) -> list[Tensor]:
+        """What stands for the input, the side inputs and the parameters in a graph of its own."""
+        side, parameters = self._split(tensors)
+        return [
+            alias(x.detach().requires_grad_(wanted)),
+            *(alias(each.detach().requires_grad_(each.requires_grad)) for each in side),
+            *self.call.leaves(parameters),
+        ]
 
     def _differentiable(self, value: Tensor, inputs: list[Tensor]) -> tuple[Coupled, Differentiate | None]:
         if not value.requires_grad:
@@ -119,21 +138,21 @@ class Replayed:
 class _Kept(Replayed):
     """A callable whose first run keeps its graph; a second backward pass runs it again."""
 
-    def __init__(self, fn: Any, name: str, wanted: bool) -> None:
-        super().__init__(fn, name)
+    def __init__(self, fn: Any, side: Side, name: str, wanted: bool) -> None:
+        super().__init__(fn, side, name)
         self.wanted = wanted
 
     def run(self, x: Tensor, onto: Onto | None) -> Coupled:
-        x = x.detach().requires_grad_(self.wanted)
-        leaves = self.call.leaves(self.tensors)
         try:
             with torch.enable_grad():
-                value, self.replay = self.call.run(x, parameters=leaves)
+                inputs = self._inputs(x, self.tensors, self.wanted)
+                side, parameters = self._split(inputs[1:])
+                value, self.replay = self.call.run(inputs[0], *self.side.of(side), parameters=parameters)
         except RuntimeError as error:
             if "a leaf Variable that requires grad" in str(error):
                 raise overwritten(self.name) from error
             raise
-        self.kept: tuple[Any, list[Tensor]] | None = value, [x, *leaves]
+        self.kept: tuple[Any, list[Tensor]] | None = value, inputs
         return value, None
 
     def rerun(
@@ -144,9 +163,12 @@ class _Kept(Replayed):
 
 
 class Identity(nn.Identity):
-    """The identity, which needs no graph and adds its value itself."""
+    """The identity of the stream, which needs no graph and adds its value itself."""
 
-    def as_function(self, x: Tensor) -> Function:
+    def forward(self, x: Tensor, *side: Any) -> Tensor:
+        return x
+
+    def as_function(self, x: Tensor, *side: Any) -> Function:
         return _Same()
 
 

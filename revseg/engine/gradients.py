@@ -33,7 +33,7 @@ def gradients(
 
     Args:
         edges: Where the graph of each output ends; outputs themselves would stay alive for it.
-        inputs: What to differentiate by; those that do not require grad get None.
+        inputs: What to differentiate by, leaves or aliases; those that do not require grad get None.
         dys: The gradient of each output.
         name: The function, for the message.
         before: The gradients found so far, one for each input; left alone where it needs none.
@@ -73,8 +73,9 @@ def _refuse_strangers(
     nodes: Sequence[torch.autograd.graph.Node], inputs: Sequence[Tensor], name: str
 ) -> None:
     known = {id(x) for x in inputs}
-    todo = list(nodes)
-    seen = {*nodes, *(x.grad_fn for x in inputs)}  # no further than the inputs
+    seen = {x.grad_fn for x in inputs}  # no further than the inputs
+    todo = [node for node in nodes if node not in seen]
+    seen.update(todo)
     while todo:
         node = todo.pop()
         leaf = getattr(node, "variable", None)

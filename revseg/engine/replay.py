@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -82,15 +82,24 @@ class Call:
     Args:
         fn: A module, or any callable that has no parameters of its own.
         module: The module whose parameters, buffers and flags `fn` uses, if that is not `fn`.
+        modules: Or the modules, without those in them.
     """
 
-    def __init__(self, fn: Callable[..., Any], module: nn.Module | None = None) -> None:
+    def __init__(
+        self,
+        fn: Callable[..., Any],
+        module: nn.Module | None = None,
+        modules: tuple[nn.Module, ...] | None = None,
+    ) -> None:
         self.fn = fn
+        root = fn if module is None else module
         with Turn():
-            self._collect(fn if module is None else module)
+            self._collect(
+                (modules_in(root) if isinstance(root, nn.Module) else ()) if modules is None else modules
+            )
 
-    def _collect(self, root: Callable[..., Any]) -> None:
-        self.modules = _modules_in(root) if isinstance(root, nn.Module) else ()
+    def _collect(self, modules: tuple[nn.Module, ...]) -> None:
+        self.modules = modules
         unique: dict[int, Tensor] = {}
         self._slots: list[tuple[dict[str, Any], str, int]] = []  # where each parameter stands
         for module in self.modules:
@@ -124,7 +133,7 @@ class Call:
             given = self.parameters if parameters is None else parameters
             with (
                 autocast_as(autocast),
-                self._swapped(given),
+                self.swapped(given),
                 drawing_refused_in_capture(),
                 noting() as remembered,
             ):
@@ -148,7 +157,7 @@ class Call:
             with (
                 Turn(),
                 _without_cached_weights(),
-                self._swapped(parameters),
+                self.swapped(parameters),
                 self._as_it_was(replay),
                 autocast_as(replay.autocast),
                 random_as(replay.random),
@@ -173,7 +182,8 @@ class Call:
             for p in parameters
         ]
 
-    def _swapped(self, parameters: Sequence[Tensor]) -> AbstractContextManager[Any]:
+    def swapped(self, parameters: Sequence[Tensor]) -> AbstractContextManager[Any]:
+        """Other tensors in the places of the parameters; for one thread at a time."""
         swaps = [
             (owner, name, owner[name], parameters[index])
             for owner, name, index in self._slots
@@ -223,9 +233,9 @@ class Turn:
         self.lock.release()
 
 
-def _modules_in(root: nn.Module) -> tuple[nn.Module, ...]:
-    """What `root.modules()` gives, in a third of its time."""
-    found, seen = [root], {id(root)}
+def modules_in(root: nn.Module, without: Collection[int] = ()) -> tuple[nn.Module, ...]:
+    """What `root.modules()` gives, in a third of its time; without these, by their ids, and what only they contain."""
+    found, seen = [root], {id(root), *without}
     for module in found:
         for child in module._modules.values():
             if child is not None and id(child) not in seen:

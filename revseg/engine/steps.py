@@ -12,10 +12,32 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from revseg.engine.tensors import dense, describe, versions
 
 Streams = tuple[Tensor, Tensor]
+Values = tuple[Any, ...]
+
+
+class Side:
+    """What every function of a chain is given besides its stream: tensors, also nested, and other values."""
+
+    def __init__(self, values: Values = ()) -> None:
+        self.values = values
+        leaves, self._tree = tree_flatten(values)
+        self.tensors = [x for x in leaves if isinstance(x, Tensor)]
+        self._leaves = [None if isinstance(x, Tensor) else x for x in leaves]
+        self._places = [i for i, x in enumerate(leaves) if isinstance(x, Tensor)]
+
+    def of(self, tensors: Sequence[Tensor]) -> Values:
+        """The values with these tensors in the places of its own."""
+        if not self.tensors:
+            return self.values
+        leaves = list(self._leaves)
+        for i, x in zip(self._places, tensors, strict=True):
+            leaves[i] = x
+        return tree_unflatten(leaves, self._tree)  # type: ignore[no-any-return]
 
 
 class Rule(Protocol):
@@ -28,7 +50,7 @@ class Rule(Protocol):
 
 @dataclass(frozen=True)
 class Update:
-    """Streams[target] = couple(streams[target], fn(streams[source]))."""
+    """Streams[target] = couple(streams[target], fn(streams[source], *side))."""
 
     name: str
     fn: Any
@@ -36,14 +58,14 @@ class Update:
     source: int
     target: int
 
-    def forward(self, streams: Streams) -> Streams:
+    def forward(self, streams: Streams, side: Values = ()) -> Streams:
         """The plain update, with ordinary autograd."""
         source, x = streams[self.source], streams[self.target]
         before = versions(source, x)
-        return self.replace(streams, self.checked(streams, self.fn(source), before))
+        return self.replace(streams, self.checked(streams, self.fn(source, *side), before))
 
-    def inverse(self, streams: Streams) -> Streams:
-        h = self.fn(streams[self.source])
+    def inverse(self, streams: Streams, side: Values = ()) -> Streams:
+        h = self.fn(streams[self.source], *side)
         return self.replace(streams, self.rule.uncouple(streams[self.target], h))
 
     def replace(self, streams: Streams, y: Tensor) -> Streams:
@@ -94,25 +116,25 @@ class Map:
     undo: Callable[[Tensor], Tensor]
     exact: bool  # whether undoing is free of rounding
 
-    def forward(self, streams: Streams) -> Streams:
+    def forward(self, streams: Streams, side: Values = ()) -> Streams:
         return dense(self.apply(streams[0])), dense(self.apply(streams[1]))
 
-    def inverse(self, streams: Streams) -> Streams:
+    def inverse(self, streams: Streams, side: Values = ()) -> Streams:
         return dense(self.undo(streams[0])), dense(self.undo(streams[1]))
 
 
 Step = Update | Map
 
 
-def run_plain(steps: Sequence[Step], streams: Streams) -> Streams:
+def run_plain(steps: Sequence[Step], streams: Streams, side: Values = ()) -> Streams:
     """The outputs of the chain, by ordinary autograd, which stores every activation."""
     for step in steps:
-        streams = step.forward(streams)
+        streams = step.forward(streams, side)
     return streams
 
 
-def run_inverse(steps: Sequence[Step], streams: Streams) -> Streams:
+def run_inverse(steps: Sequence[Step], streams: Streams, side: Values = ()) -> Streams:
     """The inputs of the chain from its outputs, by ordinary autograd."""
     for step in reversed(steps):
-        streams = step.inverse(streams)
+        streams = step.inverse(streams, side)
     return streams

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
-from revseg.engine.context import Autocast, autocast_as
+from revseg.engine.context import NO_CHANGE, Autocast, autocast_as
 from revseg.engine.exact import Exactness
 from revseg.engine.function import function_of
 from revseg.engine.gradients import Grads, alias, gradients
-from revseg.engine.replay import Turn
+from revseg.engine.replay import Call, Turn, modules_in
 from revseg.engine.residue import Layout
-from revseg.engine.steps import Map, Streams, Update
+from revseg.engine.steps import Map, Rule, Side, Streams, Update
 from revseg.engine.tensors import laid_out, versions
 
 
@@ -23,6 +26,8 @@ class UpdatePass:
     Args:
         step: The update.
         source: The stream that it will read.
+        side: What its function is given besides.
+        functions: The functions of the chain, by their ids: their parameters are none of the rule's.
         wanted: Whether the gradient of each stream is; brought up to date.
         exact: How the update is undone.
         autocast: What surrounds the chain.
@@ -33,6 +38,8 @@ class UpdatePass:
         self,
         step: Update,
         source: Tensor,
+        side: Side,
+        functions: Collection[int],
         wanted: list[bool],
         exact: Exactness,
         autocast: Autocast,
@@ -40,8 +47,11 @@ class UpdatePass:
     ) -> None:
         self.step, self.exact, self.autocast = step, exact, autocast
         self.source_wanted = wanted[step.source]
-        self.function = function_of(step.fn, source, step.name, self.source_wanted, keep)
+        self.function = function_of(step.fn, source, side, step.name, self.source_wanted, keep)
+        self.learned = learned(step.rule, functions)
         self.tensors = self.function.tensors
+        if self.learned is not None:
+            self.tensors = [*self.tensors, *self.learned.parameters]
         wanted[step.target] |= self.source_wanted or any(p.requires_grad for p in self.tensors)
         # whether a function may add its value itself, in its last pass
         self.additive = exact.rounds and getattr(step.rule, "additive", False)
@@ -76,10 +86,12 @@ class UpdatePass:
         Args:
             streams: The two streams after the update.
             grads: Their gradients.
-            tensors: Those of the function, as autograd kept them.
+            tensors: Those of the function and of the rule, as autograd kept them.
             residue: What `forward` gave.
         """
         s, t, rule = self.step.source, self.step.target, self.step.rule
+        tensors, of_rule = self._split(tensors)
+        moved: Grads = [None] * len(of_rule)
         dh = dy = grads[t]
         wanted = None if dy is None else [self.source_wanted, *(p.requires_grad for p in tensors)]
         (value, added), differentiate = self.function.rerun(
@@ -90,15 +102,18 @@ class UpdatePass:
             streams[t] = value
         else:
             with autocast_as(self.autocast):
-                streams[t] = self.exact.undo(rule, streams[t], value, residue, self.layout)
-                if dy is not None:
+                with self._ruled(of_rule):
+                    streams[t] = self.exact.undo(rule, streams[t], value, residue, self.layout)
+                if dy is not None and self.learned is None:
                     grads[t], dh = rule.gradients(streams[t], value, dy)
+                elif dy is not None:
+                    grads[t], dh, *moved = self._gradients_of_rule(streams[t], value, of_rule, dy)
         del value, dy  # freed before gradients take room
         if dh is None or differentiate is None:
-            return [None] * len(tensors)
+            return [*[None] * len(tensors), *moved]
         grads[s], *found = differentiate(dh.to(dtype), grads[s])
         grads[t] = _alone(grads[t])
-        return found
+        return [*found, *moved]
 
     def backward_with_graph(
         self, streams: list[Tensor], grads: Grads, tensors: Sequence[Tensor], residue: Sequence[Tensor]
@@ -111,20 +126,54 @@ class UpdatePass:
         s, t, rule = self.step.source, self.step.target, self.step.rule
         dy = grads[t]
         streams[s] = laid_out(streams[s], self.strides)
-        h = self.function.rerun_with_graph(streams[s], tensors)
-        with autocast_as(self.autocast):
+        own, of_rule = self._split(tensors)
+        h = self.function.rerun_with_graph(streams[s], own)
+        with autocast_as(self.autocast), self._ruled(of_rule):
             streams[t] = self.exact.undo(rule, streams[t], h, residue, self.layout)
         if dy is None:
             return [None] * len(tensors)
         x, source, *aliases = (alias(p) for p in (streams[t], streams[s], *tensors))
-        h = self.function.rerun_with_graph(source, aliases)
-        with autocast_as(self.autocast):
+        own, of_rule = self._split(aliases)
+        h = self.function.rerun_with_graph(source, own)
+        with autocast_as(self.autocast), self._ruled(of_rule):
             edge = get_gradient_edge(rule.couple(x, h))
         before = [None, grads[s], *[None] * len(aliases)]
         grads[t], grads[s], *found = gradients(
             [edge], [x, source, *aliases], [dy], self.step.name, before, create_graph=True
         )
         return found
+
+    def _split(self, tensors: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        """Those of the function, those of the rule."""
+        count = len(self.function.tensors)
+        return tensors[:count], tensors[count:]
+
+    def _ruled(self, tensors: Sequence[Tensor]) -> AbstractContextManager[Any]:
+        """The rule with these tensors for its parameters."""
+        if self.learned is None:
+            return NO_CHANGE
+        stack = ExitStack()
+        stack.enter_context(Turn())
+        stack.enter_context(self.learned.swapped(tensors))
+        return stack
+
+    def _gradients_of_rule(self, x: Tensor, h: Tensor, tensors: Sequence[Tensor], dy: Tensor) -> Grads:
+        """The gradients of the stream before the update, of the value and of each parameter of the rule."""
+        assert self.learned is not None
+        inputs = [x.detach().requires_grad_(), h.detach().requires_grad_(), *self.learned.leaves(tensors)]
+        with torch.enable_grad(), self._ruled(inputs[2:]):
+            edge = get_gradient_edge(self.step.rule.couple(*inputs[:2]))
+        return gradients([edge], inputs, [dy], self.step.name)
+
+
+def learned(rule: Rule, functions: Collection[int]) -> Call | None:
+    """The parameters of the rule that belong to no function, None if there are none."""
+    if not isinstance(rule, nn.Module):
+        return None
+    modules = modules_in(rule, without=functions)
+    if not any(module._parameters for module in modules):
+        return None
+    return Call(rule.couple, modules=modules)
 
 
 class MapPass:

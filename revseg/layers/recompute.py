@@ -154,7 +154,8 @@ class _Use:
         if again:
             leaves, own = [alias(x) for x in inputs], [alias(p) for p in parameters]
         else:
-            leaves = [x.detach().requires_grad_(x.requires_grad) for x in inputs]
+            with torch.enable_grad():  # aliases, as trackers of modules take leaves for parameters
+                leaves = [alias(x.detach().requires_grad_(x.requires_grad)) for x in inputs]
             own = self.call.leaves(parameters)
         with torch.enable_grad():
             values, _ = self.call.rerun(self.replay, *leaves, parameters=own)

@@ -48,9 +48,9 @@ class Stack(nn.Sequential):
             return super().forward(x)  # type: ignore[no-any-return, no-untyped-call]
         return _run_stack(self.flat(), x)
 
-    def as_function(self, x: Tensor) -> Function | None:
+    def as_function(self, x: Tensor, *side: Any) -> Function | None:
         """This stack as a function that needs no graph, in one run; None if it is more than layers, or must not run as such."""
-        if not stacks_are_right(x):
+        if side or not stacks_are_right(x):
             return None
         parts = list(_parts(self.flat()))
         layers = [part for part in parts if isinstance(part, Layer)]
