@@ -19,10 +19,10 @@ lint: $(INSTALLED)  ## style and types
 	$(BIN)/mypy
 
 bench: $(INSTALLED)  ## measure memory and time here; results under benchmarks/results
-	$(BIN)/python -m benchmarks.run
+	$(BIN)/python -m benchmarks measure
 
 bench-report: $(INSTALLED)  ## tables and pictures from the files under benchmarks/results
-	$(BIN)/python -m benchmarks.report
+	$(BIN)/python -m benchmarks report
 
 clean:
 	rm -rf .venv runs

@@ -8,46 +8,31 @@ runtime gives is compared with PyTorch before it is timed: a difference above `L
 note in the place of times.
 
 onnx, onnxscript and onnxruntime are optional: `pip install "revseg[export]"` or `python -m benchmarks.peers`.
-
-    python -m benchmarks.inference vnet --size 512 1024
 """
 
-import argparse
-import gc
-import inspect
-import json
 import logging
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Sequence
-from importlib.util import find_spec
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks import record
-from benchmarks.rivals import add_peers
-from benchmarks.step_time import spread
-from revseg.models import MODELS, create_model
+from benchmarks import process
+from benchmarks.peers import EXPORT, MISSING, is_installed
+from benchmarks.segmentation import network
+from benchmarks.timing import in_turns, spread
 
-CLASSES = 19
 LARGEST = 1e-3  # difference from PyTorch, relative to the largest logit
 LIMIT = 3600  # seconds of a process
 Run = Callable[[Tensor], Tensor]
 Found = dict[str, dict[str, Any]]
-
-
-def network(name: str, **options: Any) -> nn.Module:
-    """The network for 19 classes, without auxiliary heads."""
-    heads = {"aux": False} if "aux" in inspect.signature(MODELS[name]).parameters else {}
-    return create_model(name, CLASSES, **heads, **options)
 
 
 def eager(model: nn.Module, images: Tensor) -> Run:
@@ -64,7 +49,7 @@ def compiled(model: nn.Module, images: Tensor) -> Run:
 def onnx(model: nn.Module, images: Tensor) -> Run:
     """By ONNX Runtime, from a graph for images of this size."""
     if not has_onnx():
-        raise ModuleNotFoundError("not installed: python -m benchmarks.peers")
+        raise ModuleNotFoundError(MISSING)
     import onnxruntime  # type: ignore[import-not-found]
 
     options = onnxruntime.SessionOptions()
@@ -80,8 +65,7 @@ def onnx(model: nn.Module, images: Tensor) -> Run:
 
 def has_onnx() -> bool:
     """Whether ONNX, its exporter and its runtime are here; they are optional."""
-    add_peers()
-    return all(map(find_spec, record.EXPORT))
+    return all(map(is_installed, EXPORT))
 
 
 def export(model: nn.Module, images: Tensor, path: Path) -> None:
@@ -124,11 +108,7 @@ def measure(name: str, runtime: str, size: tuple[int, int], rounds: int) -> dict
         if not found["difference"] <= LARGEST:
             return found | {"note": f"off by {found['difference']:.1g} of the largest logit"}
         vnet(images)
-        pairs = []
-        for i in range(rounds):
-            order = [vnet, run] if i % 2 == 0 else [run, vnet]
-            seconds = {each: _seconds(each, images) for each in order}
-            pairs.append((seconds[vnet], seconds[run]))
+        pairs = in_turns(partial(vnet, images), partial(run, images), rounds)
     except Exception as error:  # noqa: BLE001, a compiler or a runtime may raise anything
         return found | {"note": _in_short(f"{type(error).__name__}: {error}")}
     middle = statistics.median(b for _, b in pairs)
@@ -145,13 +125,6 @@ def difference(logits: Tensor, expected: Tensor) -> float:
     return float(f"{((logits - expected).abs().amax() / expected.abs().amax()).item():.2g}")
 
 
-def _seconds(run: Run, images: Tensor) -> float:
-    gc.collect()
-    started = time.perf_counter()
-    run(images)
-    return time.perf_counter() - started
-
-
 def in_new_process(
     name: str, size: Sequence[int], rounds: int, threads: int, runtimes: Sequence[str] = tuple(RUNTIMES)
 ) -> Found:
@@ -162,54 +135,23 @@ def in_new_process(
     """
     found: Found = {}
     while left := [runtime for runtime in runtimes if runtime not in found]:
-        lines, end = _process(name, size, rounds, threads, left)
-        for line in lines:
-            found |= json.loads(line)
+        with tempfile.TemporaryDirectory() as caches:
+            surroundings = os.environ | {"OMP_NUM_THREADS": str(threads), "TORCHINDUCTOR_CACHE_DIR": caches}
+            job = (name, left, list(size), rounds, threads)
+            values, end = process.run(_job, *job, environment=surroundings, limit=LIMIT)
+        for value in values:
+            found |= value
         if unfinished := [runtime for runtime in left if runtime not in found]:
             found[unfinished[0]] = {"note": end}
     return found
 
 
-def _process(
-    name: str, size: Sequence[int], rounds: int, threads: int, runtimes: Sequence[str]
-) -> tuple[list[str], str]:
-    """The lines that a process printed, and how it ended."""
-    command = [sys.executable, "-m", "benchmarks.inference", name, "--runtimes", *runtimes]
-    command += ["--size", *map(str, size), "--rounds", str(rounds), "--threads", str(threads)]
-    with tempfile.TemporaryDirectory() as caches:
-        environment = os.environ | {"OMP_NUM_THREADS": str(threads), "TORCHINDUCTOR_CACHE_DIR": caches}
-        process = subprocess.Popen(
-            command, env=environment, cwd=record.ROOT, stdout=subprocess.PIPE, text=True
-        )
-        try:
-            out, _ = process.communicate(timeout=LIMIT)
-            end = f"the process ended with {process.returncode}"
-        except subprocess.TimeoutExpired:
-            process.kill()
-            out, _ = process.communicate()
-            end = f"not done after {LIMIT} s"
-    return [line for line in out.splitlines() if line.startswith("{")], end
+def _job(name: str, runtimes: list[str], size: list[int], rounds: int, threads: int) -> Iterator[Found]:
+    torch.set_num_threads(threads)
+    for runtime in runtimes:
+        yield {runtime: measure(name, runtime, (size[0], size[1]), rounds)}
 
 
 def _in_short(text: str) -> str:
     line = " ".join(text.split())
     return line if len(line) <= 200 else line[:197] + "..."
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("name", choices=list(MODELS), metavar="NAME")
-    parser.add_argument("--runtimes", nargs="+", default=list(RUNTIMES), choices=list(RUNTIMES))
-    parser.add_argument("--size", type=int, nargs=2, default=(512, 1024), metavar=("H", "W"))
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=2)
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    for runtime in args.runtimes:
-        print(json.dumps({runtime: measure(args.name, runtime, tuple(args.size), args.rounds)}), flush=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,7 +1,7 @@
 """A result: what was measured, and all that is needed to measure it again.
 
-Each script writes one JSON file, which holds its rows together with the command, the commit,
-the versions and the machine. `benchmarks.report` turns the files into tables.
+Each question has one file of JSON lines: the first holds the command, the commit, the versions and the machine,
+each of the others a row. `python -m benchmarks report` turns the files into tables.
 """
 
 import json
@@ -9,7 +9,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -19,41 +19,65 @@ from typing import Any
 import torch
 
 import revseg
-from benchmarks.rivals import RIVALS, add_peers
+from benchmarks.peers import EXPORT, PEERS, add_peers
+from revseg.files import write_text
 
-EXPORT = ("onnx", "onnxscript", "onnxruntime")  # optional, as the rivals are
 RESULTS = Path(__file__).parent / "results"
 ROOT = Path(__file__).parent.parent
+Row = dict[str, Any]
+Result = dict[str, Any]  # what the first line says, and "rows"
 
 
-def write(name: str, question: str, rows: list[dict[str, Any]], settings: dict[str, Any], out: Path) -> Path:
-    """The file `out/name.json`, with rows and settings beside the machine and versions of now.
+def write(
+    name: str, question: str, rows: list[Row], settings: dict[str, Any], out: Path, command: str | None = None
+) -> Path:
+    """The file `out/name.jsonl`, with rows and settings beside the machine and versions of now.
 
     Args:
-        name: The name of the script.
+        name: The name of the question.
         question: What it asks, one sentence.
         rows: One dictionary a measurement.
         settings: What holds for all rows.
         out: The folder for the file.
+        command: What is run without options; by default `benchmarks measure name`.
     """
-    result = {
+    head = {
         "question": question,
-        "command": " ".join(["python -m", f"benchmarks.{name}", *_arguments()]).strip(),
+        "command": " ".join(["python -m", command or f"benchmarks measure {name}", *_options()]),
         **stamp(),
         "versions": versions(),
         "machine": machine(),
         "settings": settings,
-        "rows": rows,
     }
     out.mkdir(parents=True, exist_ok=True)
-    path = out / f"{name}.json"
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    path = out / f"{name}.jsonl"
+    write_text(path, "".join(json.dumps(line) + "\n" for line in (head, *rows)))
     return path
 
 
-def earlier_rows(
-    path: Path, settings: dict[str, Any], stays: Callable[[dict[str, Any]], bool]
-) -> list[dict[str, Any]]:
+def read(path: Path) -> Result:
+    """What `write` wrote."""
+    head, *rows = map(json.loads, path.read_text().splitlines())
+    return {**head, "rows": rows}
+
+
+class Results:
+    """The files of a folder, by the names of questions.
+
+    Args:
+        folder: Where they are.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def get(self, name: str) -> Result | None:
+        """The result of a question; None if it was not measured."""
+        path = self.folder / f"{name}.jsonl"
+        return read(path) if path.is_file() else None
+
+
+def earlier_rows(path: Path, settings: dict[str, Any], stays: Callable[[Row], bool]) -> list[Row]:
     """Those rows that stay of a file which is written again, each with commit and date; none if there is no file.
 
     Args:
@@ -66,7 +90,7 @@ def earlier_rows(
     """
     if not path.is_file():
         return []
-    old = json.loads(path.read_text())
+    old = read(path)
     rows = [{name: old[name] for name in ("commit", "date")} | row for row in old["rows"] if stays(row)]
     here = _conditions({"machine": machine(), "versions": versions(), "settings": settings})
     if rows and _conditions(old) != here:
@@ -74,15 +98,22 @@ def earlier_rows(
     return rows
 
 
+def kept_rows(path: Path, key: str, again: Sequence[str], settings: dict[str, Any]) -> dict[str, Row]:
+    """`earlier_rows` by the value of a key, without those of values that are measured again."""
+    return {row[key]: row for row in earlier_rows(path, settings, lambda row: row[key] not in again)}
+
+
 def _conditions(result: dict[str, Any]) -> dict[str, Any]:
     found = {key: result["machine"][key] for key in ("cpu", "cores", "gpu")}
     return found | {"torch": result["versions"]["torch"]} | result["settings"]
 
 
-def _arguments() -> list[str]:
+def _options() -> list[str]:
     """Of this process, but where the file goes, which changes nothing in it."""
-    arguments = sys.argv[1:]
-    return [a for i, a in enumerate(arguments) if a != "--out" and (i == 0 or arguments[i - 1] != "--out")]
+    options = sys.argv[1:]
+    while options and not options[0].startswith("--"):  # what the command says already
+        del options[0]
+    return [a for i, a in enumerate(options) if a != "--out" and (i == 0 or options[i - 1] != "--out")]
 
 
 def stamp() -> dict[str, str | None]:
@@ -116,8 +147,8 @@ def versions() -> dict[str, str | None]:
         found |= {"cuda": torch.version.cuda, "cudnn": str(torch.backends.cudnn.version())}
         found["triton"] = _version("triton") if find_spec("triton") else None
     add_peers()
-    for peer in (*RIVALS, *EXPORT):
-        found[peer] = _version(peer) if find_spec(peer) else None
+    for peer, module in (PEERS | EXPORT).items():
+        found[peer] = _version(peer) if find_spec(module) else None
     return found
 
 

@@ -4,15 +4,12 @@ They are optional: `python -m benchmarks.peers` installs them into a folder of t
 two more modes, which hold what they saved beyond the end of a step; its default is here.
 """
 
-import sys
 from collections.abc import Callable
-from importlib.util import find_spec
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-PEERS = Path(__file__).parent / ".peers"  # filled by `python -m benchmarks.peers`
+from benchmarks.peers import PEERS, is_installed
 
 Functions = list[tuple[nn.Module, nn.Module]]  # f and g of every block
 Net = Callable[[Tensor], Tensor]
@@ -107,11 +104,4 @@ RIVALS: dict[str, Callable[[Functions], Net]] = {
 
 def is_available(way: str) -> bool:
     """Whether the way can run here. The other libraries are optional."""
-    add_peers()
-    return way not in RIVALS or find_spec(way) is not None
-
-
-def add_peers() -> None:
-    """Makes what is installed in `PEERS` importable; last on the path, it replaces nothing."""
-    if PEERS.is_dir() and str(PEERS) not in sys.path:
-        sys.path.append(str(PEERS))
+    return way not in PEERS or is_installed(way)

@@ -20,6 +20,7 @@ FLOORS = [  # the lowest first; a folder or file imports from floors below its o
     {"training", "inference"},
     {"cli", "commands"},
 ]
+FOLDERS = {"benchmarks": ("benchmarks", "benchmarks.questions", "benchmarks.gpu")}  # whose files are named
 LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}
 
 
@@ -32,16 +33,16 @@ def part(module: str) -> str:
     return module.split(".")[1] if "." in module else "__init__"
 
 
-def imports(path: Path) -> set[str]:
+def imports(path: Path, package: str = "revseg") -> set[str]:
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module == "revseg":
-            found.update(f"revseg.{alias.name}" for alias in node.names)
+        if isinstance(node, ast.ImportFrom) and node.module in FOLDERS.get(package, (package,)):
+            found.update(f"{node.module}.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
             found.add(node.module)
         elif isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names)
-    return {name for name in found if name == "revseg" or name.startswith("revseg.")}
+    return {name for name in found if name == package or name.startswith(f"{package}.")}
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(ROOT)))
@@ -55,6 +56,53 @@ def test_imports_go_down(path):
         if there != here:
             assert there in LEVEL, f"{path.name} imports {name}"
             assert LEVEL[there] < LEVEL[here], f"{path.name} imports {name}, which is not below it"
+
+
+BENCHMARKS = [  # of files and folders of benchmarks/; a file called __main__ is a face and stands above all
+    {"peers", "process"},
+    {"record"},
+    {"tables", "picture", "timing", "functions", "rivals", "segmentation", "ahead", "ahead_cases"},
+    {"ways", "inference"},
+    {"workload", "scenarios", "micro"},
+    {"gradients"},
+    {"questions"},
+    {"gpu", "measure", "report"},
+    {"__main__"},
+]
+
+
+def test_imports_go_down_in_the_benchmarks_and_not_in_circles():
+    level = {name: i for i, names in enumerate(BENCHMARKS) for name in names}
+    graph: dict[str, set[str]] = {}
+    for path in sorted((ROOT / "benchmarks").rglob("*.py")):
+        parts = path.relative_to(ROOT / "benchmarks").with_suffix("").parts
+        here = "__main__" if parts[-1] == "__main__" else parts[0]
+        if parts == ("__init__",) or parts[0].startswith("."):  # where the rivals are installed
+            continue
+        assert here in level, f"give benchmarks/{here} a line in BENCHMARKS"
+        module = ".".join(("benchmarks", *parts)).removesuffix(".__init__")
+        graph[module] = imports(path, "benchmarks") - {"benchmarks"}
+        for name in graph[module]:
+            there = name.split(".")[1]
+            if there != here and there != parts[0]:
+                assert level[there] < level[here], f"{module} imports {name}, which is not below it"
+        assert len(path.read_text().splitlines()) <= 300, f"{module} tells two stories"
+    assert_no_circle(graph)
+
+
+def assert_no_circle(graph: dict[str, set[str]]) -> None:
+    """Takes away what imports nothing that is left, until nothing is left."""
+    left = {name: {other for other in found if other in graph} - {name} for name, found in graph.items()}
+    while left:
+        free = {name for name, found in left.items() if not found & left.keys()}
+        assert free, f"these import each other: {', '.join(sorted(left))}"
+        left = {name: found for name, found in left.items() if name not in free}
+
+
+def test_a_circle_is_found():
+    assert_no_circle({"a": {"b"}, "b": set()})
+    with pytest.raises(AssertionError, match="import each other: a, b"):
+        assert_no_circle({"a": {"b"}, "b": {"a", "c"}, "c": set()})
 
 
 def test_kernels_see_tensors_only():

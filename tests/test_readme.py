@@ -49,7 +49,8 @@ def test_the_table_is_that_of_the_results(tmp_path):
     copy = tmp_path / "README.md"
     copy.write_text(README.read_text())
     assert report.rewrite(copy, report.fragment(record.RESULTS))
-    assert copy.read_text() == README.read_text(), "run python -m benchmarks.report"
+    assert copy.read_text() == README.read_text(), "run python -m benchmarks report"
+    assert (record.RESULTS.parent / "README.md").read_text() == report.readme(record.RESULTS)
 
 
 @pytest.mark.parametrize("link", re.findall(r"\]\(([^)h#][^)]*)\)", README.read_text()))

@@ -21,9 +21,10 @@ import torch
 
 from benchmarks import record
 from benchmarks.gpu.goals import goals
-from benchmarks.gpu.isolation import Running
+from benchmarks.gpu.isolation import CONTEXT, Running
 from benchmarks.gpu.parts import PARTS, TIMED, UNTIMED, WARMED
-from benchmarks.gpu.setup import Row, Setup
+from benchmarks.gpu.setup import Setup
+from benchmarks.record import Row
 
 QUESTION = "What do the kernels give on a GPU: are they right, how fast, with how much memory?"
 FIRST = 0.4  # of the time: for tests and compiling
@@ -48,6 +49,7 @@ def main(arguments: list[str] | None = None) -> None:
     device, end = "cpu" if args.toy else "cuda", time.time() + 60 * args.minutes
     settings = {"minutes": args.minutes, "toy": args.toy, "parts": args.parts}
     rows: list[Row] = []
+    CONTEXT.set_forkserver_preload(["benchmarks.gpu.parts"])
 
     def add(found: list[Row]) -> None:
         rows.extend(found)
@@ -55,7 +57,7 @@ def main(arguments: list[str] | None = None) -> None:
             print(
                 "   ", *(f"{key} {_short(value)}" for key, value in row.items() if key != "part"), flush=True
             )
-        record.write("gpu", QUESTION, [*rows, *goals(rows)], settings, args.out)
+        record.write("gpu", QUESTION, [*rows, *goals(rows)], settings, args.out, "benchmarks.gpu")
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -63,8 +65,12 @@ def main(arguments: list[str] | None = None) -> None:
         untimed = [part for part in UNTIMED if part in args.parts]
         warmed = [part for part in WARMED if part in args.parts and not args.toy]
         print("tests, checks and compiling:", *untimed, *warmed, sep="  ", flush=True)
-        running = [Running(part, Setup(device, args.toy, False, first), folder) for part in untimed]
-        warming = [Running(part, Setup(device, args.toy, True, first), folder) for part in warmed]
+        running = [
+            Running(part, PARTS[part], Setup(device, args.toy, False, first), folder) for part in untimed
+        ]
+        warming = [
+            Running(part, PARTS[part], Setup(device, args.toy, True, first), folder) for part in warmed
+        ]
         for part in running:
             add(part.rows())
         for part in warming:
@@ -78,11 +84,12 @@ def main(arguments: list[str] | None = None) -> None:
             # An equal share of what is left, doubled: most parts need less than their share.
             share = min(left, max(LEAST, 2 * left / (len(timed) - i)))
             print(f"{part}  ({left:.0f} s left)", flush=True)
-            add(Running(part, Setup(device, args.toy, False, time.time() + share), folder).rows())
+            setup = Setup(device, args.toy, False, time.time() + share)
+            add(Running(part, PARTS[part], setup, folder).rows())
     for goal in goals(rows):
         mark = {True: "met", False: "missed", None: "not measured"}[goal["met"]]
         print(f"{mark:13} {goal['dtype']:9} {goal['what']}: {goal['value']} (goal {goal['least']})")
-    print("wrote", args.out / "gpu.json")
+    print("wrote", args.out / "gpu.jsonl")
 
 
 def _short(value: object) -> str:

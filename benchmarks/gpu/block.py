@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from benchmarks.gpu.setup import Row, Setup, name_of, random, rounded
+from benchmarks.gpu.setup import Setup, name_of, random, rounded
 from benchmarks.gpu.timing import Step, bandwidth, captured, race
-from benchmarks.memory_levels import using_kernels
+from benchmarks.record import Row
+from benchmarks.segmentation import using_kernels
 from revseg import OneSidedCoupling, ReversibleSequence
 from revseg.layers.blocks import asymmetric_pairs
 

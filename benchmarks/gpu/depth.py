@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from benchmarks import memory_depth, step_time
-from benchmarks.gpu.setup import Row, Setup
+from benchmarks.gpu.setup import Setup
+from benchmarks.questions import memory_depth, step_time
+from benchmarks.record import Row
 from benchmarks.rivals import is_available
 from benchmarks.ways import WAYS
 from benchmarks.workload import SHAPE
@@ -24,11 +25,11 @@ def measure(setup: Setup) -> Iterator[Row]:
     ways = [way for way in WAYS if is_available(way) and not (setup.toy and way.startswith("compile"))]
     for depth in depths:
         for way in ways:
-            peaks = partial(memory_depth.measure, [depth], [way], shape, setup.device, LIMIT_GIB)
+            peaks = partial(memory_depth.rows_of, [depth], [way], shape, setup.device, LIMIT_GIB)
             yield from _tried(peaks, setup, {"case": "peak", "way": way, "depth": depth})
     depth, rounds = (depths[-1], 1) if setup.toy else (TIMED, ROUNDS)
     for way in ways[1:]:  # the first is plain
-        times = partial(step_time.measure, depth, [way], rounds, shape=shape, device=setup.device)
+        times = partial(step_time.ratios, depth, [way], rounds, shape=shape, device=setup.device)
         yield from _tried(times, setup, {"case": "time", "way": way, "depth": depth})
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from benchmarks.gpu.setup import Row, rounded
+from benchmarks.gpu.setup import rounded
+from benchmarks.record import Row
 
 DTYPES = ("bfloat16", "tf32")
 EAGER = ("eager", "eager channels_last")

@@ -13,29 +13,32 @@ from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from benchmarks.gpu.setup import Row, Setup
+import torch
+
+from benchmarks.gpu.setup import Setup
+from benchmarks.record import Row
 
 Part = Callable[[Setup], Iterator[Row]]
 
 # A server that has imported torch and not touched the GPU; a part begins as its copy, without waiting.
 CONTEXT = get_context("forkserver")
-CONTEXT.set_forkserver_preload(["benchmarks.gpu.parts"])
 
 
 class Running:
     """A part that runs.
 
     Args:
-        name: A key of `benchmarks.gpu.parts.PARTS`.
+        name: What its rows say.
+        part: What it does.
         setup: What it is told.
         folder: Where its rows go.
     """
 
-    def __init__(self, name: str, setup: Setup, folder: Path) -> None:
+    def __init__(self, name: str, part: Part, setup: Setup, folder: Path) -> None:
         self.name, self.setup = name, setup
         self.path = folder / f"{name}{' warm' if setup.warm else ''}.jsonl"
         self.path.touch()
-        self.process: BaseProcess = CONTEXT.Process(target=_run, args=(name, setup, str(self.path)))
+        self.process: BaseProcess = CONTEXT.Process(target=_run, args=(part, setup, str(self.path)))
         self.started = time.time()
         self.process.start()
 
@@ -57,16 +60,12 @@ class Running:
         return [{"part": self.name, **row} for row in [*rows, *([{"error": error}] if error else [])]]
 
 
-def _run(name: str, setup: Setup, path: str) -> None:
-    import torch
-
-    from benchmarks.gpu.parts import PARTS
-
+def _run(part: Part, setup: Setup, path: str) -> None:
     if setup.toy:
         torch.set_num_threads(1)  # with toys other threads only wait
     with Path(path).open("a") as file:
         try:
-            for row in PARTS[name](setup):
+            for row in part(setup):
                 file.write(json.dumps(row) + "\n")
                 file.flush()
         except Exception as error:  # noqa: BLE001, it is what was found

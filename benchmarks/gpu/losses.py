@@ -8,10 +8,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from benchmarks.gpu.setup import Row, Setup, name_of
+from benchmarks.gpu.setup import Setup, name_of
 from benchmarks.gpu.timing import Step, race
-from benchmarks.memory_levels import CLASSES
-from benchmarks.upsample_cross_entropy import TASKS, example, step
+from benchmarks.questions.upsample_cross_entropy import TASKS, example, step
+from benchmarks.record import Row
+from benchmarks.segmentation import CLASSES
 
 MEASURED = ("loss and gradient", "loss only", "argmax")
 

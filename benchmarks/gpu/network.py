@@ -12,10 +12,11 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from benchmarks.gpu.setup import Row, Setup, name_of
+from benchmarks.gpu.setup import Setup, name_of
 from benchmarks.gpu.timing import MIB, Step, race
-from benchmarks.memory_levels import BF16, CASES, CLASSES, batch, plain_loss, training_step, using_kernels
-from benchmarks.upsample_cross_entropy import plain_argmax
+from benchmarks.questions.memory_levels import BF16, CASES, training_step
+from benchmarks.record import Row
+from benchmarks.segmentation import CLASSES, batch, plain_argmax, plain_loss, using_kernels
 from revseg.layers.images import normalize_images
 from revseg.losses import UpsampleCrossEntropy, predict_labels
 from revseg.memory import peak_bytes

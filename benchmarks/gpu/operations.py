@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.gpu.setup import Row, Setup, name_of, random, rounded
+from benchmarks.gpu.setup import Setup, name_of, random, rounded
 from benchmarks.gpu.timing import Step, bandwidth, race
+from benchmarks.record import Row
 from revseg import ops
 from revseg.kernels.asymmetric_conv.op import asymmetric_conv, asymmetric_conv_backward
 

@@ -13,8 +13,9 @@ import torch
 from benchmarks import record
 from benchmarks.gpu import block, depth, losses, network, operations
 from benchmarks.gpu.isolation import Part
-from benchmarks.gpu.setup import Row, Setup, name_of
+from benchmarks.gpu.setup import Setup, name_of
 from benchmarks.gpu.timing import bandwidth
+from benchmarks.record import Row
 from revseg.kernels.dispatch import DTYPES
 from revseg.kernels.registry import KERNELS
 from revseg.kernels.verify import compare

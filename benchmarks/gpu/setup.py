@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)

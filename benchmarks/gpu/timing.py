@@ -8,8 +8,9 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from benchmarks.gpu.setup import Row, Setup
-from benchmarks.step_time import spread
+from benchmarks.gpu.setup import Setup
+from benchmarks.record import Row
+from benchmarks.timing import spread
 from revseg.memory import peak_bytes
 
 Step = Callable[[], object]

@@ -1,12 +1,11 @@
 """Every benchmark runs at toy size, and all ways of the workload compute the same."""
 
-import json
-
 import pytest
 import torch
 
-from benchmarks import memory_depth, record, report, step_time
+from benchmarks import record, report, timing
 from benchmarks.functions import FUNCTIONS
+from benchmarks.questions import memory_depth, step_time
 from benchmarks.rivals import is_available
 from benchmarks.ways import WAYS
 from benchmarks.workload import workload
@@ -62,7 +61,7 @@ def test_reversible_step_does_not_grow_with_depth():
 
 
 def test_memory_depth_and_its_table(tmp_path):
-    rows = memory_depth.measure([2, 4], ["plain", "revseg", "checkpoint"], TOY)
+    rows = memory_depth.rows_of([2, 4], ["plain", "revseg", "checkpoint"], TOY)
     assert [row["depth"] for row in rows] == [2, 2, 2, 4, 4, 4]
     saved = {(row["way"], row["depth"]): row["saved_mib"] for row in rows}
     assert saved["plain", 4] > saved["plain", 2]
@@ -74,21 +73,21 @@ def test_memory_depth_and_its_table(tmp_path):
 
 
 def test_a_step_too_large_is_said_not_run():
-    (row,) = memory_depth.measure([4], ["plain"], TOY, limit_gib=1e-6)
+    (row,) = memory_depth.rows_of([4], ["plain"], TOY, limit_gib=1e-6)
     assert row["peak_mib"] is None
     assert "not run" in row["note"]
 
 
 def test_step_time_and_its_tables(tmp_path):
-    rows = step_time.measure(1, ["revseg", "revseg keep=half"], rounds=3, shape=TOY)
-    rows += step_time.measure(1, ["revseg", step_time.ONE_MORE], rounds=2, function="mlp", shape=TOY)
+    rows = step_time.ratios(1, ["revseg", "revseg keep=half"], rounds=3, shape=TOY)
+    rows += step_time.ratios(1, ["revseg", step_time.ONE_MORE], rounds=2, function="mlp", shape=TOY)
     for row in rows:
         assert row["ratio"]["min"] <= row["ratio"]["low"] <= row["ratio"]["median"]
         assert row["ratio"]["median"] <= row["ratio"]["high"] <= row["ratio"]["max"]
     rows = [row | {"heap": "keeps pages", "threads": 1, "shape": list(TOY)} for row in rows]
     half = dict.fromkeys(("median", "low", "high"), 0.5)
     rows.append(rows[0] | {"shape": [1, 8, 2, 2], "plain_s": 0.25, "ratio": half})
-    settings = {"heaps": step_time.HEAPS, "shape": list(TOY)}
+    settings = {"heaps": timing.HEAPS, "shape": list(TOY)}
     record.write("step_time", "?", rows, settings, tmp_path)
     table = report.readme(tmp_path)
     assert (
@@ -104,12 +103,12 @@ def test_step_time_and_its_tables(tmp_path):
 
 def test_spread_of_a_known_row():
     expected = {"median": 3, "low": 2, "high": 4, "min": 1, "max": 5}
-    assert step_time.spread([5, 1, 4, 2, 3]) == expected
-    assert step_time.spread([2]) == dict.fromkeys(expected, 2)
+    assert timing.spread([5, 1, 4, 2, 3]) == expected
+    assert timing.spread([2]) == dict.fromkeys(expected, 2)
 
 
 def test_record_says_where_it_comes_from(tmp_path):
-    result = json.loads(record.write("x", "?", [], {}, tmp_path).read_text())
+    result = record.read(record.write("x", "?", [], {}, tmp_path))
     assert result["versions"]["torch"] == torch.__version__
     assert result["machine"]["cpu"]
     assert {"command", "commit", "date", "settings", "rows"} <= set(result)
@@ -119,9 +118,9 @@ def test_commit_that_moves_during_a_run_is_said(tmp_path, monkeypatch):
     # A run of minutes was once stamped with a commit that came after the code it had measured.
     monkeypatch.setattr(record, "AT_START", "aaa")
     monkeypatch.setattr(record, "commit", lambda: "bbb")
-    assert json.loads(record.write("x", "?", [], {}, tmp_path).read_text())["commit"] == "aaa to bbb"
+    assert record.read(record.write("x", "?", [], {}, tmp_path))["commit"] == "aaa to bbb"
     monkeypatch.setattr(record, "commit", lambda: "aaa")
-    assert json.loads(record.write("x", "?", [], {}, tmp_path).read_text())["commit"] == "aaa"
+    assert record.read(record.write("x", "?", [], {}, tmp_path))["commit"] == "aaa"
 
 
 def test_every_way_peaks_alike_in_its_first_and_second_step():

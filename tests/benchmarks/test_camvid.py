@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import camvid, record, report, report_camvid
+from benchmarks import measure, record, report
+from benchmarks.questions import camvid
 
 LOSSES = {"camvid-180-reversible": (0.9, 0.5), "camvid-180-saved": (0.88, 0.5)}
 
@@ -42,12 +43,9 @@ def finished_run(folder, run, losses):
 
 
 def collect(monkeypatch, folder, *arguments):
-    monkeypatch.setattr(
-        "sys.argv", ["camvid", "--root", "CamVid", "--out", str(folder / "results"), *arguments]
-    )
     monkeypatch.chdir(folder)
-    camvid.main()
-    return json.loads((folder / "results" / "camvid.json").read_text())
+    measure.ask("camvid", ["--root", "CamVid", "--out", str(folder / "results"), "--names", *arguments])
+    return record.read(folder / "results" / "camvid.jsonl")
 
 
 def test_finished_runs_are_read_and_reported(tmp_path, monkeypatch):
@@ -72,8 +70,8 @@ def test_finished_runs_are_read_and_reported(tmp_path, monkeypatch):
 
 def test_a_mode_alone_is_not_compared(tmp_path):
     finished_run(tmp_path, "camvid-360-reversible", (0.9, 0.5))
-    row = camvid.row("camvid-360-reversible", tmp_path, tmp_path)
-    assert report_camvid.comparison({"rows": [row]}) == ""
+    row = camvid.row_of("camvid-360-reversible", tmp_path, tmp_path)
+    assert camvid.comparison({"rows": [row]}) == ""
 
 
 def test_a_run_is_made_and_one_that_was_cut_off_goes_on(tmp_path, monkeypatch):

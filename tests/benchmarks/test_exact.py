@@ -5,8 +5,9 @@ from itertools import pairwise
 import pytest
 import torch
 
-from benchmarks import drift, drift_plot, exact_formats, labels, record, report
-from benchmarks.exact_formats import FORMATS
+from benchmarks import picture, record, report
+from benchmarks.questions import drift, exact_formats
+from benchmarks.questions.exact_formats import FORMATS
 from benchmarks.rivals import is_available
 from benchmarks.workload import workload
 from revseg.memory import peak_bytes
@@ -17,7 +18,7 @@ TOY = (2, 8, 12, 10)
 @pytest.mark.filterwarnings("ignore")  # memcnn uses names that torch has deprecated
 def test_drift_its_table_and_its_picture(tmp_path):
     ways = [way for way in drift.ALL if is_available(way)]
-    rows = drift.measure(1, ways, 1, TOY) + drift.measure(6, ways, 2, TOY)
+    rows = drift.errors(1, ways, 1, TOY) + drift.errors(6, ways, 2, TOY)
     by = {(row["way"], row["dtype"], row["depth"]): row for row in rows}
     for dtype in drift.DTYPES:
         for way in ("plain", "revseg exact", "revseg lossless"):
@@ -28,25 +29,25 @@ def test_drift_its_table_and_its_picture(tmp_path):
         assert exact < 4 * plain
     assert by["revseg", "float32", 6]["equal"] < by["revseg", "float32", 6]["tensors"]
     assert by["plain", "float32", 6]["error"] < 1e-5
-    record.write("drift", "?", rows, {"shape": list(TOY), "seeds": 2}, tmp_path)
+    path = record.write("drift", "?", rows, {"shape": list(TOY), "seeds": 2}, tmp_path)
     table = report.readme(tmp_path)
     assert "| bfloat16 autocast | depth 1 | depth 6 | bitwise |" in table
     assert "| revseg exact | " in table
-    drift_plot.draw(rows, tmp_path / "drift.png")
+    drift.draw(record.read(path), tmp_path / "drift.png")
     assert (tmp_path / "drift.png").read_bytes()[1:4] == b"PNG"
 
 
 def test_labels_keep_their_order_and_a_gap():
     heights = {"a": 0.5, "b": 0.5, "c": 0.99, "d": 0.98, "e": 0.1}
-    places = labels._spread(heights)
+    places = picture._spread(heights)
     order = sorted(places, key=places.__getitem__)
     assert order == ["e", "a", "b", "d", "c"]
-    assert all(places[b] - places[a] >= labels.GAP - 1e-9 for a, b in pairwise(order))
+    assert all(places[b] - places[a] >= picture.GAP - 1e-9 for a, b in pairwise(order))
     assert max(places.values()) <= 1
 
 
 def test_formats_and_their_table(tmp_path):
-    rows = [exact_formats.measure(name, TOY, 2, 1) for name in FORMATS]
+    rows = [exact_formats.row_of(name, TOY, 2, 1) for name in FORMATS]
     exact_to = {row["format"]: row["exact_to"] for row in rows}
     assert exact_to == {
         "float32": None,

@@ -1,12 +1,9 @@
 """The parts of a step: the two ways of a case agree, and the measurement makes its table."""
 
-import json
-
 import pytest
 import torch
 
-from benchmarks import report
-from benchmarks.micro.__main__ import main
+from benchmarks import measure, record, report
 from benchmarks.micro.cases import CASES, TOY, Maps
 
 
@@ -30,11 +27,10 @@ def test_exact_undoing_is_exact_where_its_twin_is_not():
     assert not torch.equal(CASES["residue_unpack"](maps).plain(), maps.u)
 
 
-def test_one_case_is_timed_and_its_table_drawn(tmp_path, monkeypatch):
-    arguments = ["micro", "--toy", "--cases", "exact_add", "--rounds", "3", "--threads", "1"]
-    monkeypatch.setattr("sys.argv", [*arguments, "--out", str(tmp_path)])
-    main()
-    (row,) = json.loads((tmp_path / "micro.json").read_text())["rows"]
+def test_one_case_is_timed_and_its_table_drawn(tmp_path):
+    arguments = ["--toy", "--cases", "exact_add", "--rounds", "3", "--threads", "1"]
+    measure.ask("micro", [*arguments, "--out", str(tmp_path)])
+    (row,) = record.read(tmp_path / "micro.jsonl")["rows"]
     assert row["ours"]["rounds"] == row["plain"]["rounds"] == 3
     assert row["ours"]["median_ms"] > 0
     assert "| exact_add | " in report.readme(tmp_path)

@@ -1,12 +1,9 @@
 """The table of all networks: counted, timed by each runtime and drawn."""
 
-import json
-
 import pytest
 import torch
 
-from benchmarks import inference, record, report
-from benchmarks.networks import kept_rows, main
+from benchmarks import inference, measure, process, record, report
 
 SIZES = ["--size", "32", "64", "--rounds", "1", "--threads", "1"]
 needs_onnx = pytest.mark.skipif(
@@ -15,13 +12,12 @@ needs_onnx = pytest.mark.skipif(
 
 
 @pytest.fixture
-def rows_of(tmp_path, monkeypatch):
-    """Runs the script, and gives the rows in its file by network."""
+def rows_of(tmp_path):
+    """Asks the question, and gives the rows in its file by network."""
 
     def run(*arguments):
-        monkeypatch.setattr("sys.argv", ["networks", *SIZES, *arguments, "--out", str(tmp_path)])
-        main()
-        return {row["network"]: row for row in json.loads((tmp_path / "networks.json").read_text())["rows"]}
+        measure.ask("networks", [*SIZES, *arguments, "--out", str(tmp_path)])
+        return {row["network"]: row for row in record.read(tmp_path / "networks.jsonl")["rows"]}
 
     return run
 
@@ -71,8 +67,8 @@ def test_a_runtime_that_fails_or_is_wrong_gets_a_note_and_no_time(monkeypatch):
 
 
 def test_a_process_that_dies_loses_one_runtime(monkeypatch):
-    answers = [(['{"eager": {"ms": 1}}'], "the process ended with -11"), (['{"compile": {"ms": 2}}'], "")]
-    monkeypatch.setattr(inference, "_process", lambda *arguments: answers.pop(0))
+    answers = [([{"eager": {"ms": 1}}], "the process ended with -11"), ([{"compile": {"ms": 2}}], "")]
+    monkeypatch.setattr(process, "run", lambda *arguments, **options: answers.pop(0))
     found = inference.in_new_process("vnet", (32, 64), 1, 1)
     assert found == {
         "eager": {"ms": 1},
@@ -101,10 +97,8 @@ def test_logits_that_are_not_finite_are_no_agreement():
 
 def test_networks_that_are_all_measured_again_may_come_from_another_machine(tmp_path):
     path = record.write("networks", "?", [{"network": "vnet"}, {"network": "enet"}], {"threads": 2}, tmp_path)
-    assert list(kept_rows(path, ["enet"], {"threads": 2})) == ["vnet"]
-    result = json.loads(path.read_text())
-    result["machine"]["cpu"] = "another"
-    path.write_text(json.dumps(result))
-    assert kept_rows(path, ["vnet", "enet"], {"threads": 2}) == {}
+    assert list(record.kept_rows(path, "network", ["enet"], {"threads": 2})) == ["vnet"]
+    path.write_text(path.read_text().replace('"cpu": "', '"cpu": "another '))
+    assert record.kept_rows(path, "network", ["vnet", "enet"], {"threads": 2}) == {}
     with pytest.raises(ValueError, match="has rows of"):
-        kept_rows(path, ["enet"], {"threads": 2})
+        record.kept_rows(path, "network", ["enet"], {"threads": 2})

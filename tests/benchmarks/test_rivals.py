@@ -1,13 +1,11 @@
 """The rivals, the correctness matrix and the tables of memory, at toy size."""
 
-import json
-
 import pytest
 import torch
 
-from benchmarks import correctness, memory_depth, record, report, scale, training_memory
-from benchmarks.correctness import cell, cells, verdict
-from benchmarks.memory_plot import draw
+from benchmarks import measure, process, record, report
+from benchmarks.questions import correctness, memory_depth, scale, training_memory
+from benchmarks.questions.correctness import cell, cells, verdict
 from benchmarks.scenarios import SCENARIOS
 
 TOY = (2, 8, 12, 10)
@@ -43,12 +41,12 @@ def test_verdicts():
 
 
 def test_a_process_that_dies_is_a_crash_and_the_others_go_on(monkeypatch):
-    def run(way, scenarios):
+    def run(job, way, scenarios, limit):
         alive = scenarios[: scenarios.index("second")] if "second" in scenarios else scenarios
         rows = [{"way": way, "scenario": name, "verdict": "right", "detail": ""} for name in alive]
         return rows, "the process ended with -11"
 
-    monkeypatch.setattr(correctness, "_run", run)
+    monkeypatch.setattr(process, "run", run)
     found = cells("revseg", ["first", "second", "third", "fourth"])
     assert found[1]["detail"] == "the process ended with -11"
     assert [row["verdict"] for row in found] == ["right", "crash", "right", "right"]
@@ -85,20 +83,20 @@ def test_the_matrix_and_its_summary(tmp_path):
 
 def test_memory_by_depth_and_size_and_its_picture(tmp_path):
     ways = ["plain", "revseg"]
-    rows = memory_depth.measure([2, 4], ways, TOY) + memory_depth.measure([4], ways, (2, 8, 24, 10))
-    rows += memory_depth.measure([8], ways, (4, 8, 12, 10))
-    record.write("memory_depth", "?", rows, {"shape": list(TOY)}, tmp_path)
+    rows = memory_depth.rows_of([2, 4], ways, TOY) + memory_depth.rows_of([4], ways, (2, 8, 24, 10))
+    rows += memory_depth.rows_of([8], ways, (4, 8, 12, 10))
+    path = record.write("memory_depth", "?", rows, {"shape": list(TOY)}, tmp_path)
     text = report.readme(tmp_path)
     assert "| | depth 2 | depth 4 |" in text.replace("|  |", "| |")
     assert "2 x 8 x 12 x 10 | 2 x 8 x 24 x 10 | 4 x 8 x 12 x 10, depth 8 |" in text
     assert "From depth 2 to 4 the peak grows by: revseg" in text
-    draw(rows, tmp_path / "memory_depth.png")
+    memory_depth.draw(record.read(path), tmp_path / "memory_depth.png")
     assert (tmp_path / "memory_depth.png").stat().st_size > 10_000
     assert "memory_depth.png" in report.fragment(tmp_path)
 
 
 def test_gradients_that_are_left_behind_are_not_counted():
-    one, two = (memory_depth.measure([depth], ["revseg"], TOY)[0]["peak_mib"] for depth in (4, 32))
+    one, two = (memory_depth.rows_of([depth], ["revseg"], TOY)[0]["peak_mib"] for depth in (4, 32))
     assert two < one * 1.2  # of 28 blocks the gradients alone would be four times the peak
 
 
@@ -109,7 +107,7 @@ def test_training_memory_and_its_tables(tmp_path, monkeypatch):
         return measured(name, case, size) if case in ("plain", "lowest") else {"note": "not measured"}
 
     monkeypatch.setattr(training_memory, "measured", some)
-    row = training_memory.row("vnet", (64, 128), most_gflops=100)
+    row = training_memory.row_of("vnet", (64, 128), most_gflops=100)
     plain, lowest = row["cases"]["plain"], row["cases"]["lowest"]
     assert plain["predicted_mib"][4] > 2 * lowest["predicted_mib"][4]
     assert plain["largest"]["12"] < lowest["largest"]["12"]
@@ -133,7 +131,7 @@ def test_scale_and_its_table(tmp_path, monkeypatch):
     monkeypatch.setitem(scale.SERIES, "batch", [{"batch": n} for n in (1, 2)])
     monkeypatch.setitem(scale.SERIES, "V modules", [{"modules": n} for n in (3, 6)])
     rows = [
-        scale.measure(series, level) | {"time": times.get(level, {})}
+        scale.row_of(series, level) | {"time": times.get(level, {})}
         for series in ("batch", "V modules")
         for times in [scale.times(series, 1)]
         for level in ("plain", "lowest")
@@ -166,14 +164,13 @@ def test_what_a_file_has_is_not_measured_again(tmp_path, monkeypatch):
         }
 
     def main(*more):
-        arguments = ["--depths-only", "--shape", *map(str, shape), "--out", str(tmp_path), *more]
-        monkeypatch.setattr("sys.argv", ["memory_depth", *arguments])
         run.clear()
-        memory_depth.main()
-        found = json.loads((tmp_path / "memory_depth.json").read_text())["rows"]
+        arguments = ["--depths-only", "--shape", *map(str, shape), "--out", str(tmp_path), *more]
+        measure.ask("memory_depth", arguments)
+        found = record.read(tmp_path / "memory_depth.jsonl")["rows"]
         return [(each["way"], each["depth"]) for each in found]
 
-    monkeypatch.setattr(memory_depth, "_in_new_process", row)
+    monkeypatch.setattr(memory_depth, "_alone", row)
     both = ["--ways", "plain", "compile", "--depths"]
     assert main(*both, "1") == [("plain", 1), ("compile", 1)]
     found = main("--missing", *both, "1", "2")

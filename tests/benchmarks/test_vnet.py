@@ -2,22 +2,22 @@
 
 import pytest
 
-from benchmarks import memory_levels, report_levels
+from benchmarks.questions import memory_levels
 
 
 @pytest.mark.parametrize("case", memory_levels.CASES)
 def test_every_case_is_measured_and_predicted(case):
-    row = memory_levels.measure(case, (2, 64, 96))
+    row = memory_levels.row_of(case, (2, 64, 96))
     assert 0 < row["predicted_mib"] < 2 * row["peak_mib"]
 
 
 def test_the_levels_are_timed_and_the_table_drawn():
     size = (2, 64, 96)
     ratios = memory_levels.time_ratios(("lowest",), size, rounds=2)
-    rows = [memory_levels.measure(case, size) | {"ratio": ratios.get(case)} for case in ("plain", "lowest")]
-    head, table = report_levels.table({"rows": rows, "settings": {"size": list(size)}})
+    rows = [memory_levels.row_of(case, size) | {"ratio": ratios.get(case)} for case in ("plain", "lowest")]
+    head, table = memory_levels.table({"rows": rows, "settings": {"size": list(size)}})
     assert [row[0] for row in table] == ["plain", "lowest"]
     assert {len(row) for row in table} == {len(head)}
     assert table[0][-1] == "1"
     assert table[1][4].startswith("1/")
-    assert "Validation" in report_levels.validation({"rows": rows})
+    assert "Validation" in memory_levels.validation({"rows": rows})

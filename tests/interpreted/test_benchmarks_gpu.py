@@ -1,6 +1,5 @@
 """The GPU benchmark at toy size, its kernels in the interpreter: it has to run blind, and survive what fails."""
 
-import json
 import os
 import time
 from functools import partial
@@ -8,6 +7,7 @@ from functools import partial
 import pytest
 import torch
 
+from benchmarks import record
 from benchmarks.gpu import isolation, parts
 from benchmarks.gpu.__main__ import main
 from benchmarks.gpu.goals import goals
@@ -23,7 +23,7 @@ def run(tmp_path, capsys):
 
     def run(*names, minutes=2.0):
         main(["--toy", "--minutes", str(minutes), "--out", str(tmp_path), "--parts", *names])
-        result = json.loads((tmp_path / "gpu.json").read_text())
+        result = record.read(tmp_path / "gpu.jsonl")
         assert {"commit", "versions", "machine", "command"} <= set(result)
         return result["rows"], capsys.readouterr().out
 
@@ -89,9 +89,8 @@ def test_a_part_that_crashes_or_hangs_does_not_stop_the_others(tmp_path, monkeyp
     monkeypatch.setattr(isolation, "CONTEXT", isolation.get_context("fork"))  # so that it knows these parts
     found = {}
     for part, deadline in ((crashes, 60), (hangs, 0), (fails, 60)):
-        monkeypatch.setitem(parts.PARTS, part.__name__, part)
         setup = Setup("cpu", toy=True, warm=False, deadline=time.time() + deadline)
-        running = isolation.Running(part.__name__, setup, tmp_path)
+        running = isolation.Running(part.__name__, part, setup, tmp_path)
         found[part.__name__] = running.rows(grace=1.0)
     for name, message in (
         ("crashes", "ended with exit code 11"),

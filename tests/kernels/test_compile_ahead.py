@@ -1,12 +1,11 @@
 """Kernels compile for GPUs that are not here, without spilling registers and within their shared memory.
 
-A part of the cases of `python -m benchmarks.compile_ahead`, chosen so that every kernel meets every GPU, and
+A part of the cases of `python -m benchmarks measure compile_ahead`, chosen so that every kernel meets every GPU, and
 every dtype, precision, layout and number of channels meets some.
 """
 
-import json
+import argparse
 import os
-from importlib.metadata import version
 
 import pytest
 import torch
@@ -14,7 +13,17 @@ import torch
 from benchmarks import record, report
 from benchmarks.ahead import TARGETS, compile_launches
 from benchmarks.ahead_cases import DTYPES, LAYOUTS, OF_CLASSES, OPERATIONS, Case, all_cases
-from benchmarks.compile_ahead import SPILLS_KNOWN, compile_case, complaints, everything, kept_rows, key_of
+from benchmarks.questions import compile_ahead
+from benchmarks.questions.compile_ahead import (
+    SPILLS_KNOWN,
+    compile_case,
+    complaints,
+    everything,
+    kept_rows,
+    key_of,
+    names_of,
+    summary,
+)
 from revseg.kernels.registry import KERNELS
 from tests.kernels.scaling.op import example_inputs, scale
 
@@ -53,13 +62,13 @@ ONLY_HERE = {
 
 @pytest.mark.parametrize(
     ("target", "operation"),
-    sorted({(target, case.operation) for target, case in everything()}),
+    sorted(everything()),
 )
 def test_kernels_compile(target, operation):
     cases = [case for case in (*COVERED, *ONLY_HERE[target]) if case.operation == operation]
     rows = [row for case in cases if case.runs_on(target) for row in compile_case(target, case)]
     assert rows
-    assert complaints(rows) == []
+    assert complaints([summary(cases, rows)]) == []
 
 
 def test_the_part_covers_every_kind():
@@ -97,10 +106,14 @@ def test_spilled_registers_are_counted():
     assert kernel.spills > 100
 
 
-def row(**values):
+def kernel(**values):
     case = Case("bn_act", 32, "float16")._asdict()
     found = {"target": "sm_75", "kernel": "_bn_act_kernel", "registers": 64, "spills": 0, "shared": 0}
     return case | found | values
+
+
+def row(*kernels):
+    return summary([Case("bn_act", 32, "float16")], kernels)
 
 
 @pytest.mark.parametrize(
@@ -110,20 +123,20 @@ def row(**values):
             {"spills": 2},
             "bn_act for sm_75, float16, 32 channels, channels_last: _bn_act_kernel spills 2 times",
         ),
-        ({"shared": 65537}, "_bn_act_kernel takes 65537 bytes of 65536"),
+        ({"shared": 65537}, "bn_act for sm_75: a kernel takes 65537 bytes of 65536"),
         ({"error": "PTXASError: C7602"}, "PTXASError: C7602"),
     ],
 )
 def test_what_is_wrong_is_said_in_a_sentence(values, complaint):
-    (found,) = complaints([row(), row(**values)])
+    (found,) = complaints([row(kernel()), row(kernel(), kernel(**values))])
     assert complaint in found
 
 
 def test_known_spills_are_let_through(monkeypatch):
     monkeypatch.setitem(SPILLS_KNOWN, ("bn_act", "_bn_act_kernel", "sm_75"), (2, "for the test"))
-    assert complaints([row(spills=2)]) == []
-    assert complaints([row(spills=3)]) != []
-    assert complaints([row(spills=2, kernel="_other_kernel")]) != []
+    assert complaints([row(kernel(spills=2))]) == []
+    assert complaints([row(kernel(spills=3))]) != []
+    assert complaints([row(kernel(spills=2, kernel="_other_kernel"))]) != []
 
 
 def test_a_case_that_does_not_compile_is_a_row(monkeypatch):
@@ -137,29 +150,34 @@ def test_a_case_that_does_not_compile_is_a_row(monkeypatch):
 
 
 def test_a_part_keeps_the_rows_of_the_others_and_the_table_counts(tmp_path):
-    cases = [("sm_90", case) for case in all_cases()[:2]]
-    rows = [
-        {"target": target, **case._asdict(), "kernel": "_kernel", "warps": 4}
-        | {"registers": 255, "spills": spills, "shared": 1024}
-        for spills, (target, case) in enumerate(cases)
-    ]
-    settings = {"triton": version("triton"), "shared_memory": {"sm_90": 2048, "sm_80": 1024}}
-    path = record.write("compile_ahead", "?", rows, settings, tmp_path)
-    assert kept_rows(path, settings, cases) == []
-    (kept,) = kept_rows(path, settings, cases[:1])
-    assert rows[1].items() <= kept.items()
-    assert kept["commit"]
-    spilled = f"1 ({cases[1][1].operation}, {cases[1][1].numbers}, {cases[1][1].channels} channels)"
+    keys = [("sm_90", "bn_act"), ("sm_90", "sum_of_pools")]
+    rows = []
+    for spills, (target, operation) in enumerate(keys):
+        cases = everything()[target, operation][:2]
+        kernels = [
+            kernel(**case._asdict(), target=target, registers=255, shared=1024, spills=spills)
+            for case in cases
+        ]
+        rows.append(summary(cases, kernels))
+    args = argparse.Namespace(out=tmp_path)
+    path = record.write("compile_ahead", "?", rows, compile_ahead.settings(args), tmp_path)
+    assert kept_rows(args, keys) == {}
+    kept = kept_rows(args, keys[:1])
+    assert list(kept) == keys[1:]
+    assert rows[1].items() <= kept[keys[1]].items()
+    assert kept[keys[1]]["commit"]
     text = report.readme(tmp_path)
-    assert f"| sm_90 | 2 | 0 | 1 | {spilled} | 255 | 1,024 | 2,048 |" in text
+    assert "| sm_90 | 4 | 0 | 2 | 1 (sum_of_pools, float32, 8 channels) | 255 | 1,024 | 232,448 |" in text
     assert "| sm_80 | 0 | 0 |" in text
+    path.write_text(path.read_text().replace('"triton": "', '"triton": "0.'))
     with pytest.raises(ValueError, match="has rows of"):
-        kept_rows(path, settings | {"triton": "0.0"}, cases[:1])
-    assert kept_rows(path, settings | {"triton": "0.0"}, cases) == []  # nothing of the file stays
+        kept_rows(args, keys[:1])
+    assert kept_rows(args, keys) == {}  # nothing of the file stays
 
 
 def test_all_cases_were_compiled_and_nothing_is_wrong():
-    """What the tests compile a part of; `python -m benchmarks.compile_ahead` writes the file."""
-    rows = json.loads((record.RESULTS / "compile_ahead.json").read_text())["rows"]
+    """What the tests compile a part of; `python -m benchmarks measure compile_ahead` writes the file."""
+    rows = record.read(record.RESULTS / "compile_ahead.jsonl")["rows"]
     assert complaints(rows) == []
-    assert {key_of(row) for row in rows} == set(everything())
+    found = {key_of(row): row["cases"] for row in rows}
+    assert found == {key: names_of(cases) for key, cases in everything().items()}

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.memory_levels import CASES, training_step
+from benchmarks.questions.memory_levels import CASES, training_step
 from revseg import AdditiveCoupling, Recompute, ReversibleSequence, reversible
 from revseg.losses import UpsampleCrossEntropy
 from revseg.memory import UnpredictableError, peak_bytes, predict, predicted_peak_bytes
