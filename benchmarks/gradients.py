@@ -7,10 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.ways import TWINS
 from benchmarks.workload import Workload, workload
 from revseg import ReversibleSequence
 from revseg.engine.exact import GridRule, snap
 
+Tensors = dict[str, Tensor]
 SHAPE = (2, 64, 16, 32)  # at which plain rounding crosses few kinks of PReLU
 
 
@@ -34,16 +36,14 @@ class Case:
         """Errors and the count of equal tensors, by way."""
         found = {}
         ordinary = self.outcome("plain", double=True)
+        for way in [way for way in ways if way in TWINS]:  # another network, from the input on
+            twin, truth = self.outcome(TWINS[way]), self.outcome(TWINS[way], double=True)
+            found[way] = _held(self.outcome(way), twin, truth, truth)
+        ways = [way for way in ways if way not in TWINS]
         for own in dict.fromkeys(map(_twin, ways)):
             twin, truth = self.outcome(own, plain=True), self.as_it_ran(own)
             for way in [way for way in ways if _twin(way) == own]:
-                ours = self.outcome(way)
-                found[way] = {
-                    "error": relative_distance(ours, truth),
-                    "ordinary_error": relative_distance(ours, ordinary),
-                    "equal": sum(torch.equal(ours[name], expected) for name, expected in twin.items()),
-                    "tensors": len(twin),
-                }
+                found[way] = _held(self.outcome(way), twin, truth, ordinary)
         return found
 
     def outcome(self, way: str, plain: bool = False, double: bool = False) -> dict[str, Tensor]:
@@ -99,6 +99,16 @@ class Case:
 
     def autocast(self, on: bool = True) -> torch.autocast:
         return torch.autocast("cpu", self.dtype or torch.bfloat16, enabled=on and self.dtype is not None)
+
+
+def _held(ours: Tensors, twin: Tensors, truth: Tensors, ordinary: Tensors) -> dict[str, Any]:
+    """The two errors, and how many tensors are bitwise the twin's."""
+    return {
+        "error": relative_distance(ours, truth),
+        "ordinary_error": relative_distance(ours, ordinary),
+        "equal": sum(torch.equal(ours[name], expected) for name, expected in twin.items()),
+        "tensors": len(twin),
+    }
 
 
 def _twin(way: str) -> str:

@@ -93,12 +93,67 @@ def freia(functions: Functions) -> Net:
     return run
 
 
+def torch_remat(functions: Functions) -> Net:
+    """The package torch-remat, a region for each block, in which nothing is saved."""
+    from torch_remat import checkpoint  # type: ignore[import-not-found]
+
+    def block(f: nn.Module, g: nn.Module, x1: Tensor, x2: Tensor) -> tuple[Tensor, Tensor]:
+        y1 = x1 + f(x2)
+        return y1, x2 + g(y1)
+
+    def net(x: Tensor) -> Tensor:
+        x1, x2 = x.chunk(2, 1)
+        for i, (f, g) in enumerate(functions):
+            x1, x2 = checkpoint(region_name=f"block {i}")(block)(f, g, x1, x2)
+        return torch.cat([x1, x2], 1)
+
+    return net
+
+
+class _Both(nn.Module):
+    """f and g side by side, each on its half of the channels."""
+
+    def __init__(self, f: nn.Module, g: nn.Module) -> None:
+        super().__init__()
+        self.f, self.g = f, g
+
+    def forward(self, x: Tensor) -> Tensor:
+        x1, x2 = x.chunk(2, 1)
+        return torch.cat([self.f(x1), self.g(x2)], 1)
+
+
+GAMMA = 0.9  # how much of its velocity a momentum network keeps, as the documentation of momentumnet has it
+
+
+def momentumnet(functions: Functions) -> Net:
+    """The package momentumnet, a momentum network of the same functions side by side, in its reversible mode."""
+    from momentumnet import MomentumNet  # type: ignore[import-not-found]
+
+    net: Net = MomentumNet([_Both(f, g) for f, g in functions], gamma=GAMMA, use_backprop=False)
+    return net
+
+
+def plain_momentum(functions: Functions) -> Net:
+    """The same network in ordinary autograd."""
+    both = [_Both(f, g) for f, g in functions]
+
+    def net(x: Tensor) -> Tensor:
+        v = torch.zeros_like(x)
+        for f in both:
+            v = GAMMA * v + (1 - GAMMA) * f(x)
+            x = x + v
+        return x
+
+    return net
+
+
 RIVALS: dict[str, Callable[[Functions], Net]] = {
     "memcnn": memcnn,
     "revtorch": revtorch,
     "revlib": revlib,
     "invtorch": invtorch,
     "FrEIA": freia,
+    "torch-remat": torch_remat,
 }
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import save_on_cpu
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
-from benchmarks.rivals import RIVALS, Functions, Net
+from benchmarks.rivals import RIVALS, Functions, Net, momentumnet, plain_momentum
 from revseg import AdditiveCoupling, ReversibleSequence
 from revseg.layers.stack import Stack
 
@@ -54,6 +54,8 @@ def stacked(functions: Functions) -> Functions:
 
 
 def _stack(f: nn.Module) -> Stack:
+    if not isinstance(f, nn.Module):  # a function that is none stays one
+        return f
     return Stack(*f) if isinstance(f, nn.Sequential) else Stack(f)
 
 
@@ -134,3 +136,6 @@ PYTORCH: dict[str, Callable[[Functions], Net]] = {
     "compile budget 0": lambda functions: compiled(functions, 0.0),
 }
 WAYS: dict[str, Callable[[Functions], Net]] = {"plain": plain, **OURS, **PYTORCH, **RIVALS}
+# Momentum networks are others than the chain: those of momentumnet are held against plain ones.
+EVERY = WAYS | {"momentumnet": momentumnet, "plain momentum": plain_momentum}
+TWINS = {"momentumnet": "plain momentum"}

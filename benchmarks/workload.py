@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.functions import FUNCTIONS
-from benchmarks.ways import WAYS
+from benchmarks.ways import EVERY
 
 SHAPE = (2, 64, 128, 256)
 
@@ -59,7 +59,7 @@ def workload(
     """The step of one way, the same weights and data at every call.
 
     Args:
-        way: A name in `WAYS`.
+        way: A name in `EVERY`.
         depth: The number of blocks, each with an f and a g.
         function: A name in `FUNCTIONS`, for f and g.
         shape: N, C, H, W of the input; C even.
@@ -76,4 +76,4 @@ def workload(
     dy = torch.randn(shape).to(device).contiguous(memory_format=layout)
     for tensor in (x, *functions.parameters()):
         tensor.grad = torch.zeros_like(tensor)
-    return Workload(WAYS[way](pairs), functions, x, dy)
+    return Workload(EVERY[way](pairs), functions, x, dy)

@@ -2,7 +2,8 @@
 
 Each way runs each of the scenarios (`benchmarks.scenarios`) and is held against plain autograd in the same
 scenario. "right" is equal (up to the rounding of float64), or an exception where plain raises one too;
-"error" is an exception, "wrong" is another result without a word, "crash" the end of the process.
+"error" is an exception, "wrong" is another result without a word, "crash" the end of the process. Where a library has
+nothing that a scenario asks for, that is "not offered". momentumnet is held against a plain momentum network.
 
     python -m benchmarks measure correctness
 
@@ -23,22 +24,22 @@ from benchmarks.peers import MISSING
 from benchmarks.record import Result, Results, Row
 from benchmarks.rivals import RIVALS, is_available
 from benchmarks.scenarios import SCENARIOS
-from benchmarks.scenarios.chain import Found
+from benchmarks.scenarios.chain import Found, NotOfferedError
 from benchmarks.tables import Table, markdown, source, unique
-from benchmarks.ways import OURS, WAYS
+from benchmarks.ways import EVERY, OURS, TWINS
 
 QUESTION = "Which library is right in which situation, which says so if not, and which is silently wrong?"
 ORDER, SHORT_ORDER = 3, 3
 ALL = [
     *("revseg", "revseg exact", "revseg lossless", "revseg Stack"),
-    *("checkpoint", "compile", *RIVALS),
+    *("checkpoint", "compile", *RIVALS, "momentumnet"),
 ]
 LIMIT_S = 300  # for one process
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--ways", nargs="+", default=ALL, choices=list(WAYS), metavar="WAY", help=", ".join(ALL)
+        "--ways", nargs="+", default=ALL, choices=list(EVERY), metavar="WAY", help=", ".join(ALL)
     )
     parser.add_argument(
         "--scenarios", nargs="+", default=list(SCENARIOS), choices=list(SCENARIOS), metavar="SCENARIO"
@@ -71,7 +72,7 @@ def complaints(rows: list[Row]) -> list[str]:
 
 def cell(way: str, scenario: str) -> Row:
     """The verdict on one way in one scenario: way, scenario, verdict, detail."""
-    expected = _outcome(scenario, "plain")
+    expected = _outcome(scenario, TWINS.get(way, "plain"))
     found = _outcome(scenario, way)
     return {"way": way, "scenario": scenario, **verdict(found, expected, TOLERANCE.get(way, 1e-6))}
 
@@ -91,6 +92,8 @@ def _outcome(scenario: str, way: str) -> Found | Exception:
 
 def verdict(found: Found | Exception, expected: Found | Exception, tolerance: float) -> dict[str, str]:
     """Right, error or wrong, and why."""
+    if isinstance(found, NotOfferedError):
+        return {"verdict": "not offered", "detail": str(found)}
     if isinstance(found, Exception):
         detail = f"{type(found).__name__}: {str(found).strip().splitlines()[0] if str(found).strip() else ''}"
         return {"verdict": "right" if isinstance(expected, Exception) else "error", "detail": detail[:300]}
@@ -139,14 +142,14 @@ def _job(way: str, scenarios: list[str]) -> Iterator[Row]:
         yield cell(way, scenario)
 
 
-SIGNS = {"right": "right", "error": "error", "wrong": "**wrong**", "crash": "**crash**"}
+SIGNS = {"right": "right", "error": "error", "wrong": "**wrong**", "crash": "**crash**", "not offered": "-"}
 
 HEAD = """\
 ## Right, refused, or silently wrong
 
 Every way through the same scenarios, each held against plain autograd: outputs, all gradients, buffers, the random
 state. "error" is an exception, "wrong" is another result without a word. Where plain autograd raises, an
-exception is right. Functions have no batch norm where it is not the point.
+exception is right, and "-" is what a library does not offer. Functions have no batch norm where it is not the point.
 """
 
 SHORT_FOOT = """\

@@ -40,7 +40,7 @@ DEPTHS = [1, 2, 4, 8, 16, 32, 64, 100]
 # Those that reconstruct; the others' gradients are plain's.
 ALL = [
     *("plain", "revseg", "revseg exact", "revseg lossless", "revseg Stack"),
-    *("memcnn", "revtorch", "revlib", "invtorch"),
+    *("memcnn", "revtorch", "revlib", "invtorch", "momentumnet"),
 ]
 DTYPES = {"float32": None, "bfloat16 autocast": torch.bfloat16}
 IN_SHORT = (16, 32, 100)  # depths

@@ -24,6 +24,26 @@ from benchmarks.scenarios.around import (
     without_grad,
 )
 from benchmarks.scenarios.chain import Found
+from benchmarks.scenarios.functions import (
+    buffer_that_learns,
+    loss_on_something_inside,
+    mask_changed_inside,
+    method_with_batch_norm,
+    noisy_weight,
+    prompt_in_a_frozen_beginning,
+    replaced_forward,
+    spectral_normed,
+)
+from benchmarks.scenarios.modules import (
+    appended_after_conversion,
+    coupling_that_learns,
+    dataclass_returned,
+    encoder_in_evaluation,
+    flops,
+    gradients_that_stand,
+    prediction_of_dropped_gradients,
+    side_input,
+)
 from benchmarks.scenarios.step import (
     a_step,
     accumulation,
@@ -54,5 +74,8 @@ SCENARIOS: dict[str, Callable[[str], Found]] = {
         double_backward, other_weights, function_transform, parameters_changed, output_changed_in_place,
         saved_before, skip_around, input_stays, without_grad, hidden_state, exception, channels_last, copied,
         compiled, autocast, distributed, distributed_with_unused, odd_channels,
+        mask_changed_inside, prompt_in_a_frozen_beginning, buffer_that_learns, spectral_normed, noisy_weight, replaced_forward,
+        method_with_batch_norm, loss_on_something_inside, dataclass_returned, encoder_in_evaluation, coupling_that_learns,
+        side_input, appended_after_conversion, flops, gradients_that_stand, prediction_of_dropped_gradients,
     )
 }  # fmt: skip

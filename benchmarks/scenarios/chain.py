@@ -6,16 +6,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.ways import WAYS
+from benchmarks.ways import EVERY
 
 Found = dict[str, Any]
+
+
+class NotOfferedError(Exception):
+    """A way has nothing that the scenario asks for: neither right nor wrong."""
 
 
 class Chain:
     """A small chain of one way, the same weights and data at every call.
 
     Args:
-        way: A name in `WAYS`.
+        way: A name in `EVERY`.
         make: Makes f or g from the channels of a stream.
         depth: The number of blocks.
         dtype: Of weights and data.
@@ -36,12 +40,12 @@ class Chain:
         self.functions = nn.ModuleList(nn.ModuleList(pair) for pair in pairs).to(dtype)
         self.x = torch.randn(shape, dtype=dtype)
         self.way, self.pairs = way, pairs
-        self.net = WAYS[way](pairs)
+        self.net = EVERY[way](pairs)
         torch.manual_seed(1)
 
     def again(self) -> None:
         """The chain once more, of functions that were changed since."""
-        self.net = WAYS[self.way](self.pairs)
+        self.net = EVERY[self.way](self.pairs)
 
     def leaf(self) -> Tensor:
         return self.x.clone().requires_grad_()
