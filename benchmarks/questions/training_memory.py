@@ -37,7 +37,6 @@ from benchmarks.segmentation import (
     using_kernels,
 )
 from benchmarks.tables import Table, markdown, source
-
 from revseg.losses import UpsampleCrossEntropy, predict_labels
 from revseg.memory import peak_bytes, predicted_peak_bytes
 from revseg.metrics import ConfusionMatrix

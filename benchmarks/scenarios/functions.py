@@ -80,8 +80,13 @@ def buffer_that_learns(way: str) -> Found:
     return chain.left_behind(z=z.grad)
 
 
+def _norm(c: int) -> nn.BatchNorm2d:
+    """Without running statistics, which have a scenario of their own."""
+    return nn.BatchNorm2d(c, track_running_stats=False)
+
+
 def _spectral(c: int) -> nn.Module:
-    return nn.Sequential(spectral_norm(nn.Conv2d(c, c, 3, padding=1)), nn.BatchNorm2d(c), nn.ReLU())
+    return nn.Sequential(spectral_norm(nn.Conv2d(c, c, 3, padding=1)), _norm(c), nn.ReLU())
 
 
 def spectral_normed(way: str) -> Found:
@@ -97,7 +102,7 @@ class _Noise(nn.Module):
 def _noisy(c: int) -> nn.Module:
     conv = nn.Conv2d(c, c, 1)
     nn.utils.parametrize.register_parametrization(conv, "weight", _Noise())
-    return nn.Sequential(conv, nn.BatchNorm2d(c, track_running_stats=False), nn.ReLU())
+    return nn.Sequential(conv, _norm(c), nn.ReLU())
 
 
 def noisy_weight(way: str) -> Found:
@@ -106,7 +111,7 @@ def noisy_weight(way: str) -> Found:
 
 
 def _activated(c: int) -> nn.Module:
-    return nn.Sequential(nn.Conv2d(c, c, 1), nn.BatchNorm2d(c), nn.ReLU())
+    return nn.Sequential(nn.Conv2d(c, c, 1), _norm(c), nn.ReLU())
 
 
 def replaced_forward(way: str) -> Found:
@@ -142,7 +147,7 @@ def method_with_batch_norm(way: str) -> Found:
 
 
 class _Gated(nn.Module):
-    """A gate whose mean is kept from the first run, for a loss of its own."""
+    """A gate whose mean is kept, for a loss of its own."""
 
     def __init__(self, c: int) -> None:
         super().__init__()
@@ -151,8 +156,7 @@ class _Gated(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         gate = self.gate(x).sigmoid()
-        if self.balance is None:
-            self.balance = gate.mean().square()
+        self.balance = gate.mean().square()
         return x * gate
 
 

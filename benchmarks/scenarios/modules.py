@@ -111,7 +111,7 @@ def coupling_that_learns(way: str) -> Found:
             streams = _run_again(way, block)(f, g, alpha, *streams)
         y = torch.cat(streams, 1)
     else:
-        raise NotOfferedError(f"{way} has the couplings that it has, or was given none here")
+        raise NotOfferedError(f"{way} was given no coupling of that kind")
     loss_of(y).backward()
     return chain.left_behind(dx=x.grad, **{f"alpha {i}": alpha.grad for i, alpha in enumerate(alphas)})
 
