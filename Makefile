@@ -18,7 +18,7 @@ lint: $(INSTALLED)  ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: $(INSTALLED)  ## measure memory and time here; results under benchmarks/results
+bench: $(INSTALLED)  ## measure memory and time here; hours; sizes as large as the memory lets them be
 	$(BIN)/python -m benchmarks measure
 
 bench-report: $(INSTALLED)  ## tables and pictures from the files under benchmarks/results

@@ -1,6 +1,7 @@
 """Pictures of curves: one style for each way, and names at their ends instead of a legend."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,14 +54,14 @@ def _spread(heights: dict[str, float]) -> dict[str, float]:
     return dict(zip(order, places, strict=True))
 
 
-def panels(count: int, width: float = 5.9, height: float = 4.8) -> tuple[Any, list[Any]]:
-    """A figure for a file, and its panels side by side."""
+def panels(count: int, width: float = 5.9, height: float = 4.8, rows: int = 1) -> tuple[Any, list[Any]]:
+    """A figure for a file, and its panels: so many side by side, in rows; inches of a panel's width, of all rows' height."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width * count, height), layout="constrained")
     FigureCanvasAgg(figure)
-    return figure, list(figure.subplots(1, count, squeeze=False)[0])
+    return figure, list(figure.subplots(rows, count, squeeze=False).flat)
 
 
 def against_depth(axes: Any, curves: dict[str, dict[int, float]], label: str) -> None:
@@ -89,6 +90,29 @@ def against_depth(axes: Any, curves: dict[str, dict[int, float]], label: str) ->
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     label_ends(axes, ends, colours)
+
+
+def scatter(
+    axes: Any, points: dict[str, tuple[float, float]], front: Sequence[str], labels: tuple[str, str]
+) -> None:
+    """A named point for each way, the front as a line.
+
+    Args:
+        axes: The panel.
+        points: By way: what stands on the x axis and on the y axis, which is logarithmic.
+        front: The ways on the front, in order.
+        labels: Of the two axes.
+    """
+    for way, (x, y) in points.items():
+        ours = way.startswith("revseg")
+        colour = "#0072B2" if ours else "#555555"
+        axes.plot([x], [y], marker="D" if ours else "o", color=colour, markersize=5)
+        axes.annotate(way, (x, y), (4, 3), textcoords="offset points", color=colour, fontsize=7)
+    axes.plot(*zip(*(points[way] for way in front), strict=True), color="#E69F00", linewidth=1.2, zorder=0)
+    axes.set(yscale="log", xlabel=labels[0], ylabel=labels[1])
+    axes.margins(x=0.2)
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def in_mib(axes: Any) -> None:

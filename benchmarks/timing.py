@@ -11,6 +11,8 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 
+import torch
+
 HEAPS: dict[str, dict[str, str]] = {
     "default": {},
     "keeps pages": {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000"},
@@ -26,9 +28,17 @@ def environment(heap: str, threads: int) -> dict[str, str]:
 def seconds(step: Callable[[], object]) -> float:
     """Of one call, by the clock on the wall."""
     gc.collect()
+    _finish()
     started = time.perf_counter()
     step()
+    _finish()
     return time.perf_counter() - started
+
+
+def _finish() -> None:
+    """Waits for what a GPU still does."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
 
 
 def in_turns(

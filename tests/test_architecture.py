@@ -61,12 +61,12 @@ def test_imports_go_down(path):
 BENCHMARKS = [  # of files and folders of benchmarks/; a file called __main__ is a face and stands above all
     {"peers", "process"},
     {"record"},
-    {"tables", "picture", "timing", "functions", "rivals", "segmentation", "ahead", "ahead_cases"},
+    {"tables", "picture", "timing", "functions", "rivals", "segmentation", "nets", "ahead", "ahead_cases"},
     {"ways", "inference"},
     {"workload", "scenarios", "micro"},
-    {"gradients"},
+    {"gradients", "network_ways"},
     {"questions"},
-    {"gpu", "measure", "report"},
+    {"gpu", "measure", "report", "paired"},
     {"__main__"},
 ]
 

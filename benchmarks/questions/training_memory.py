@@ -37,6 +37,7 @@ from benchmarks.segmentation import (
     using_kernels,
 )
 from benchmarks.tables import Table, markdown, source
+from revseg.layers.memory_policy import MEMORY_LEVELS
 from revseg.losses import UpsampleCrossEntropy, predict_labels
 from revseg.memory import peak_bytes, predicted_peak_bytes
 from revseg.metrics import ConfusionMatrix
