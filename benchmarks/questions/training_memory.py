@@ -37,7 +37,6 @@ from benchmarks.segmentation import (
     using_kernels,
 )
 from benchmarks.tables import Table, markdown, source
-from revseg.layers.memory_policy import MEMORY_LEVELS
 from revseg.losses import UpsampleCrossEntropy, predict_labels
 from revseg.memory import peak_bytes, predicted_peak_bytes
 from revseg.metrics import ConfusionMatrix
@@ -56,8 +55,6 @@ PAPER_MB: dict[str, tuple[int | str, int | str]] = {
     "espnet": (7431, "out of memory"),
     "vnet": (5021, 9345),
 }
-
-
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
