@@ -9,8 +9,8 @@ in a worker process than in the main one.
 """
 
 import math
-from functools import reduce
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
@@ -134,7 +134,10 @@ def looked_up(image: Tensor, levels: Tensor) -> Tensor:
         levels: [3, 256], or [1, 256] for all channels.
     """
     table = (levels * 255).round().clamp(0, 255).to(torch.uint8).expand(3, -1)
-    return torch.stack([row[channel.int()] for row, channel in zip(table, image, strict=True)])
+    result = torch.empty_like(image)
+    for row, channel, changed in zip(table.numpy(), image.numpy(), result.numpy(), strict=True):
+        np.take(row, channel, out=changed, mode="clip")  # three times as fast as indexing by a tensor
+    return result
 
 
 def mixed(image: Tensor, matrix: Tensor) -> Tensor:
@@ -152,8 +155,11 @@ def blurred(image: Tensor, sigma: float) -> Tensor:
     for dim, pad in ((1, (0, 0, radius, radius)), (2, (radius, radius, 0, 0))):
         size = image.shape[dim]
         padded = F.pad(floats[None], pad, mode="replicate")[0]
-        shares = (w / sum(weights) for w in weights)
-        floats = reduce(torch.add, (padded.narrow(dim, i, size) * share for i, share in enumerate(shares)))
+        term = torch.empty_like(floats)
+        total = torch.zeros_like(floats)
+        for start, weight in enumerate(weights):
+            total += torch.mul(padded.narrow(dim, start, size), weight / sum(weights), out=term)
+        floats = total
     return floats.round().clamp(0, 255).to(torch.uint8)
 
 
