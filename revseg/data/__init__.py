@@ -93,7 +93,7 @@ def create_dataset(
     common = {"root": root, "size": size, "seed": seed, "samples": samples, "transform": transform}
     given = {key: value for key, value in common.items() if value is not None}
     made = dataset(split=split, **given, **options)
-    return made if cache is None else CachedDataset(made, Path(cache).expanduser() / split)
+    return made if cache is None else CachedDataset(made, Path(str(cache)).expanduser() / split)
 
 
 COMMON = ("split", "root", "size", "seed", "samples", "transform")

@@ -59,7 +59,7 @@ class Folder(FileDataset):
             raise FileNotFoundError(
                 f"expected a folder of images and labels, got {folder}, which is no folder"
             )
-        self.meaning = read_class_file(_table(folder) if table is None else Path(table).expanduser())
+        self.meaning = read_class_file(_table(folder) if table is None else Path(str(table)).expanduser())
         pairs = _pairs(folder, split, self.meaning.suffixes)
         super().__init__(
             self.meaning.classes, pairs, size=size, seed=seed, samples=samples, transform=transform
@@ -86,8 +86,11 @@ class Folder(FileDataset):
     def label_problem(self, path: Path) -> str:
         if path.suffix.lower() in ARRAY_ENDINGS:
             return ""
-        header = read_header(path)
-        return super().label_problem(path) if header.lossy else ""
+        if read_header(path).lossy:
+            return super().label_problem(path)
+        if self._holds_colours(path) and not self.meaning.colours:
+            return f"expected class ids, got colours: {path}; to read colours give classes a colour in {self.meaning.path}"
+        return ""
 
     def origin(self) -> dict[str, object]:
         return {**super().origin(), "table": self.meaning.path.read_text(encoding="utf-8-sig")}

@@ -6,6 +6,7 @@ belongs together is decided here, before any file is opened.
 """
 
 import csv
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -71,8 +72,8 @@ def files_by_stem(folder: Path, endings: tuple[str, ...]) -> dict[str, Path]:
         raise FileNotFoundError(f"missing folder {folder}")
     files: dict[str, Path] = {}
     problems = []
-    for path in sorted(folder.rglob("*")):
-        if path.name.startswith(".") or path.suffix.lower() not in endings or not path.is_file():
+    for path in sorted(_files_under(folder)):
+        if path.name.startswith(".") or path.suffix.lower() not in endings:
             continue
         key = path.relative_to(folder).with_suffix("").as_posix()
         if key in files:
@@ -81,6 +82,18 @@ def files_by_stem(folder: Path, endings: tuple[str, ...]) -> dict[str, Path]:
     if problems:
         raise BrokenDatasetError(problems)
     return files
+
+
+def _files_under(folder: Path) -> Iterator[Path]:
+    """The files of a folder and its folders, also of linked ones; nothing that is hidden."""
+    for place, folders, names in os.walk(folder, followlinks=True):
+        inner = Path(place).relative_to(folder).parts
+        above = {os.path.realpath(folder.joinpath(*inner[:depth])) for depth in range(len(inner))}
+        if os.path.realpath(place) in above:  # a link to a folder that this one lies in
+            folders.clear()
+            continue
+        folders[:] = [name for name in folders if not name.startswith((".", "__"))]
+        yield from (Path(place, name) for name in names)
 
 
 def listed_pairs(listing: Path) -> list[FilePair]:

@@ -1,6 +1,7 @@
 """The dials of generated scenes do what their names say, and nothing else."""
 
 import hashlib
+from functools import cache
 
 import pytest
 import torch
@@ -17,8 +18,13 @@ def scenes(size=SIZE, samples=5, **dials):
     return create_dataset("synthetic", "train", size=size, samples=samples, **dials)
 
 
-def shares(dataset):
-    counts = sum(torch.bincount(label.flatten().int(), minlength=256) for _, label in dataset)[:19]
+@cache
+def labels(**dials):
+    return [label for _, label in scenes(**dials)]
+
+
+def shares(**dials):
+    counts = sum(torch.bincount(label.flatten().int(), minlength=256) for label in labels(**dials))[:19]
     return dict(zip(CITYSCAPES.names, (counts / counts.sum()).tolist(), strict=True))
 
 
@@ -29,38 +35,38 @@ def after_shrinking(label, factor, c):
     return int(((back == c) & (label == c)).sum()), int(((back == c) | (label == c)).sum())
 
 
-def ceiling(dataset, factor, name):
-    pairs = [after_shrinking(label, factor, ID[name]) for _, label in dataset]
+def ceiling(name, factor=4, **dials):
+    pairs = [after_shrinking(label, factor, ID[name]) for label in labels(**dials)]
     return sum(both for both, _ in pairs) / max(1, sum(either for _, either in pairs))
 
 
 def test_off_there_is_nothing_small():
-    control = shares(scenes(thin=0))
+    control = shares(thin=0)
     assert all(control[name] == 0 for name in TINY)
     assert control["road"] > 0.2
     large = [name for name, share in control.items() if share > 0.03]
     assert len(large) >= 5
-    assert all(ceiling(scenes(thin=0), 4, name) > 0.9 for name in ("road", "building", "car"))
+    assert all(ceiling(name, thin=0) > 0.9 for name in ("road", "building", "car"))
 
 
 def test_thin():
-    on = scenes(thin=1)
-    assert shares(on)["pole"] > 0.005
-    assert shares(on)["traffic sign"] == 0
-    assert ceiling(on, 4, "pole") < 0.75
-    assert shares(scenes(thin=0.3))["pole"] < shares(on)["pole"]
+    on = shares(thin=1)
+    assert on["pole"] > 0.005
+    assert on["traffic sign"] == 0
+    assert ceiling("pole", thin=1) < 0.75
+    assert shares(thin=0.3)["pole"] < on["pole"]
 
 
 def test_small():
-    on = scenes(small=1)
-    assert shares(on)["traffic sign"] > 3e-4
-    assert shares(on)["traffic light"] > 3e-4
-    assert shares(on)["pole"] == 0
-    assert ceiling(on, 4, "traffic light") < 0.8
+    on = shares(small=1)
+    assert on["traffic sign"] > 3e-4
+    assert on["traffic light"] > 3e-4
+    assert on["pole"] == 0
+    assert ceiling("traffic light", small=1) < 0.8
 
 
 def test_context():
-    on = scenes(context=1, samples=12)
+    on = scenes(context=1, samples=8)
     right = []
     for index, (image, label) in enumerate(on):
         top, left, bottom, right_edge = on.cue(index)
@@ -74,7 +80,7 @@ def test_context():
         place = {name: (label == ID[name]).nonzero()[:, 1].float().mean() for name in ("sidewalk", "terrain")}
         assert points_right == bool(place["sidewalk"] > place["terrain"])
         right.append(points_right)
-    assert 2 <= sum(right) <= 10
+    assert 1 <= sum(right) <= 7
     assert scenes(thin=1).cue(0) is None
 
 
@@ -88,9 +94,8 @@ def test_ground_of_a_context_scene_looks_alike():
 
 
 def test_the_street_is_the_same_whatever_the_dials_say():
-    plain = scenes(thin=0)
     for dials in ({"thin": 1}, {"small": 1}):
-        for (_, ours), (_, theirs) in zip(plain, scenes(**dials), strict=True):
+        for ours, theirs in zip(labels(thin=0), labels(**dials), strict=True):
             changed = ours != theirs
             assert 0 < float(changed.float().mean()) < 0.2
             added = set(theirs[changed].tolist()) - {ID["building"]}
@@ -108,3 +113,5 @@ def test_scenes_with_dials_do_not_change():
 def test_dials_are_checked(dial):
     with pytest.raises(ValueError, match=rf"the dial {dial} in \[0, 1\], got 1\.5"):
         scenes(**{dial: 1.5})
+    with pytest.raises(ValueError, match=rf"the dial {dial} in \[0, 1\], got 'much'"):
+        scenes(**{dial: "much"})

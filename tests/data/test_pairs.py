@@ -59,6 +59,13 @@ def test_equal_stems_of_two_sequences(tmp_path):
     assert sorted(files_by_stem(tmp_path / "images", (".png",))) == ["s1/1", "s2/1"]
 
 
+def test_linked_folders(tmp_path):
+    touch(tmp_path, "elsewhere/1.png", "images/a/2.png", "images/.trash/3.png", "images/__MACOSX/4.png")
+    (tmp_path / "images/b").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "images/a/up").symlink_to(tmp_path / "images")
+    assert sorted(files_by_stem(tmp_path / "images", (".png",))) == ["a/2", "b/1"]
+
+
 def test_what_cannot_be_read_is_named(tmp_path):
     listing = tmp_path / "train.txt"
     listing.write_bytes(b"images/\xff.png labels/x.png")

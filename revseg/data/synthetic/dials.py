@@ -50,8 +50,9 @@ class Dials:
 
     def __post_init__(self) -> None:
         for name in ("thin", "small", "context"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"expected the dial {name} in [0, 1], got {getattr(self, name)}")
+            value = getattr(self, name)
+            if not isinstance(value, (int, float)) or not 0 <= value <= 1:
+                raise ValueError(f"expected the dial {name} in [0, 1], got {value!r}")
 
 
 def dialled_street(
