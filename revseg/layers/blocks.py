@@ -17,9 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from revseg.layers.convolution import Convolution
 from revseg.layers.images import Normalization
 from revseg.layers.layer_module import LayerModule
-from revseg.layers.linear import Convolution, prepared
+from revseg.layers.linear import prepared
 from revseg.layers.stack import Stack
 from revseg.layers.stack_layer import Layer, layer_of
 
@@ -151,8 +152,8 @@ class ConvBNAct(LayerModule, nn.Sequential):
             return None
         conv: Any
         conv, bn, act = self
-        maker = Convolution.of(conv, self.prepare)
-        return None if maker is None else layer_of(maker, (conv.weight, conv.bias), bn, act)
+        op = Convolution.of(conv, self.prepare)
+        return None if op is None else layer_of(op, (conv.weight, conv.bias), bn, act)
 
     prepare: Callable[[Tensor], Tensor] | None = None  # what makes images out of bytes
 

@@ -16,10 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from revseg.engine.gradients import Grads
 from revseg.layers.blocks import BNAct
+from revseg.layers.convolution import Convolution
 from revseg.layers.images import Normalization
+from revseg.layers.layer_input import LayerInput, gather
 from revseg.layers.layer_module import LayerModule, Linear
-from revseg.layers.linear import Convolution, Grads, Source, gather, held, images_of, prepared, summed
+from revseg.layers.linear import LinearOp, prepared, summed
 
 Prepare = Callable[[Tensor], Tensor]
 
@@ -59,7 +62,7 @@ class ConvPool(LayerModule):
         conv = Convolution.of(self.conv)
         if conv is None:
             return None
-        return _ConvPoolMaker(conv, self.prepare), (self.conv.weight, self.conv.bias)
+        return _ConvPoolOp(conv, self.prepare), (self.conv.weight, self.conv.bias)
 
 
 class ImageConvPool(ConvPool):
@@ -75,7 +78,7 @@ class ImageConvPool(ConvPool):
         self.prepare = Normalization.of_channels(in_channels)
 
 
-class _ConvPoolMaker:
+class _ConvPoolOp(LinearOp):
     """The raw map of `ConvPool`, an image at a time."""
 
     def __init__(self, conv: Convolution, prepare: Prepare | None) -> None:
@@ -85,20 +88,19 @@ class _ConvPoolMaker:
         x = prepared(x, self.prepare, parameters[0].dtype)
         return torch.cat((self.conv.forward(x, *parameters), _pool(x)), 1)
 
-    def make(self, x: Source, like: Tensor, parameters: Sequence[Tensor], computed: bool) -> Tensor:
-        maps = (self.forward(image, *parameters) for image in images_of(x, len(like)))
-        return gather(maps, len(like))
+    def make(self, x: LayerInput, parameters: Sequence[Tensor]) -> Tensor:
+        return gather((self.forward(image, *parameters) for image in x.images()), len(x.raw))
 
     def backward(
-        self, du: Tensor, x: Source, like: Tensor, parameters: Sequence[Tensor], wanted: list[bool]
+        self, du: Tensor, x: LayerInput, parameters: Sequence[Tensor], wanted: Sequence[bool]
     ) -> Grads:
-        dx = torch.empty_like(like, dtype=du.dtype) if wanted[0] else None
+        dx = torch.empty_like(x.raw, dtype=du.dtype) if wanted[0] else None
         total: Grads = [None] * len(parameters)
-        old = like.shape[1]
-        for i, image in enumerate(images_of(x, len(like))):
+        old = x.raw.shape[1]
+        for i, image in enumerate(x.images()):
             image = prepared(image, self.prepare, du.dtype)
             d = du[i : i + 1]
-            part, *more = self.conv.backward(d[:, :-old], held(image), image, parameters, wanted)
+            part, *more = self.conv.backward(d[:, :-old], LayerInput(image), parameters, wanted)
             total = summed(total, more)
             if dx is not None and part is not None:
                 dx[i : i + 1] = part.add_(_pool_backward(d[:, -old:], image))

@@ -10,11 +10,13 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from revseg.engine.tracing import has_hooks
-from revseg.layers.linear import Maker
+from revseg.layers.linear import LinearOp
 from revseg.layers.stack import run_layers, stacks_are_right
 from revseg.layers.stack_layer import Layer, layer_of
 
-Linear = tuple[Maker, tuple[Tensor | None, ...]]  # the operation, and its parameters, None for those it lacks
+Linear = tuple[
+    LinearOp, tuple[Tensor | None, ...]
+]  # the operation, and its parameters, None for those it lacks
 
 
 class LayerModule(nn.Module):

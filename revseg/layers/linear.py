@@ -1,219 +1,109 @@
-"""How a layer makes its raw map, and the gradients of that.
+"""The linear part of a layer: a convolution, or what stands in its place.
 
-A maker is the linear part of a layer, a convolution or what stands in its place. `forward` is
-ordinary differentiable PyTorch. `backward` gives the same gradients, but asks for the input only if
-it needs its values: the input may have to be computed first.
+`forward` is ordinary differentiable PyTorch, and the definition of the rest. `make` gives the same raw map without
+a graph, `backward` the gradients; both ask for the input only if they need its values, and for no more of
+it than they need: it may have to be computed first (`revseg.layers.layer_input`).
+
+An op that also does a part of what stands before or behind it, norm and activation, has its own
+`make_with_statistics` and `layer_gradients`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from revseg.engine.tracing import has_hooks
-
-Grads = list[Tensor | None]
-Source = Callable[[Callable[[Tensor], Tensor]], Tensor]  # gives those pixels of a map that a function picks
+from revseg import ops
+from revseg.engine.gradients import Grads
+from revseg.layers.layer_input import LayerInput
 
 
-# Values of one image, 1 MiB in float32, from which a batch goes through a convolution image by image.
-_LARGE = 1 << 18
-# Values of a band of rows, 4 MiB in float32, by which the gradients of weights go through a map in half precision.
-_BAND = 1 << 20
+class LinearOp(ABC):
+    """How a layer makes its raw map [N, C, h, w] from its input, and the gradients of that."""
 
+    activates_its_input = (
+        False  # whether it reads the raw map before it, and would only lose by an activated one
+    )
 
-class Maker(Protocol):
-    """How a layer makes its raw map [N, C, h, w] from its input."""
-
+    @abstractmethod
     def forward(self, x: Tensor, *parameters: Tensor) -> Tensor:
-        """The raw map; differentiable, and the definition of the other two."""
+        """The raw map; differentiable."""
 
-    def make(self, x: Source, like: Tensor, parameters: Sequence[Tensor], computed: bool) -> Tensor:
-        """The raw map, without a graph.
+    @abstractmethod
+    def make(self, x: LayerInput, parameters: Sequence[Tensor]) -> Tensor:
+        """The raw map, without a graph; `parameters` as given to `forward`."""
 
-        Args:
-            x: Gives the input, or the pixels of it that a function picks. They may have to be
-                computed: ask for no more than is needed, once, and let it go.
-            like: A map of the input's shape, dtype and strides, whatever its values.
-            parameters: As given to `forward`.
-            computed: Whether the input follows from another raw map, so that a part at a time takes less
-                memory where it is made for this. The same in both runs: parts may round otherwise.
-        """
-
+    @abstractmethod
     def backward(
-        self,
-        du: Tensor,
-        x: Source,
-        like: Tensor,
-        parameters: Sequence[Tensor],
-        wanted: list[bool],
+        self, du: Tensor, x: LayerInput, parameters: Sequence[Tensor], wanted: Sequence[bool]
     ) -> Grads:
         """Gradients of the input and the parameters, None for those not wanted.
 
         Args:
             du: The gradient of the raw map; may be written to.
             x: As given to `make`.
-            like: As given to `make`.
-            parameters: As given to `forward`.
+            parameters: As given to `make`.
             wanted: Whether the gradient of the input and of each parameter is.
         """
 
+    def make_with_statistics(
+        self, x: LayerInput, parameters: Sequence[Tensor]
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """The raw map, and its mean and biased variance by channel [C], float64."""
+        u = self.make(x, parameters)
+        return u, ops.batch_statistics(u)
 
-class Convolution:
-    """The maker of a 2-d convolution, transposed or not.
+    def layer_gradients(
+        self, end: LayerEnd, x: LayerInput, parameters: Sequence[Tensor], wanted: Sequence[bool]
+    ) -> LayerGradients:
+        """The gradients of a whole layer; `end` is used up, the rest is as in `backward`."""
+        du, of_norm = end.of_raw_map()
+        dx, *of_op = self.backward(du, x, parameters, wanted)
+        return LayerGradients(dx, of_op, of_norm, None)
+
+
+class LayerGradients(NamedTuple):
+    """The gradients of a layer.
+
+    Attributes:
+        dx: Of its input, None if it is not wanted.
+        of_op: Of the parameters of its linear op, None for those not wanted.
+        of_norm: Of weight and bias of its norm and of the slope of its activation, each [C], float64.
+        sums: `bn_act_sums` of the raw map before with dx, if they were taken on the way.
+    """
+
+    dx: Tensor | None
+    of_op: Grads
+    of_norm: list[Tensor]
+    sums: Tensor | None
+
+
+class LayerEnd:
+    """Where a gradient enters a layer.
 
     Args:
-        conv: Gives stride, padding, dilation and groups.
-        prepare: Makes the input out of images that are bytes, of one image at a time; the batch as
-            a whole then never exists as floats.
-        picked: Whether the input is, of a strided 1 x 1 convolution, the pixels that it reads.
+        u: The raw map of the layer [N, C, h, w].
+        dz: The gradient of what norm and activation made of it.
+        norm: What follows the raw map.
+        batch: Whether the statistics of the norm are those of the batch.
+        out: Memory for the gradient of the raw map: dz, u, or None for a new one.
+        sums: `bn_act_sums(u, dz, norm)`, if the layer behind took them.
     """
 
     def __init__(
-        self,
-        conv: nn.Conv2d | nn.ConvTranspose2d,
-        prepare: Callable[[Tensor], Tensor] | None = None,
-        picked: bool = False,
+        self, u: Tensor, dz: Tensor, norm: ops.Norm, batch: bool, out: Tensor | None, sums: Tensor | None
     ) -> None:
-        self.stride, self.dilation, self.groups = conv.stride, conv.dilation, conv.groups
-        self.padding: Any = conv.padding
-        self.transposed, self.output_padding = conv.transposed, conv.output_padding
-        self.prepare = prepare
-        self.asymmetric = None if prepare else _asymmetric(conv)
-        self.every = None if picked else _steps(conv)  # of the pixels that are picked here
-        if picked or self.every:
-            self.stride = (1, 1)
+        self.u, self.dz, self.norm, self.batch, self.out, self.sums = u, dz, norm, batch, out, sums
 
-    @classmethod
-    def of(
-        cls,
-        conv: nn.Module,
-        prepare: Callable[[Tensor], Tensor] | None = None,
-        picked: bool = False,
-    ) -> Convolution | None:
-        """The maker of this module; None if it is no ordinary convolution."""
-        if not isinstance(conv, (nn.Conv2d, nn.ConvTranspose2d)) or has_hooks(conv):
-            return None
-        ordinary = type(conv) in (nn.Conv2d, nn.ConvTranspose2d)
-        zeros = conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
-        return cls(conv, prepare, picked) if ordinary and zeros else None
-
-    def forward(self, x: Tensor, *parameters: Tensor) -> Tensor:
-        weight, bias = parameters[0], parameters[1] if len(parameters) > 1 else None
-        return torch.convolution(
-            self._picked(prepared(x, self.prepare, weight.dtype)),
-            weight,
-            bias,
-            self.stride,
-            self.padding,
-            self.dilation,
-            self.transposed,
-            self.output_padding,
-            self.groups,
-        )
-
-    def make(self, x: Source, like: Tensor, parameters: Sequence[Tensor], computed: bool) -> Tensor:
-        # A CPU copies the input into another layout; with few channels, or in half precision, the output too.
-        copies = like.shape[1] < 16 or like.element_size() < 4
-        if (computed or copies) and by_image(like):
-            return gather((self.forward(image, *parameters) for image in images_of(x, len(like))), len(like))
-        return self.forward(x(lambda whole: whole), *parameters)
-
-    def backward(
-        self,
-        du: Tensor,
-        x: Source,
-        like: Tensor,
-        parameters: Sequence[Tensor],
-        wanted: list[bool],
-    ) -> Grads:
-        count = len(like)
-        step = 1 if by_image(like) or self.prepare is not None else count
-        total: Grads = [None] * len(parameters)
-        dx: Tensor | None = None
-        for i in range(0, count, step):
-            images = slice(i, i + step)
-            if any(wanted[1:]):  # apart from the input's, for the sake of the workspaces of both
-                part = self._input(x, images, du.dtype)
-                total = summed(total, self._of_parameters(du[images], part, parameters, wanted))
-                del part
-            if wanted[0]:
-                shape = (
-                    like[images] if like.dtype == du.dtype else torch.empty_like(like[images], dtype=du.dtype)
-                )
-                found = self._call(du[images], self._picked(shape), parameters, [True, False, False])[0]
-                if self.every:
-                    down, across = self.every
-                    dpicked, found = found, torch.zeros_like(shape)
-                    found[..., ::down, ::across] = dpicked
-                if step < count:
-                    dx = _memory_for(du, like) if dx is None else dx
-                    dx[images] = found
-                else:
-                    dx = found
-                del found, shape  # before the next image
-        return [dx, *(None if t is None else t.to(p.dtype) for t, p in zip(total, parameters, strict=True))]
-
-    def _input(self, x: Source, images: slice, dtype: torch.dtype) -> Tensor:
-        return self._picked(prepared(x(lambda whole: whole[images]), self.prepare, dtype))
-
-    def _picked(self, x: Tensor) -> Tensor:
-        """The pixels that are read."""
-        return x if self.every is None else x[..., :: self.every[0], :: self.every[1]]
-
-    def _of_parameters(
-        self, du: Tensor, x: Tensor, parameters: Sequence[Tensor], wanted: list[bool]
-    ) -> Grads:
-        """Their gradients; for large maps in half precision on a CPU the sum of those of bands of rows, in float32.
-
-        A CPU copies such maps as a whole, into float32 or other layouts: three times each.
-        """
-        mask = [False, *wanted[1:]]
-        if x.element_size() > 2 or x.device.type != "cpu" or self.transposed or x.numel() < _LARGE:
-            return list(self._call(du, x, parameters, mask)[1:])
-        (s, _), (above, across), (d, _) = self.stride, self.padding, self.dilation
-        reach = d * (parameters[0].shape[2] - 1) + 1  # rows that one row of du has read
-        rows = max(1, _BAND * x.shape[2] // x.numel() // s)
-        wide = [p.float() for p in parameters]
-        total: Grads = [None] * len(parameters)
-        for first in range(0, du.shape[2], rows):
-            last = min(first + rows, du.shape[2])
-            start, stop = first * s - above, (last - 1) * s - above + reach
-            band, rim = x[:, :, max(start, 0) : stop].float(), (max(-start, 0), max(stop - x.shape[2], 0))
-            if any(rim):
-                band = F.pad(band, (0, 0, *rim))
-            more = self._call(du[:, :, first:last].float(), band, wide, mask, [0, across])[1:]
-            total = summed(total, more)
-        return total
-
-    def _call(
-        self,
-        du: Tensor,
-        x: Tensor,
-        parameters: Sequence[Tensor],
-        wanted: list[bool],
-        padding: Sequence[int] | None = None,
-    ) -> Any:
-        bias = list(parameters[1].shape) if len(parameters) > 1 else None
-        mask = (wanted[0], wanted[1], len(parameters) > 1 and wanted[2])
-        found = torch.ops.aten.convolution_backward(
-            du,
-            x,
-            parameters[0],
-            bias,
-            self.stride,
-            self.padding if padding is None else padding,
-            self.dilation,
-            self.transposed,
-            self.output_padding,
-            self.groups,
-            mask,
-        )
-        return found[: len(parameters) + 1]
+    def of_raw_map(self) -> tuple[Tensor, list[Tensor]]:
+        """The gradient of the raw map, and those of the norm; maps that are not needed any more are let go."""
+        du, *of_norm = ops.bn_act_backward(self.u, self.dz, self.norm, self.batch, self.out)
+        del self.u, self.dz, self.out
+        return du, of_norm
 
 
 def summed(total: Grads, more: Sequence[Tensor | None]) -> Grads:
@@ -225,66 +115,3 @@ def prepared(x: Tensor, prepare: Callable[[Tensor], Tensor] | None, dtype: torch
     """What `prepare` makes of images, of this dtype unless it left them as they were; x itself without it."""
     images = x if prepare is None else prepare(x)
     return images if images is x else images.to(dtype)
-
-
-def _asymmetric(conv: nn.Conv2d | nn.ConvTranspose2d) -> int | None:
-    """The dilation of an n x 1 or 1 x n convolution that keeps the size of its map; None for all others."""
-    if conv.transposed:
-        return None
-    (height, width), (down, across) = conv.kernel_size, conv.dilation
-    keeps = conv.padding == (down * (height // 2), across * (width // 2)) and conv.stride == (1, 1)
-    fits = keeps and min(height, width) == 1 and height * width % 2 == 1 and conv.groups == 1
-    return (down if height > 1 else across) if fits and conv.bias is None else None
-
-
-def _steps(conv: nn.Conv2d | nn.ConvTranspose2d) -> tuple[int, ...] | None:
-    """The stride of a 1 x 1 convolution of few channels; None for all others.
-
-    Its weight gradient in channels_last writes beyond its memory on a CPU (torch 2.13).
-    """
-    few = conv.in_channels < 16 and not conv.transposed and conv.padding == (0, 0)
-    return conv.stride if few and conv.kernel_size == (1, 1) and max(conv.stride) > 1 else None
-
-
-def by_image(like: Tensor) -> bool:
-    """Whether a batch like this goes through a convolution image by image, for the sake of its copies in other layouts."""
-    needs_none = like.element_size() >= 4 and _is_channels_last(like)
-    return like[0].numel() >= _LARGE and not needs_none
-
-
-def _is_channels_last(x: Tensor) -> bool:
-    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-
-
-def _memory_for(du: Tensor, like: Tensor) -> Tensor:
-    """Where the gradient of the input goes, image by image: the place of the one it comes from, if that fits."""
-    if du.shape == like.shape and du.stride() == like.stride():
-        return du
-    return torch.empty_like(like, dtype=du.dtype)
-
-
-def held(x: Tensor) -> Source:
-    """The source of a map that is there already."""
-    return lambda pick: pick(x)
-
-
-def images_of(x: Source, count: int) -> Iterator[Tensor]:
-    """The input [1, C, H, W], one image at a time."""
-    for i in range(count):
-        yield x(lambda whole, i=i: whole[i : i + 1])  # type: ignore[misc]
-
-
-def gather(maps: Iterable[Tensor], count: int) -> Tensor:
-    """Maps [1, C, h, w], made one at a time, as a batch [count, C, h, w]."""
-    maps = iter(maps)
-    first = next(maps)
-    if count == 1:
-        return first
-    layout = torch.channels_last if _is_channels_last(first) else torch.contiguous_format
-    shape = (count, *first.shape[1:])
-    batch = torch.empty(shape, dtype=first.dtype, device=first.device, memory_format=layout)
-    batch[0] = first[0]
-    del first  # no map is held while the next one is made
-    for i in range(1, count):
-        batch[i] = next(maps)[0]
-    return batch

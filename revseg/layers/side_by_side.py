@@ -1,4 +1,4 @@
-"""Convolutions of one input whose maps stand side by side, as one maker."""
+"""Convolutions of one input whose maps stand side by side, as one linear op."""
 
 from __future__ import annotations
 
@@ -7,36 +7,40 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from revseg.layers.linear import Convolution, Grads, Source, by_image, gather, held, images_of
+from revseg.engine.gradients import Grads
+from revseg.layers.convolution import Convolution
+from revseg.layers.layer_input import LayerInput, by_image, gather
+from revseg.layers.linear import LinearOp
 
 
-class SideBySide:
-    """The maker of several convolutions of one input, without biases, their maps joined by channels.
+class SideBySide(LinearOp):
+    """Several convolutions of one input, without biases, their maps joined by channels.
 
     Args:
-        makers: One for each convolution.
+        convolutions: Each with one parameter, its weight.
     """
 
-    def __init__(self, makers: Sequence[Convolution]) -> None:
-        self.makers = makers
+    def __init__(self, convolutions: Sequence[Convolution]) -> None:
+        self.convolutions = convolutions
 
     def forward(self, x: Tensor, *parameters: Tensor) -> Tensor:
-        return torch.cat([m.forward(x, weight) for m, weight in zip(self.makers, parameters, strict=True)], 1)
+        maps = [conv.forward(x, weight) for conv, weight in zip(self.convolutions, parameters, strict=True)]
+        return torch.cat(maps, 1)
 
-    def make(self, x: Source, like: Tensor, parameters: Sequence[Tensor], computed: bool) -> Tensor:
-        if by_image(like):  # the maps and the joint one exist together for one image alone
-            return gather((self.forward(image, *parameters) for image in images_of(x, len(like))), len(like))
-        return self.forward(x(lambda whole: whole), *parameters)
+    def make(self, x: LayerInput, parameters: Sequence[Tensor]) -> Tensor:
+        if by_image(x.raw):  # the maps and the joint one exist together for one image alone
+            return gather((self.forward(image, *parameters) for image in x.images()), len(x.raw))
+        return self.forward(x.values(), *parameters)
 
     def backward(
-        self, du: Tensor, x: Source, like: Tensor, parameters: Sequence[Tensor], wanted: list[bool]
+        self, du: Tensor, x: LayerInput, parameters: Sequence[Tensor], wanted: Sequence[bool]
     ) -> Grads:
-        whole = x(lambda whole: whole) if any(wanted[1:]) else like
+        x = x.hold() if any(wanted[1:]) else x
         parts = torch.split(du, [len(weight) for weight in parameters], dim=1)
         found: Grads = []
         dx: Tensor | None = None
-        for maker, part, weight, asked in zip(self.makers, parts, parameters, wanted[1:], strict=True):
-            more, dweight = maker.backward(part, held(whole), like, [weight], [wanted[0], asked])
+        for conv, part, weight, asked in zip(self.convolutions, parts, parameters, wanted[1:], strict=True):
+            more, dweight = conv.backward(part, x, [weight], [wanted[0], asked])
             found.append(dweight)
             dx = more if dx is None or more is None else dx.add_(more)
         return [dx, *found]

@@ -27,7 +27,7 @@ from revseg.engine.function import Coupled, Differentiate, Function, Onto
 from revseg.engine.gradients import Grads, total
 from revseg.engine.memo import noting, reminding
 from revseg.engine.tracing import has_hooks, is_traced
-from revseg.layers.linear import Convolution
+from revseg.layers.convolution import Convolution
 from revseg.layers.stack_layer import Layer, layer_of
 from revseg.layers.stack_pass import Plan, differentiable, gradients_of
 

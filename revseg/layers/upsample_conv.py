@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from revseg import ops
 from revseg.engine.context import is_casting, without_autocast
+from revseg.engine.gradients import Grads
 from revseg.engine.tracing import is_traced
-from revseg.layers.linear import Grads, summed
+from revseg.layers.linear import summed
 
 BAND = 1 << 18  # values of the output
 

@@ -23,9 +23,9 @@ import torch
 from torch import Tensor, nn
 
 from revseg.layers.blocks import BNAct, ConvBNAct, ImageConvBNAct, Joined, JoinedClassifier
+from revseg.layers.convolution import Convolution
 from revseg.layers.images import Normalization, image_pyramid
 from revseg.layers.layer_module import LayerModule, Linear
-from revseg.layers.linear import Convolution
 from revseg.layers.side_by_side import SideBySide
 from revseg.layers.stack import Stack
 from revseg.memory.policy import Memory, MemoryPolicy

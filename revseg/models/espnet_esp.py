@@ -16,15 +16,19 @@ the channels that a fifth leaves over, as in the authors' code.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
 
+from revseg.engine.gradients import Grads
 from revseg.engine.tracing import has_hooks
 from revseg.layers.blocks import BNAct
+from revseg.layers.convolution import Convolution
+from revseg.layers.layer_input import LayerInput
 from revseg.layers.layer_module import LayerModule, Linear
-from revseg.layers.linear import Convolution, Grads, Source, held
+from revseg.layers.linear import LinearOp
 
 DILATIONS = (1, 2, 4, 8, 16)
 
@@ -67,12 +71,12 @@ class ESP(LayerModule):
         reduce, dilated = Convolution.of(self.reduce), [Convolution.of(conv) for conv in self.dilated]
         if reduce is None or None in dilated or has_hooks(self.dilated):
             return None
-        maker = _ESPMaker(reduce, [conv for conv in dilated if conv is not None], self.residual)
+        op = _ESPOp(reduce, [conv for conv in dilated if conv is not None], self.residual)
         weights = (self.reduce.weight, *(conv.weight for conv in self.dilated))
-        return maker, weights  # type: ignore[return-value]
+        return op, weights  # type: ignore[return-value]
 
 
-class _ESPMaker:
+class _ESPOp(LinearOp):
     """The raw map of `ESP`. Parameters: the weight that reduces, then those that dilate."""
 
     def __init__(self, reduce: Convolution, dilated: Sequence[Convolution], residual: bool) -> None:
@@ -83,13 +87,13 @@ class _ESPMaker:
         y = _fused([c.forward(reduced, w) for c, w in zip(self.dilated, parameters[1:], strict=True)])
         return x + y if self.residual else y
 
-    def make(self, x: Source, like: Tensor, parameters: Sequence[Tensor], computed: bool) -> Tensor:
-        return self.forward(x(lambda whole: whole), *parameters)
+    def make(self, x: LayerInput, parameters: Sequence[Tensor]) -> Tensor:
+        return self.forward(x.values(), *parameters)
 
     def backward(
-        self, du: Tensor, x: Source, like: Tensor, parameters: Sequence[Tensor], wanted: list[bool]
+        self, du: Tensor, x: LayerInput, parameters: Sequence[Tensor], wanted: Sequence[bool]
     ) -> Grads:
-        reduced = self.reduce.make(x, like, parameters[:1], True)
+        reduced = self.reduce.make(replace(x, computed=True), parameters[:1])
         widths = [len(weight) for weight in parameters[1:]]
         first, *others = torch.split(du, widths, 1)
         # A map that was added to all behind it gets the sum of their gradients.
@@ -98,13 +102,13 @@ class _ESPMaker:
         dreduced: Tensor | None = None
         found: Grads = []
         for conv, d, weight, want in zip(self.dilated, maps, parameters[1:], wanted[2:], strict=True):
-            part, dweight = conv.backward(d, held(reduced), reduced, [weight], [below, want])
+            part, dweight = conv.backward(d, LayerInput(reduced), [weight], [below, want])
             found.append(dweight)
             if part is not None:
                 dreduced = part if dreduced is None else dreduced + part
         if dreduced is None:
             return [None, None, *found]
-        dx, dweight = self.reduce.backward(dreduced, x, like, parameters[:1], wanted[:2])
+        dx, dweight = self.reduce.backward(dreduced, x, parameters[:1], wanted[:2])
         return [dx + du if self.residual and dx is not None else dx, dweight, *found]
 
 

@@ -15,11 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from revseg import ops
+from revseg.engine.gradients import Grads
 from revseg.engine.tensors import dense
 from revseg.engine.tracing import has_hooks
 from revseg.layers.blocks import BNAct
+from revseg.layers.convolution import Convolution
+from revseg.layers.layer_input import LayerInput, gather
 from revseg.layers.layer_module import LayerModule, Linear
-from revseg.layers.linear import Convolution, Grads, Source, gather, held, images_of, summed
+from revseg.layers.linear import LinearOp, summed
 
 POOLS = ("avg", "max")
 MERGES = ("sum", "mean")
@@ -81,7 +84,7 @@ class CPP(LayerModule):
         self.norm = BNAct(normed, activation=activation, eps=eps, momentum=momentum)
 
     def plain(self, x: Tensor) -> Tensor:  # [N, in_channels, H, W] -> [N, out_channels, h, w]
-        # picked here, as the gradient of a strided 1 x 1 convolution can crash, see `revseg.layers.linear`
+        # picked here, as the gradient of a strided 1 x 1 convolution can crash, see `revseg.layers.convolution`
         new = self.pointwise(_every_second(x))
         pooled = self.pooled(x)
         if self.post_norm:
@@ -98,14 +101,14 @@ class CPP(LayerModule):
         pointwise = Convolution.of(self.pointwise)
         if pointwise is None or not self.post_norm or has_hooks(self.pools, *self.pools):
             return None
-        maker = _CPPMaker(pointwise, self.pooled)
+        op = _CPPOp(pointwise, self.pooled)
         if all(isinstance(pool, nn.AvgPool2d) for pool in self.pools):
             share = 1 / len(self.sizes) if self.merge == "mean" else 1.0
-            maker = _AveragePools(pointwise, self.pooled, self.sizes, share)
-        return maker, (self.pointwise.weight,)
+            op = _AveragePools(pointwise, self.pooled, self.sizes, share)
+        return op, (self.pointwise.weight,)
 
 
-class _CPPMaker:
+class _CPPOp(LinearOp):
     """The raw map of CPP, an image at a time: new channels from every second pixel, old ones from the pools."""
 
     def __init__(self, pointwise: Convolution, pooled: Callable[[Tensor], Tensor]) -> None:
@@ -114,33 +117,33 @@ class _CPPMaker:
     def forward(self, x: Tensor, *parameters: Tensor) -> Tensor:
         return torch.cat((self.pointwise.forward(_every_second(x), *parameters), self.pooled(x)), 1)
 
-    def make(self, x: Source, like: Tensor, parameters: Sequence[Tensor], computed: bool) -> Tensor:
+    def make(self, x: LayerInput, parameters: Sequence[Tensor]) -> Tensor:
         maps = (
             torch.cat((self.pointwise.forward(_every_second(image), *parameters), self.pool(image)), 1)
-            for image in images_of(x, len(like))
+            for image in x.images()
         )
-        return gather(maps, len(like))
+        return gather(maps, len(x.raw))
 
     def backward(
-        self, du: Tensor, x: Source, like: Tensor, parameters: Sequence[Tensor], wanted: list[bool]
+        self, du: Tensor, x: LayerInput, parameters: Sequence[Tensor], wanted: Sequence[bool]
     ) -> Grads:
-        old = like.shape[1]
-        points = x(_every_second)
-        shapes = self.input_of_pools(x, like) if wanted[0] else like
-        dx = torch.empty_like(like, dtype=du.dtype) if wanted[0] else None
+        old = x.raw.shape[1]
+        points = x.values(_every_second)
+        shapes = self.input_of_pools(x) if wanted[0] else x.raw
+        dx = torch.empty_like(x.raw, dtype=du.dtype) if wanted[0] else None
         of_weight: Grads = [None]
         for i, (d, point, image) in enumerate(
             zip(torch.split(du, 1), torch.split(points, 1), torch.split(shapes, 1), strict=True)
         ):
-            dpoint, *more = self.pointwise.backward(d[:, :-old], held(point), point, parameters, wanted)
+            dpoint, *more = self.pointwise.backward(d[:, :-old], LayerInput(point), parameters, wanted)
             of_weight = summed(of_weight, more)
             if dx is not None and dpoint is not None:
                 dx[i : i + 1] = self.pool_backward(d[:, -old:], image.to(du.dtype))
                 dx[i : i + 1, :, ::2, ::2] += dpoint
         return [dx, *of_weight]
 
-    def input_of_pools(self, x: Source, like: Tensor) -> Tensor:
-        return x(lambda whole: whole)  # the gradient of a maximum depends on where it was
+    def input_of_pools(self, x: LayerInput) -> Tensor:
+        return x.values()  # the gradient of a maximum depends on where it was
 
     def pool(self, image: Tensor) -> Tensor:
         return self.pooled(image)
@@ -152,7 +155,7 @@ class _CPPMaker:
         return torch.autograd.grad(pooled, image, dy)[0]
 
 
-class _AveragePools(_CPPMaker):
+class _AveragePools(_CPPOp):
     """The same for average pools at stride 2, whose gradient does not depend on their input."""
 
     def __init__(
@@ -165,8 +168,8 @@ class _AveragePools(_CPPMaker):
         super().__init__(pointwise, pooled)
         self.sizes, self.share = sizes, share
 
-    def input_of_pools(self, x: Source, like: Tensor) -> Tensor:
-        return like
+    def input_of_pools(self, x: LayerInput) -> Tensor:
+        return x.raw
 
     def pool(self, image: Tensor) -> Tensor:
         return ops.sum_of_pools(image, self.sizes).mul_(self.share)

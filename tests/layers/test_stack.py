@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from revseg.layers.blocks import ConvBNAct, ImageConvBNAct, asymmetric_pairs
+from revseg.layers.convolution import Convolution
 from revseg.layers.images import normalize_images
-from revseg.layers.linear import Convolution
 from revseg.layers.stack import Stack
 from tests.helpers import assert_same_result, relative_error, run_step, small_input
 from tests.layers.stack_twins import Plain, by_name, layer, small_stack, stirred
@@ -82,10 +82,10 @@ def test_equals_them_at_any_size(size, runs):
     ],
     ids=str,
 )
-def test_a_maker_knows_whether_it_is_an_asymmetric_convolution(options, dilation):
-    maker = Convolution.of(nn.Conv2d(4, 4, **{"bias": False, **options}))
-    assert maker is not None
-    assert maker.asymmetric == dilation
+def test_an_op_knows_whether_it_is_an_asymmetric_convolution(options, dilation):
+    op = Convolution.of(nn.Conv2d(4, 4, **{"bias": False, **options}))
+    assert op is not None
+    assert op.asymmetric == dilation
 
 
 OTHERS = {

@@ -6,7 +6,7 @@ import torch
 from revseg import OneSidedCoupling, ReversibleSequence
 from revseg.kernels.cpu.compiled import LEAST
 from revseg.layers.blocks import asymmetric_pairs
-from revseg.layers.linear import _LARGE
+from revseg.layers.layer_input import _LARGE
 from revseg.testing import plain_twin
 from tests.helpers import assert_bitwise, relative_error, run_step
 

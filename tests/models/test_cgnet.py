@@ -117,7 +117,7 @@ def test_other_names_are_refused():
 
 @pytest.mark.parametrize("large", [1 << 18, 1])
 def test_a_step_is_that_of_plain_modules(monkeypatch, large):
-    monkeypatch.setattr("revseg.layers.linear._LARGE", large)  # images from this size on go one by one
+    monkeypatch.setattr("revseg.layers.layer_input._LARGE", large)  # images from this size on go one by one
     assert_modules_agree(small, images(33, 49), monkeypatch)
 
 
