@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 _INTEGER = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def is_plain(x: Tensor) -> bool:
+    """Whether its values lie in one piece of memory: it is not sharded, quantized, nested or sparse."""
+    ordinary = type(x) in (Tensor, nn.Parameter) or not is_traceable_wrapper_subclass(x)
+    return ordinary and x.layout is torch.strided and not x.is_nested
 
 
 def dense(x: Tensor) -> Tensor:

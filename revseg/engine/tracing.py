@@ -23,10 +23,16 @@ def is_traced(tensors: Iterable[Tensor]) -> bool:
     )
 
 
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_METHODS = ("forward", "_conv_forward", "_call_impl")  # that wrappers replace on one module, not on its class
+
+
 def has_hooks(*modules: nn.Module) -> bool:
-    """Whether somebody waits for the call of one of these modules."""
-    names = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return any(getattr(module, name) for module in modules for name in names)
+    """Whether somebody waits for the call of one of these modules, or has put another function into its place."""
+    return any(
+        any(getattr(module, name) for name in _HOOKS) or any(name in vars(module) for name in _METHODS)
+        for module in modules
+    )
 
 
 def _is_exporting() -> bool:

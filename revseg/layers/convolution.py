@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from revseg.engine.gradients import Grads
+from revseg.engine.tensors import is_plain
 from revseg.engine.tracing import has_hooks
 from revseg.layers.layer_input import LayerInput, by_image, gather, is_large
 from revseg.layers.linear import LinearOp, prepared, summed
@@ -59,7 +60,9 @@ class Convolution(LinearOp):
             return None
         ordinary = type(conv) in (nn.Conv2d, nn.ConvTranspose2d)
         zeros = conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
-        return cls(conv, prepare, picked) if ordinary and zeros else None
+        if not ordinary or not zeros or not is_plain(conv.weight):
+            return None
+        return cls(conv, prepare, picked)
 
     def forward(self, x: Tensor, *parameters: Tensor) -> Tensor:
         weight, bias = parameters[0], parameters[1] if len(parameters) > 1 else None

@@ -26,6 +26,7 @@ from revseg import ops
 from revseg.engine.function import Coupled, Differentiate, Function, Onto
 from revseg.engine.gradients import Grads, total
 from revseg.engine.memo import noting, reminding
+from revseg.engine.tensors import is_plain
 from revseg.engine.tracing import has_hooks, is_traced
 from revseg.layers.convolution import Convolution
 from revseg.layers.stack_layer import Layer, layer_of
@@ -87,15 +88,16 @@ def _parts(modules: Iterable[nn.Module]) -> Iterator[Layer | nn.Module]:
 
 def _first_layer(row: Sequence[nn.Module]) -> tuple[Layer | None, int]:
     """The layer that the row begins with, None if it begins with another module; and how many modules it is."""
-    first = row[0]
+    first: Any = row[0]
     as_layer = getattr(first, "as_layer", None)
     if callable(as_layer):
         return None if has_hooks(first) else as_layer(), 1
-    if len(row) < 2 or not isinstance(first, (nn.Conv2d, nn.ConvTranspose2d)):
+    op = Convolution.of(first) if len(row) > 1 else None
+    if op is None:  # a weight that is made anew for each use must not be asked for
         return None, 1
     parameters = first.weight, first.bias
     for length, act in ((3, row[2] if len(row) > 2 else None), (2, nn.Identity())):
-        layer = None if act is None else layer_of(Convolution.of(first), parameters, row[1], act)
+        layer = None if act is None else layer_of(op, parameters, row[1], act)
         if layer is not None:
             return layer, length
     return None, 1
@@ -109,6 +111,7 @@ def stacks_are_right(x: Tensor) -> bool:
         and not is_traced([x])
         and x.ndim == 4
         and x.numel() > 0
+        and is_plain(x)
         and not hooks_of_all._global_forward_hooks
         and not hooks_of_all._global_forward_pre_hooks
         and not hooks_of_all._global_backward_hooks
