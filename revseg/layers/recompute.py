@@ -9,7 +9,6 @@ so that running statistics count a batch once and dropout masks repeat.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,13 +16,13 @@ from torch import Tensor, nn
 from torch._compile import _disable_dynamo  # torch.compiler.disable, without importing the compiler
 from torch.autograd.graph import get_gradient_edge
 from torch.nn.parameter import is_lazy
-from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from revseg.engine.drift import Check, Fingerprint, complain, raise_pending, report
 from revseg.engine.gradients import Grads, alias, gradients
 from revseg.engine.replay import Call
 from revseg.engine.tensors import versions
 from revseg.engine.tracing import is_traced
+from revseg.layers.structure import Structure, closed_objects, put_together, take_apart
 
 
 class Recompute(nn.Module):
@@ -34,8 +33,8 @@ class Recompute(nn.Module):
     y = stem(x)   # keeps x
     ```
 
-    The call is that of the module: any arguments, tensors or not, also inside tuples, lists and
-    dictionaries; the same for what it returns. The state dict is that of the module, without a
+    The call is that of the module: any arguments, tensors or not, also inside tuples, lists,
+    dictionaries, dataclasses and whatever else torch's pytree knows; the same for what it returns. The state dict is that of the module, without a
     prefix, so checkpoints fit with the wrapper and without it.
 
     Args:
@@ -71,6 +70,7 @@ class Recompute(nn.Module):
 
         Raises:
             RuntimeError: If the module writes to an input: it would be gone in the second run.
+            TypeError: If it returns an object of another kind: tensors inside would have no gradient.
         """
         if self.save_activations or not torch.is_grad_enabled() or is_traced(_tensors(args, kwargs)):
             return self.module(*args, **kwargs)
@@ -97,9 +97,22 @@ class Recompute(nn.Module):
         return self.module.state_dict(*args, **kwargs)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        for name in [name for name in state_dict if name.startswith(prefix)]:
-            state_dict[f"{prefix}module.{name[len(prefix) :]}"] = state_dict.pop(name)
+        names = [name[len(prefix) :] for name in state_dict if name.startswith(prefix)]
+        if not self._are_own(names):
+            found = {name: state_dict.pop(prefix + name) for name in names}
+            state_dict.update({f"{prefix}module.{name}": value for name, value in found.items()})
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def _are_own(self, names: Sequence[str]) -> bool:
+        """Whether these are names by `named_parameters()`, which begin with "module.", and not those of a state dict."""
+        known = {*self.module.state_dict()}
+        known |= {
+            name
+            for named in (self.module.named_parameters(), self.module.named_buffers())
+            for name, _ in named
+        }
+        inner = [name.removeprefix("module.") for name in names if name.startswith("module.")]
+        return len(known.intersection(inner)) > len(known.intersection(names))
 
     def extra_repr(self) -> str:
         return f"save_activations={self.save_activations}, check={self.check!r}"
@@ -141,6 +154,12 @@ class _Use:
             raise RuntimeError(
                 f"{self.name}: the module writes to its input, which is then not there to run again with; "
                 "make its first in-place operation (inplace=True, add_, ...) an ordinary one"
+            )
+        for other in closed_objects(self.structure):
+            raise TypeError(
+                f"{self.name}: expected the module to return tensors, in tuples, lists, dictionaries or dataclasses, "
+                f"got a {type(other).__name__}, inside of which tensors would have no gradient; make that known by "
+                "torch.utils._pytree.register_pytree_node, or set save_activations=True"
             )
         outputs = _own(values, self._belongings(inputs))
         self.fingerprint = Fingerprint.of(_comparable(outputs)) if self.check else None
@@ -219,27 +238,3 @@ def _memory(x: Tensor) -> int:
 
 def _comparable(values: Sequence[Tensor]) -> list[Tensor]:
     return [y for y in values if y.is_floating_point() and y.layout == torch.strided and y.numel()]
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a tensor stood: its index among the tensors."""
-
-    index: int
-
-
-Structure = tuple[list[Any], Any]  # leaves, with places for tensors, and the tree they hang on
-
-
-def take_apart(value: Any) -> tuple[list[Tensor], Structure]:
-    """The tensors in the value, each once, and what is left without them."""
-    leaves, tree = tree_flatten(value)
-    tensors = {id(x): x for x in leaves if isinstance(x, Tensor)}
-    places = {key: Place(index) for index, key in enumerate(tensors)}
-    return list(tensors.values()), ([places.get(id(x), x) for x in leaves], tree)
-
-
-def put_together(tensors: Sequence[Tensor], structure: Structure) -> Any:
-    """The value with these tensors in their places."""
-    leaves, tree = structure
-    return tree_unflatten([tensors[x.index] if isinstance(x, Place) else x for x in leaves], tree)

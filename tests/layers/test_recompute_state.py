@@ -142,3 +142,46 @@ def test_a_module_used_twice_and_parameters_shared_with_the_outside():  # 38
     torch.manual_seed(0)
     net = Twice().double()
     assert_same_step(net, twin(net), small_input(), tolerance=1e-13)
+
+
+class Named(nn.Module):
+    """Whose part is called as that of a `Recompute`."""
+
+    def __init__(self):
+        super().__init__()
+        self.module, self.weight = nn.Linear(3, 3), nn.Parameter(torch.zeros(3))
+
+    def forward(self, x):
+        return self.module(x) * self.weight
+
+
+NETWORKS = {
+    "one": lambda: Recompute(nn.Conv2d(3, 3, 1)),
+    "in a row": lambda: nn.Sequential(Recompute(nn.Conv2d(3, 3, 1)), nn.Conv2d(3, 3, 1)),
+    "with buffers": lambda: nn.Sequential(Recompute(nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)))),
+    "inside of itself": lambda: Recompute(nn.Sequential(Recompute(nn.Conv2d(3, 3, 1)), nn.PReLU())),
+    "a part called module": lambda: nn.Sequential(Recompute(Named())),
+    "around a part called module": lambda: Recompute(Recompute(Named())),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_parameters_by_their_names_can_be_loaded(kind):
+    """As a moving average saves them that was written by hand; they were skipped."""
+    net = NETWORKS[kind]()
+    saved = {
+        name: torch.full_like(t, i)
+        for i, (name, t) in enumerate([*net.named_parameters(), *net.named_buffers()])
+    }
+    assert not any(net.load_state_dict(dict(saved)))
+    for name, t in [*net.named_parameters(), *net.named_buffers()]:
+        assert torch.equal(t, saved[name])
+    twin = NETWORKS[kind]()
+    twin.load_state_dict(net.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(twin.parameters(), net.parameters(), strict=True))
+
+
+def test_names_that_fit_nothing_are_reported():
+    net = nn.Sequential(Recompute(nn.Linear(3, 3)))
+    with pytest.raises(RuntimeError, match="Unexpected key"):
+        net.load_state_dict({**net.state_dict(), "0.other": torch.zeros(1)})
