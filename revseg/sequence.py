@@ -20,10 +20,10 @@ from revseg.engine.exact import Exact, exactness
 from revseg.engine.replay import swapped_buffers
 from revseg.engine.steps import Side, Step, Streams, Update, Values, run_plain
 from revseg.engine.tensors import dense
-from revseg.engine.tracing import has_hooks, is_traced
+from revseg.engine.tracing import Unscriptable, has_hooks, is_traced, refuse_symbol
 
 
-class ReversibleSequence(nn.Module):
+class ReversibleSequence(Unscriptable, nn.Module):
     """Reversible blocks in a row, trained without storing their activations.
 
     ```python
@@ -190,6 +190,7 @@ class ReversibleSequence(nn.Module):
                     f"{list(x1.shape)} {x1.dtype} on {x1.device} and {list(x2.shape)} {x2.dtype} on {x2.device}"
                 )
         else:
+            refuse_symbol(x)
             kind = f"{len(x)} of them" if isinstance(x, (list, tuple)) else type(x).__name__
             raise TypeError(f"expected one tensor or a pair of tensors, got {kind}")
         if not x1.is_floating_point():

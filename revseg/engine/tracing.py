@@ -11,16 +11,55 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.fx import Proxy
+
+_TRACERS = "torch.export.export(model, inputs) and torch.jit.trace(model, inputs)"
 
 
-def is_traced(tensors: Iterable[Tensor]) -> bool:
-    """Whether tracing, export, a function transform or forward-mode differentiation is on."""
+def is_traced(values: Iterable[Tensor | Proxy]) -> bool:
+    """Whether tracing, export, a function transform or forward-mode differentiation is on.
+
+    Raises:
+        TypeError: If a value is a symbol of `torch.fx.symbolic_trace`, which follows no branches.
+    """
     return (
         torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
         or torch._C._are_functorch_transforms_active()
         or _is_exporting()
-        or any(forward_ad.unpack_dual(x).tangent is not None for x in tensors)  # type: ignore[no-untyped-call]
+        or any(_is_dual(x) for x in values)
     )
+
+
+def _is_dual(x: Tensor | Proxy) -> bool:
+    refuse_symbol(x)
+    return forward_ad.unpack_dual(x).tangent is not None  # type: ignore[no-untyped-call]
+
+
+def refuse_symbol(x: object) -> None:
+    """Refuse what stands for a tensor while `torch.fx.symbolic_trace` runs.
+
+    Raises:
+        TypeError: If x is such a symbol.
+    """
+    if isinstance(x, Proxy):
+        raise TypeError(
+            "torch.fx.symbolic_trace follows no branches, so it cannot follow modules of revseg; "
+            f"{_TRACERS} record their ordinary operations"
+        )
+
+
+class Unscriptable:
+    """A module that TorchScript is not to compile: it would find source code that it does not know."""
+
+    def __prepare_scriptable__(self) -> None:
+        """Called by `torch.jit.script`.
+
+        Raises:
+            TypeError: Always.
+        """
+        raise TypeError(
+            f"torch.jit.script cannot compile {type(self).__name__}; {_TRACERS} record its ordinary operations"
+        )
 
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from revseg import ops
-from revseg.engine.tracing import is_traced
+from revseg.engine.tracing import is_traced, refuse_symbol
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,7 @@ class Normalization:
             ValueError: If the shape is not [N, C, H, W].
             TypeError: If the images are neither uint8 nor float.
         """
+        refuse_symbol(images)
         channels = len(self.mean)
         if images.ndim != 4 or images.shape[1] != channels:
             raise ValueError(f"expected images [N, {channels}, H, W], got shape {list(images.shape)}")
@@ -101,6 +102,7 @@ def of_each_image(
         images: Bytes or floats [N, C, H, W], as `normalize` takes them.
         normalize: Makes floats of them.
     """
+    refuse_symbol(images)
     if images.is_floating_point():
         return fn(normalize(images))
     return torch.cat([fn(normalize(image)) for image in torch.split(images, 1)])

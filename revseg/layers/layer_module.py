@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from revseg.engine.tracing import has_hooks
+from revseg.engine.tracing import Unscriptable, has_hooks
 from revseg.layers.linear import LinearOp
 from revseg.layers.stack import run_layers, stacks_are_right
 from revseg.layers.stack_layer import Layer, layer_of
@@ -19,7 +19,7 @@ Linear = tuple[
 ]  # the operation, and its parameters, None for those it lacks
 
 
-class LayerModule(nn.Module):
+class LayerModule(Unscriptable, nn.Module):
     """Called alone it is a stack of one layer; `Stack` asks for `as_layer` and joins it to its neighbours.
 
     A subclass has `norm`, batch norm and activation in a row, and defines `linear` and `plain`.

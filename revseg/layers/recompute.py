@@ -15,17 +15,18 @@ import torch
 from torch import Tensor, nn
 from torch._compile import _disable_dynamo  # torch.compiler.disable, without importing the compiler
 from torch.autograd.graph import get_gradient_edge
+from torch.fx import Proxy
 from torch.nn.parameter import is_lazy
 
 from revseg.engine.drift import Check, Fingerprint, complain, raise_pending, report
 from revseg.engine.gradients import Grads, alias, gradients
 from revseg.engine.replay import Call
 from revseg.engine.tensors import versions
-from revseg.engine.tracing import is_traced
+from revseg.engine.tracing import Unscriptable, is_traced
 from revseg.layers.structure import Structure, closed_objects, put_together, take_apart
 
 
-class Recompute(nn.Module):
+class Recompute(Unscriptable, nn.Module):
     """A module whose activations are computed again in the backward pass instead of stored.
 
     ```python
@@ -72,7 +73,7 @@ class Recompute(nn.Module):
             RuntimeError: If the module writes to an input: it would be gone in the second run.
             TypeError: If it returns an object of another kind: tensors inside would have no gradient.
         """
-        if self.save_activations or not torch.is_grad_enabled() or is_traced(_tensors(args, kwargs)):
+        if self.save_activations or not torch.is_grad_enabled() or is_traced(_followed(args, kwargs)):
             return self.module(*args, **kwargs)
         return self._run(*args, **kwargs)
 
@@ -216,9 +217,11 @@ class _Use:
         report(off, judge)
 
 
-def _tensors(*values: Any) -> Iterator[Tensor]:
-    """The tensors in nested values; looked for only when asked for, as a compiler would follow."""
-    yield from take_apart(values)[0]
+def _followed(*values: Any) -> Iterator[Tensor | Proxy]:
+    """What tracers could follow in nested values; looked for only when asked for, as a compiler would follow."""
+    tensors, structure = take_apart(values)
+    yield from tensors
+    yield from (x for x in closed_objects(structure) if isinstance(x, Proxy))
 
 
 def _own(values: Sequence[Tensor], others: Sequence[Tensor]) -> tuple[Tensor, ...]:

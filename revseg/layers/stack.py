@@ -27,13 +27,13 @@ from revseg.engine.function import Coupled, Differentiate, Function, Onto
 from revseg.engine.gradients import Grads, total
 from revseg.engine.memo import noting, reminding
 from revseg.engine.tensors import is_plain
-from revseg.engine.tracing import has_hooks, is_traced
+from revseg.engine.tracing import Unscriptable, has_hooks, is_traced
 from revseg.layers.convolution import Convolution
 from revseg.layers.stack_layer import Layer, layer_of
 from revseg.layers.stack_pass import Plan, differentiable, gradients_of
 
 
-class Stack(nn.Sequential):
+class Stack(Unscriptable, nn.Sequential):
     """`nn.Sequential`, of which neighbouring layers keep one raw map each.
 
     A layer is a convolution, transposed or not, the batch norm behind it and the activation behind
