@@ -140,6 +140,7 @@ def gradients_of(
                 found[slot] = gradient.view(p.shape).to(p.dtype)
         for slot, dparameter in zip(of_op, dparameters, strict=True):
             found[slot] = None if dparameter is None else dparameter.to(parameters[slot].dtype)
+        del dnorm, dparameters
         if not asked[0]:
             break
     return [dx.to(x.dtype) if wanted[0] and dx is not None else None, *found]
