@@ -120,6 +120,8 @@ class Recompute(Unscriptable, nn.Module):
 
 
 class _Recomputed(torch.autograd.Function):
+    boxed_grads_call = True  # where torch knows it, the incoming gradients are freed after their first use
+
     @staticmethod
     def forward(ctx: Any, use: _Use, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
         outputs = use.forward(tensors[:count])
@@ -130,10 +132,25 @@ class _Recomputed(torch.autograd.Function):
 
     @staticmethod
     @_disable_dynamo
-    def backward(ctx: Any, *dys: Tensor | None) -> Any:
+    def backward(ctx: Any, *box: Any) -> Any:
         raise_pending()
+        dys: Grads = box[0] if isinstance(box[0], list) else list(box)
         saved = ctx.saved_tensors
         return None, None, *ctx.use.backward(saved[: ctx.count], saved[ctx.count :], dys)
+
+
+class _Entry(torch.autograd.Function):
+    """Where gradients enter a graph. They are handed over: whoever sends them by `autograd.grad` holds them to its end."""
+
+    @staticmethod
+    def forward(ctx: Any, dys: list[Tensor], *ys: Tensor) -> Tensor:
+        ctx.dys = dys
+        return torch.zeros((), device=ys[0].device)
+
+    @staticmethod
+    def backward(ctx: Any, start: Tensor) -> Any:
+        dys, ctx.dys = ctx.dys, None
+        return None, *dys
 
 
 class _Use:
@@ -166,10 +183,8 @@ class _Use:
         self.fingerprint = Fingerprint.of(_comparable(outputs)) if self.check else None
         return outputs
 
-    def backward(
-        self, inputs: Sequence[Tensor], parameters: Sequence[Tensor], dys: Sequence[Tensor | None]
-    ) -> Grads:
-        """The gradients of inputs and parameters."""
+    def backward(self, inputs: Sequence[Tensor], parameters: Sequence[Tensor], dys: Grads) -> Grads:
+        """The gradients of inputs and parameters; the list of the results' is emptied."""
         again = torch.is_grad_enabled()  # create_graph=True: the gradients will be differentiated
         if again:
             leaves, own = [alias(x) for x in inputs], [alias(p) for p in parameters]
@@ -180,15 +195,19 @@ class _Use:
         with torch.enable_grad():
             values, _ = self.call.rerun(self.replay, *leaves, parameters=own)
         self._compare(values)
-        ends = [
-            (get_gradient_edge(y), dy)
-            for y, dy in zip(values, dys, strict=True)
-            if dy is not None and y.requires_grad
-        ]
-        del values  # freed before its gradients take room
+        ends = [(y, dy) for y, dy in zip(values, dys, strict=True) if dy is not None and y.requires_grad]
+        dys.clear()
+        del values
         if not ends:
             return [None] * (len(leaves) + len(own))
-        edges, found = zip(*ends, strict=True)
+        ys, found = map(list, zip(*ends, strict=True))
+        del ends
+        if not again:
+            with torch.enable_grad():
+                ys = [_Entry.apply(found, *ys)]  # type: ignore[no-untyped-call]
+            found = [torch.ones_like(ys[0])]
+        edges = [get_gradient_edge(y) for y in ys]
+        del ys  # freed before its gradients take room
         return gradients(edges, [*leaves, *own], found, self.name, create_graph=again)
 
     def _belongings(self, inputs: Sequence[Tensor]) -> list[Tensor]:

@@ -10,9 +10,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from revseg import InversionError, Recompute
-from revseg.memory import saved_bytes
+from revseg.memory import peak_bytes, saved_bytes
 from tests.helpers import (
     Through,
     assert_same_step,
@@ -259,3 +260,35 @@ def test_what_is_no_module_and_no_check_is_refused():
         Recompute(F.relu)
     with pytest.raises(ValueError, match="expected check to be"):
         Recompute(nn.ReLU(), check="maybe")
+
+
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.f = nn.Sequential(
+            nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 1)
+        )
+
+    def forward(self, x):
+        return torch.relu(x + self.f(x))
+
+
+@pytest.mark.parametrize(
+    "module",
+    [Residual(), nn.Sequential(nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8), nn.ReLU())],
+    ids=["residual", "layer"],
+)
+@pytest.mark.parametrize("requires_grad", [True, False])
+def test_a_step_takes_no_more_than_with_the_checkpoint_of_torch(module, requires_grad):
+    """It held the incoming gradient, one map more, until the last one was made."""
+    x, head = torch.randn(2, 8, 64, 64, requires_grad=requires_grad), nn.Conv2d(8, 1, 1)
+
+    def peak(body):
+        def step():
+            module.zero_grad()
+            head(body(x)).square().mean().backward()
+
+        return peak_bytes(step, before=step)
+
+    ours, theirs = peak(Recompute(module)), peak(lambda x: checkpoint(module, x, use_reentrant=False))
+    assert ours <= theirs + x.nbytes // 8  # the fingerprint
