@@ -72,7 +72,7 @@ class UpsampleCrossEntropy(nn.Module):
             TypeError: If a tensor is of another type.
             ValueError: If shapes do not fit, or a label or an option is out of its range.
         """
-        heads = tuple(map(_of_two_classes, (logits,) if isinstance(logits, Tensor) else logits))
+        heads = tuple(map(of_two_classes, (logits,) if isinstance(logits, Tensor) else logits))
         if len({head.shape[1:2] for head in heads}) != 1:
             raise ValueError(f"expected heads with the same classes, got {[list(h.shape) for h in heads]}")
         loss = self.head_loss(heads[0], labels, counts)
@@ -175,11 +175,11 @@ def predict_labels(logits: Logits, size: Sequence[int], align_corners: bool = Fa
     Raises:
         ValueError: If there are more than 255 classes.
     """
-    main = _of_two_classes(logits if isinstance(logits, Tensor) else logits[0])
+    main = of_two_classes(logits if isinstance(logits, Tensor) else logits[0])
     return upsample_argmax(main, size, align_corners=align_corners)
 
 
-def _of_two_classes(logits: Tensor) -> Tensor:
+def of_two_classes(logits: Tensor) -> Tensor:
     """The scores of a single class beside those of what is around it, zeros; others as they are."""
     single = logits.ndim == 4 and logits.shape[1] == 1
     return torch.cat((torch.zeros_like(logits), logits), 1) if single else logits

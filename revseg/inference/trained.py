@@ -20,6 +20,7 @@ from revseg.data.images import read_image
 from revseg.files import load_weights
 from revseg.inference.augmented import Augmentation, scores_of
 from revseg.inference.windows import TensorRows, Windows, predict_rows
+from revseg.losses import of_two_classes
 from revseg.models import load_model
 from revseg.ops import upsample_argmax
 
@@ -50,15 +51,15 @@ class TrainedNetwork(nn.Module):
         self.classes = classes
         self.description = dict(description or {})
         self.stride = int(network.stride)  # type: ignore[arg-type]
-        if "num_classes" in self.description and self.description["num_classes"] != len(classes):
-            raise ValueError(
-                f"expected names for {self.description['num_classes']} classes, got {len(classes)}: {classes.names}"
-            )
+        count = self.description.get("num_classes", len(classes))
+        count = 2 if count == 1 else count  # a thing, and what is around it
+        if count != len(classes):
+            raise ValueError(f"expected names for {count} classes, got {len(classes)}: {classes.names}")
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits [N, C, h, w] of the main head for images [N, 3, H, W], uint8 or already normalised."""
         logits = self.network(images)
-        return logits if isinstance(logits, Tensor) else logits[0]
+        return of_two_classes(logits if isinstance(logits, Tensor) else logits[0])
 
     @torch.no_grad()
     def predict(
@@ -128,7 +129,9 @@ def load(path: str | os.PathLike[str], **hyperparameters: object) -> TrainedNetw
 
 def classes_of(description: dict[str, Any]) -> ClassTable:
     """Names and colours of the classes; of older files, which hold names alone, colours of the data set or a wheel."""
-    names = tuple(description.get("classes") or (f"class {i}" for i in range(description["num_classes"])))
+    count = description["num_classes"]
+    unnamed = ("background", "object") if count == 1 else tuple(f"class {i}" for i in range(count))
+    names = tuple(description.get("classes") or unnamed)
     if "colours" in description:
         return ClassTable(names, tuple((r, g, b) for r, g, b in description["colours"]))
     known = next((table for table in (CITYSCAPES, CAMVID) if table.names == names), None)

@@ -7,9 +7,9 @@ registries.
 import ast
 import math
 import re
+import sys
 from collections.abc import Collection, Iterable, Sequence
 from difflib import get_close_matches
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -80,14 +80,18 @@ def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
         raise ValueError(f"unknown {name} {value!r}; {hint}choose one of {', '.join(choices)}")
 
 
-@cache
 def registered_names(part: str, registry: str) -> tuple[str, ...]:
     """The keys of a registry, such as MODELS of revseg.models, in order.
+
+    Those of a package that is imported already are what they are now, with what a user has added; of another one
+    its file is read, as importing it would import torch.
 
     Args:
         part: The package under revseg whose __init__.py defines the registry.
         registry: The name of a dict that is filled by literals.
     """
+    if (package := sys.modules.get(f"revseg.{part}")) is not None and hasattr(package, registry):
+        return tuple(sorted(getattr(package, registry)))
     names: list[str] = []
     source = Path(__file__).parents[1] / part / "__init__.py"
     for node in ast.parse(source.read_text(encoding="utf-8")).body:

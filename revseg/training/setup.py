@@ -21,7 +21,7 @@ from revseg.data import (
 from revseg.data.base import Transform
 from revseg.layers.sync_norm import with_synced_norms
 from revseg.losses import OhemCrossEntropy, UpsampleCrossEntropy
-from revseg.models import create_model
+from revseg.models import create_model, list_models
 from revseg.sequence import set_save_activations
 from revseg.training.choices import key_values
 from revseg.training.distributed import Team, shared_out
@@ -138,10 +138,11 @@ def build_model(settings: TrainSettings, num_classes: int, *, save_activations: 
             f"wrong kind of value in --model-args {' '.join(settings.model_args)}: {error}"
         ) from error
     except ValueError as error:
-        if (settings.exact or settings.lossless) and "hyperparameter 'exact'" in str(error):
-            flag = "--exact" if settings.exact else "--lossless"
+        if (settings.exact or settings.lossless) and "exact" in str(error):
+            flag, edition = "--exact" if settings.exact else "--lossless", f"{settings.model}_rev"
+            hint = f"; --model {edition} has one" if edition in list_models() else ""
             raise ValueError(
-                f"{flag} has no meaning for {settings.model}: it has no reversible part"
+                f"{flag} has no meaning for {settings.model}: it has no reversible part{hint}"
             ) from error
         raise
     if save_activations:

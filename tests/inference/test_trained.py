@@ -110,6 +110,25 @@ def test_colours_are_those_of_the_file_or_of_the_data_set_or_new():
     assert wheel.names[3] == "class 3"
 
 
+def test_a_network_of_one_class_tells_it_from_what_is_around_it(tmp_path):
+    torch.manual_seed(0)
+    network = create_model("vnet", 1, classifier_bias=True)
+    save_weights(
+        tmp_path / "w.safetensors",
+        network.state_dict(),
+        {"model": "vnet", "num_classes": 1, "hyperparameters": {"classifier_bias": True}},
+    )
+    model = revseg.load(tmp_path / "w.safetensors")
+    with torch.no_grad():  # so that some pixels are on either side
+        mean = network.eval()(photo()[None]).mean()
+        for each in (network, model.network):
+            each.classifier.bias -= mean
+    labels = model.predict(photo())
+    assert labels.unique().tolist() == [0, 1]
+    assert torch.equal(labels, predict_labels(network.eval()(photo()[None]), (37, 54))[0])
+    assert len(model.classes) == 2
+
+
 def test_weights_that_are_missing_or_from_elsewhere(tmp_path):
     with pytest.raises(FileNotFoundError, match="expected a weights file"):
         revseg.load(tmp_path / "none.safetensors")
