@@ -168,6 +168,35 @@ def test_label_out_of_range(root, value):
         CamVid(root, "train")[1]
 
 
+def test_void_as_255(root):
+    label = ids(1)
+    label[label == 11] = 255
+    expected = CamVid(root, "train")[1][1]
+    Image.fromarray(label).save(root / "trainannot" / "f1.png")
+    assert torch.equal(CamVid(root, "train")[1][1], expected)
+
+
+def test_labels_as_jpeg_are_refused(root):
+    # their compression makes ids of pixels that were never there
+    (root / "trainannot" / "f1.png").unlink()
+    Image.fromarray(ids(1)).save(root / "trainannot" / "f1.jpg")
+    dataset = CamVid(root, "train")
+    with pytest.raises(ValueError, match=r"without loss, as PNG, got one whose compression .*f1\.jpg"):
+        dataset.verify()
+    with pytest.raises(ValueError, match=r"without loss, as PNG, got JPEG, whose compression .*f1\.jpg"):
+        dataset[1]
+
+
+def test_equal_stems_of_two_sequences(root):
+    for number, sequence in enumerate(("s1", "s2")):
+        for kind in ("train", "trainannot"):
+            (root / kind / sequence).mkdir()
+            (root / kind / f"f{number}.png").rename(root / kind / sequence / "a.png")
+    dataset = CamVid(root, "train")
+    assert dataset.names == ("train_f2", "s1_a", "s2_a")
+    assert np.array_equal(dataset[2][0].permute(1, 2, 0).numpy(), pixels(1))
+
+
 def test_colour_label(root):
     Image.fromarray(pixels(1)).save(root / "trainannot" / "f1.png")
     with pytest.raises(
