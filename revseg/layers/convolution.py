@@ -1,4 +1,4 @@
-"""Two-dimensional convolutions as the linear part of a layer.
+"""Convolutions of one, two and three dimensions as the linear part of a layer.
 
 A CPU copies maps into layouts of its own, and those in half precision into float32 as well: large ones therefore
 go through a convolution image by image, and their weight's gradient by bands of rows.
@@ -7,7 +7,7 @@ go through a convolution image by image, and their weight's gradient by bands of
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
@@ -23,46 +23,47 @@ from revseg.layers.linear import LinearOp, prepared, summed
 _BAND = 1 << 20
 
 
+Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
+
+
 class Convolution(LinearOp):
-    """A 2-d convolution, transposed or not.
+    """A convolution, transposed or not.
 
     Args:
         conv: Gives stride, padding, dilation and groups.
         prepare: Makes the input out of images that are bytes, of one image at a time; the batch as
             a whole then never exists as floats.
-        picked: Whether the input is, of a strided 1 x 1 convolution, the pixels that it reads.
     """
 
     def __init__(
         self,
-        conv: nn.Conv2d | nn.ConvTranspose2d,
+        conv: Conv,
         prepare: Callable[[Tensor], Tensor] | None = None,
-        picked: bool = False,
     ) -> None:
+        self.dims = len(conv.kernel_size)
         self.stride, self.dilation, self.groups = conv.stride, conv.dilation, conv.groups
         self.padding: Any = conv.padding
         self.transposed, self.output_padding = conv.transposed, conv.output_padding
         self.prepare = prepare
         self.asymmetric = None if prepare else _asymmetric(conv)
-        self.every = None if picked else _steps(conv)  # of the pixels that are picked here
-        if picked or self.every:
-            self.stride = (1, 1)
+        self.every = _steps(conv)  # of the pixels that are picked here
+        if self.every:
+            self.stride = (1,) * self.dims
 
     @classmethod
     def of(
         cls,
         conv: nn.Module,
         prepare: Callable[[Tensor], Tensor] | None = None,
-        picked: bool = False,
     ) -> Convolution | None:
         """The op of this module; None if it is no ordinary convolution."""
-        if not isinstance(conv, (nn.Conv2d, nn.ConvTranspose2d)) or has_hooks(conv):
+        if not isinstance(conv, Conv) or has_hooks(conv):
             return None
-        ordinary = type(conv) in (nn.Conv2d, nn.ConvTranspose2d)
+        ordinary = type(conv) in get_args(Conv)
         zeros = conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
         if not ordinary or not zeros or not is_plain(conv.weight):
             return None
-        return cls(conv, prepare, picked)
+        return cls(conv, prepare)
 
     def forward(self, x: Tensor, *parameters: Tensor) -> Tensor:
         weight, bias = parameters[0], parameters[1] if len(parameters) > 1 else None
@@ -118,7 +119,7 @@ class Convolution(LinearOp):
         if self.every is None:
             return dpicked
         found = torch.zeros_like(shape)
-        found[..., :: self.every[0], :: self.every[1]] = dpicked
+        self._picked(found).copy_(dpicked)
         return found
 
     def _input(self, x: LayerInput, images: slice, dtype: torch.dtype) -> Tensor:
@@ -126,7 +127,8 @@ class Convolution(LinearOp):
 
     def _picked(self, x: Tensor) -> Tensor:
         """The pixels that are read."""
-        return x if self.every is None else x[..., :: self.every[0], :: self.every[1]]
+        pixels: tuple[Any, ...] = tuple(slice(None, None, step) for step in self.every or ())
+        return x[(..., *pixels)] if pixels else x
 
     def _of_parameters(
         self, du: Tensor, x: Tensor, parameters: Sequence[Tensor], wanted: Sequence[bool]
@@ -136,7 +138,13 @@ class Convolution(LinearOp):
         A CPU copies such maps as a whole, into float32 or other layouts: three times each.
         """
         mask = [False, *wanted[1:]]
-        if x.element_size() > 2 or x.device.type != "cpu" or self.transposed or not is_large(x):
+        if (
+            x.ndim != 4
+            or x.element_size() > 2
+            or x.device.type != "cpu"
+            or self.transposed
+            or not is_large(x)
+        ):
             return list(self._call(du, x, parameters, mask)[1:])
         (s, _), (above, across), (d, _) = self.stride, self.padding, self.dilation
         reach = d * (parameters[0].shape[2] - 1) + 1  # rows that one row of du has read
@@ -179,9 +187,9 @@ class Convolution(LinearOp):
         return found[: len(parameters) + 1]
 
 
-def _asymmetric(conv: nn.Conv2d | nn.ConvTranspose2d) -> int | None:
+def _asymmetric(conv: Conv) -> int | None:
     """The dilation of an n x 1 or 1 x n convolution that keeps the size of its map; None for all others."""
-    if conv.transposed:
+    if conv.transposed or len(conv.kernel_size) != 2:
         return None
     (height, width), (down, across) = conv.kernel_size, conv.dilation
     keeps = conv.padding == (down * (height // 2), across * (width // 2)) and conv.stride == (1, 1)
@@ -189,13 +197,13 @@ def _asymmetric(conv: nn.Conv2d | nn.ConvTranspose2d) -> int | None:
     return (down if height > 1 else across) if fits and conv.bias is None else None
 
 
-def _steps(conv: nn.Conv2d | nn.ConvTranspose2d) -> tuple[int, ...] | None:
+def _steps(conv: Conv) -> tuple[int, ...] | None:
     """The stride of a 1 x 1 convolution of few channels; None for all others.
 
     Its weight gradient in channels_last writes beyond its memory on a CPU (torch 2.13).
     """
-    few = conv.in_channels < 16 and not conv.transposed and conv.padding == (0, 0)
-    return conv.stride if few and conv.kernel_size == (1, 1) and max(conv.stride) > 1 else None
+    few = conv.in_channels < 16 and not conv.transposed and not any(conv.padding)
+    return conv.stride if few and max(conv.kernel_size) == 1 and max(conv.stride) > 1 else None
 
 
 def _memory_for(du: Tensor, like: Tensor) -> Tensor:

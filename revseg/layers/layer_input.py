@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from revseg import ops
+from revseg.layers.norms import bn_act
 
-_LARGE = (
-    1 << 18
-)  # values of one image, 1 MiB in float32, from which a batch goes through an op image by image
+# Values of one image, 1 MiB in float32, from which a batch goes through an op image by image.
+_LARGE = 1 << 18
+_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}  # by the dimensions of a tensor
 
 
 def _whole(x: Tensor) -> Tensor:
@@ -25,7 +26,7 @@ def _whole(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class LayerInput:
-    """The input of a layer [N, C, H, W].
+    """The input of a layer, [N, C, L], [N, C, H, W] or [N, C, D, H, W].
 
     Args:
         raw: A map of its shape and strides; without a norm the input itself.
@@ -47,11 +48,11 @@ class LayerInput:
         if self.held is not None:
             return pick(self.held)
         if self.norm is not None:
-            return ops.bn_act(pick(self.raw), self.norm)
+            return bn_act(pick(self.raw), self.norm)
         return lowered(pick(self.raw), self.cast)
 
     def images(self) -> Iterator[Tensor]:
-        """The input [1, C, H, W], one image at a time."""
+        """The input [1, C, ...], one image at a time."""
         for i in range(len(self.raw)):
             yield self.values(lambda whole, i=i: whole[i : i + 1])  # type: ignore[misc]
 
@@ -67,7 +68,7 @@ class LayerInput:
         """The same input in the memory of the raw map, which is gone then."""
         if self.norm is None:
             return self
-        return replace(self, raw=ops.bn_act(self.raw, self.norm, out=self.raw), norm=None)
+        return replace(self, raw=bn_act(self.raw, self.norm, out=self.raw), norm=None)
 
 
 def lowered(x: Tensor, dtype: torch.dtype | None) -> Tensor:
@@ -88,12 +89,12 @@ def by_image(x: Tensor) -> bool:
 
 
 def gather(maps: Iterable[Tensor], count: int) -> Tensor:
-    """Maps [1, C, h, w], made one at a time, as a batch [count, C, h, w]."""
+    """Maps [1, C, ...], made one at a time, as a batch [count, C, ...]."""
     maps = iter(maps)
     first = next(maps)
     if count == 1:
         return first
-    layout = torch.channels_last if _is_channels_last(first) else torch.contiguous_format
+    layout = _CHANNELS_LAST[first.ndim] if _is_channels_last(first) else torch.contiguous_format
     shape = (count, *first.shape[1:])
     batch = torch.empty(shape, dtype=first.dtype, device=first.device, memory_format=layout)
     batch[0] = first[0]
@@ -104,4 +105,5 @@ def gather(maps: Iterable[Tensor], count: int) -> Tensor:
 
 
 def _is_channels_last(x: Tensor) -> bool:
-    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    layout = _CHANNELS_LAST.get(x.ndim)
+    return layout is not None and x.is_contiguous(memory_format=layout) and not x.is_contiguous()

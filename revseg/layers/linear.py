@@ -20,6 +20,7 @@ from torch import Tensor
 from revseg import ops
 from revseg.engine.gradients import Grads
 from revseg.layers.layer_input import LayerInput
+from revseg.layers.norms import batch_statistics, bn_act_backward
 
 
 class LinearOp(ABC):
@@ -28,6 +29,8 @@ class LinearOp(ABC):
     activates_its_input = (
         False  # whether it reads the raw map before it, and would only lose by an activated one
     )
+
+    dims = 2  # of a map, besides images and channels
 
     @abstractmethod
     def forward(self, x: Tensor, *parameters: Tensor) -> Tensor:
@@ -55,7 +58,7 @@ class LinearOp(ABC):
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """The raw map, and its mean and biased variance by channel [C], float64."""
         u = self.make(x, parameters)
-        return u, ops.batch_statistics(u)
+        return u, batch_statistics(u)
 
     def layer_gradients(
         self, end: LayerEnd, x: LayerInput, parameters: Sequence[Tensor], wanted: Sequence[bool]
@@ -101,7 +104,7 @@ class LayerEnd:
 
     def of_raw_map(self) -> tuple[Tensor, list[Tensor]]:
         """The gradient of the raw map, and those of the norm; maps that are not needed any more are let go."""
-        du, *of_norm = ops.bn_act_backward(self.u, self.dz, self.norm, self.batch, self.out)
+        du, *of_norm = bn_act_backward(self.u, self.dz, self.norm, self.batch, self.out)
         del self.u, self.dz, self.out
         return du, of_norm
 

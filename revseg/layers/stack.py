@@ -36,8 +36,8 @@ from revseg.layers.stack_pass import Plan, differentiable, gradients_of
 class Stack(Unscriptable, nn.Sequential):
     """`nn.Sequential`, of which neighbouring layers keep one raw map each.
 
-    A layer is a convolution, transposed or not, the batch norm behind it and the activation behind
-    that, as three modules of the row; or one module with a method `as_layer`, which gives a `Layer`
+    A layer is a convolution of one, two or three dimensions, transposed or not, the batch norm behind it and the
+    activation behind that, as three modules of the row; or one module with a method `as_layer`, which gives a `Layer`
     or None, like `ConvBNAct`. Other modules are called. Stacks inside of stacks count as their
     modules. Names in the state dict are those of `nn.Sequential`.
     """
@@ -45,15 +45,15 @@ class Stack(Unscriptable, nn.Sequential):
     any_memory_format = True  # for the engine, which may lay out streams as convolutions want them
 
     def forward(self, x: Tensor) -> Tensor:
-        if not stacks_are_right(x):
+        if not stacks_are_right(x, (1, 2, 3)):
             return super().forward(x)  # type: ignore[no-any-return, no-untyped-call]
         return _run_stack(self.flat(), x)
 
     def as_function(self, x: Tensor, *side: Any) -> Function | None:
         """This stack as a function that needs no graph, in one run; None if it is more than layers, or must not run as such."""
-        if side or not stacks_are_right(x):
+        if side or not stacks_are_right(x, (1, 2, 3)):
             return None
-        parts = list(_parts(self.flat()))
+        parts = list(_parts(self.flat(), x.ndim - 2))
         layers = [part for part in parts if isinstance(part, Layer)]
         return _Row(layers, x) if layers and len(layers) == len(parts) else None
 
@@ -68,7 +68,7 @@ class Stack(Unscriptable, nn.Sequential):
 
 def _run_stack(modules: Iterable[nn.Module], x: Tensor) -> Tensor:
     layers: list[Layer] = []
-    for part in _parts(modules):
+    for part in _parts(modules, x.ndim - 2):
         if isinstance(part, Layer):
             layers.append(part)
         else:
@@ -77,12 +77,15 @@ def _run_stack(modules: Iterable[nn.Module], x: Tensor) -> Tensor:
     return run_layers(layers, x) if layers else x
 
 
-def _parts(modules: Iterable[nn.Module]) -> Iterator[Layer | nn.Module]:
-    """Layers, and the modules that are part of none."""
+def _parts(modules: Iterable[nn.Module], dims: int) -> Iterator[Layer | nn.Module]:
+    """Layers of maps of so many dimensions, and the modules that are part of none."""
     row = list(modules)
     while row:
         layer, length = _first_layer(row)
-        yield row[0] if layer is None else layer
+        if layer is None or layer.op.dims != dims:
+            yield from row[:length]
+        else:
+            yield layer
         del row[:length]
 
 
@@ -103,13 +106,13 @@ def _first_layer(row: Sequence[nn.Module]) -> tuple[Layer | None, int]:
     return None, 1
 
 
-def stacks_are_right(x: Tensor) -> bool:
-    """Whether this input may go through a stack, and not through the modules themselves."""
+def stacks_are_right(x: Tensor, dims: Sequence[int] = (2,)) -> bool:
+    """Whether this input, a map of so many dimensions, may go through a stack, and not through the modules themselves."""
     return (
         ops.kernels_are_on()
         and not (torch.compiler.is_compiling() and not torch.is_grad_enabled())  # for inference, one graph
         and not is_traced([x])
-        and x.ndim == 4
+        and x.ndim - 2 in dims
         and x.numel() > 0
         and is_plain(x)
         and not hooks_of_all._global_forward_hooks

@@ -16,6 +16,8 @@ from revseg.engine.tracing import has_hooks
 from revseg.layers.layer_input import LayerInput
 from revseg.layers.linear import LinearOp
 
+_NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}  # by the dimensions of a map
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -30,7 +32,7 @@ class Layer:
 
     op: LinearOp
     parameters: tuple[Tensor | None, ...]
-    bn: nn.BatchNorm2d
+    bn: nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
     act: nn.Module
 
     def all_parameters(self) -> list[Tensor | None]:
@@ -81,7 +83,11 @@ def layer_of(
     op: LinearOp | None, parameters: tuple[Tensor | None, ...], bn: nn.Module, act: nn.Module
 ) -> Layer | None:
     """A layer of these parts; None if a stack does not know one of them."""
-    known = type(bn) is nn.BatchNorm2d and type(act) in (nn.PReLU, nn.LeakyReLU, nn.ReLU, nn.Identity)
+    known = (
+        op is not None
+        and type(bn) is _NORMS[op.dims]
+        and type(act) in (nn.PReLU, nn.LeakyReLU, nn.ReLU, nn.Identity)
+    )
     if op is None or not known or has_hooks(bn, act):
         return None
     return Layer(op, parameters, bn, act)  # type: ignore[arg-type]

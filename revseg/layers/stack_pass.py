@@ -21,6 +21,7 @@ from revseg.engine.gradients import Grads
 from revseg.layers.asymmetric_convolution import fused
 from revseg.layers.layer_input import LayerInput, lowered
 from revseg.layers.linear import LayerEnd
+from revseg.layers.norms import bn_act, bn_act_add
 from revseg.layers.stack_layer import Layer
 
 
@@ -66,8 +67,8 @@ class Plan:
         stream, sign = onto or (None, 0)
         fits = stream is not None and stream.shape == u.shape
         if stream is None or not fits or torch.promote_types(u.dtype, stream.dtype) != stream.dtype:
-            return ops.bn_act(u, norm, out=out), None
-        return ops.bn_act_add(u, norm, stream, sign), u.dtype
+            return bn_act(u, norm, out=out), None
+        return bn_act_add(u, norm, stream, sign), u.dtype
 
     def input(self, x: Tensor) -> LayerInput:
         """What the first layer reads."""

@@ -1,0 +1,52 @@
+"""Batch norm and activation (`revseg.ops.bn_act`) of maps of one, two and three dimensions.
+
+The operations see maps [N, C, H, W]. One of another number of dimensions has a view of this kind in the same memory:
+what they do goes channel by channel, and where a value stands in its channel does not matter.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from revseg import ops
+
+
+def plane(x: Tensor) -> Tensor:
+    """A map [N, C, L], [N, C, H, W] or [N, C, D, H, W] as one of two dimensions, in its memory if that has no gaps."""
+    return x if x.ndim == 4 else x.flatten(2, -2) if x.ndim > 4 else x.unsqueeze(2)
+
+
+def batch_statistics(u: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance by channel [C], float64."""
+    return ops.batch_statistics(plane(u))
+
+
+def bn_act(u: Tensor, norm: ops.Norm, out: Tensor | None = None) -> Tensor:
+    """The activated map, of the dtype and strides of u; in `out`, if given."""
+    if u.ndim == 4:
+        return ops.bn_act(u, norm, out=out)
+    out = torch.empty_like(u) if out is None else out
+    ops.bn_act(plane(u), norm, out=plane(out))
+    return out
+
+
+def bn_act_add(u: Tensor, norm: ops.Norm, x: Tensor, sign: int) -> Tensor:
+    """A stream of the shape of u updated by the activated map, x + sign * z."""
+    if u.ndim == 4:
+        return ops.bn_act_add(u, norm, x, sign)
+    out = torch.empty_like(u, dtype=x.dtype)
+    ops.bn_act_add(plane(u), norm, plane(x), sign, out=plane(out))
+    return out
+
+
+def bn_act_backward(
+    u: Tensor, dz: Tensor, norm: ops.Norm, batch: bool, out: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The gradient of the raw map, in `out` if given, and those of weight, bias and slope [C]."""
+    if u.ndim == 4:
+        return ops.bn_act_backward(u, dz, norm, batch, out)
+    out = torch.empty_like(u) if out is None else out
+    _, *of_norm = ops.bn_act_backward(plane(u), plane(dz), norm, batch, plane(out))
+    dweight, dbias, dslope = of_norm
+    return out, dweight, dbias, dslope
