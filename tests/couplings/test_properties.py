@@ -7,13 +7,15 @@ inversion bound says how much more. (Measured in float32: a ratio of 1.0 to 1.2 
 at 4 additive and 1.8 at 4 one-sided ones, 25 at 64 additive and 500 at 64 one-sided ones.)
 """
 
+from functools import reduce
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from revseg import HaarDownsample, ReversibleSequence, Squeeze
+from revseg import AdditiveCoupling, HaarDownsample, OneSidedCoupling, ReversibleSequence, Squeeze
 from revseg.couplings import COUPLINGS
 from revseg.testing import distances, inversion_bound, plain_twin, training_step
 
@@ -203,8 +205,45 @@ def test_squeeze_is_bitwise_exact_and_haar_orthonormal():
     torch.testing.assert_close(haar.down(x)[:, :3, 0, 0], first)
 
 
+@pytest.mark.parametrize("shape", [(2, 3, 6), (2, 3, 6, 10), (2, 3, 4, 6, 2)])
+def test_down_sampling_of_signals_images_and_volumes(shape):
+    x, d = torch.randn(shape, dtype=torch.float64), len(shape) - 2
+    half = [n // 2 for n in shape[2:]]
+    for down in (Squeeze(), HaarDownsample()):
+        y = down.down(x)
+        assert list(y.shape) == [2, 3 * 2**d, *half]
+        torch.testing.assert_close(down.up(y), x)
+        torch.testing.assert_close(y.norm(), x.norm())
+        corner = x[(..., *[slice(0, 2)] * d)].flatten(2)  # what becomes of it stands in one place
+        place = y[(..., *[0] * d)]
+        if isinstance(down, Squeeze):
+            assert torch.equal(place, corner.flatten(1))
+        else:
+            signs = torch.tensor([[1.0, 1.0], [1.0, -1.0]], dtype=torch.float64)
+            wavelets = reduce(torch.kron, [signs] * d) / 2 ** (d / 2)
+            torch.testing.assert_close(place, (corner @ wavelets.T).mT.flatten(1))
+
+
+@pytest.mark.parametrize("conv", [nn.Conv1d, nn.Conv3d])
+@pytest.mark.parametrize("down", [Squeeze, HaarDownsample])
+def test_down_sampling_inside_a_sequence_of_signals_and_volumes(conv, down):
+    d = 1 if conv is nn.Conv1d else 3
+    wide = 2 * 2**d
+    sequence = ReversibleSequence(
+        AdditiveCoupling(conv(2, 2, 3, padding=1), conv(2, 2, 1)),
+        down(),
+        OneSidedCoupling(conv(wide, wide, 1)),
+    ).double()
+    x = torch.randn(2, 4, *[4] * d, dtype=torch.float64)
+    found = distances(training_step(sequence, x), training_step(plain_twin(sequence), x))
+    assert found["outputs"] == 0
+    assert found["gradients"] < 1e-10
+
+
 @pytest.mark.parametrize("down", [Squeeze(), HaarDownsample()])
-@pytest.mark.parametrize("shape", [(2, 4, 5, 6), (2, 4, 6, 5), (2, 4, 6)])
+@pytest.mark.parametrize(
+    "shape", [(2, 4, 5, 6), (2, 4, 6, 5), (2, 4, 5), (2, 4, 2, 3, 2), (2, 4), (2, 4, 2, 2, 2, 2)]
+)
 def test_down_sampling_refuses_odd_sizes(down, shape):
-    with pytest.raises(ValueError, match="of even height and width, got"):
+    with pytest.raises(ValueError, match="of even sizes, got"):
         ReversibleSequence(down)(torch.ones(shape))

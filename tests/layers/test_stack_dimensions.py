@@ -28,8 +28,7 @@ def norm(dims, channels):
 
 
 KINDS = {
-    "same": lambda d: [CONVOLUTIONS[d](8, 8, 3, padding=1, bias=False), norm(d, 8), nn.PReLU(8)]
-    + [CONVOLUTIONS[d](8, 6, 1), norm(d, 6), nn.ReLU()],
+    "same": lambda d: [CONVOLUTIONS[d](8, 8, 3, padding=1, bias=False), norm(d, 8), nn.PReLU(8), CONVOLUTIONS[d](8, 6, 1), norm(d, 6), nn.ReLU()],
     "strided": lambda d: [CONVOLUTIONS[d](8, 6, 3, 2, 1), norm(d, 6), nn.LeakyReLU(0.1)],
     "strided pointwise": lambda d: [CONVOLUTIONS[d](8, 6, 1, 2), norm(d, 6), nn.PReLU()],
     "dilated depthwise": lambda d: [CONVOLUTIONS[d](8, 8, 3, padding=2, dilation=2, groups=8), norm(d, 8), nn.ReLU()],
