@@ -7,6 +7,8 @@ backward pass repeats the collectives, on all processes alike. One process is it
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -21,17 +23,15 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or not dist.is_initialized() or dist.get_world_size() == 1:
             return super().forward(x)
-        from torch.distributed.nn.functional import all_reduce
-
         values = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
         count = values.numel() // values.shape[1]
         own_mean = values.mean((0, 2, 3))
         own_square = (values - own_mean.view(1, -1, 1, 1)).square().sum((0, 2, 3))
         total = torch.tensor(float(count), dtype=torch.float64, device=x.device)
         dist.all_reduce(total)
-        mean = all_reduce(own_mean * (count / total).to(values.dtype))  # type: ignore[no-untyped-call]
+        mean = _Sum.apply(own_mean * (count / total).to(values.dtype))  # type: ignore[no-untyped-call]
         spread = own_square + count * (own_mean - mean).square()  # around the mean of all
-        var = all_reduce(spread) / total.to(values.dtype)  # type: ignore[no-untyped-call]
+        var = _Sum.apply(spread) / total.to(values.dtype)  # type: ignore[no-untyped-call]
         self._move(mean.detach(), var.detach(), float(total))
         shape = (1, -1, 1, 1)
         y = (values - mean.view(shape)) * (var + self.eps).rsqrt().view(shape)
@@ -48,6 +48,20 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
         momentum = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
         self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
         self.running_var.lerp_((var * (total / (total - 1))).to(self.running_var.dtype), momentum)
+
+
+class _Sum(torch.autograd.Function):
+    """The sum of a tensor over the processes; its gradient is the sum of theirs."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> Tensor:
+        return _Sum.apply(dy)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def with_synced_norms(model: nn.Module) -> nn.Module:

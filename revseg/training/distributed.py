@@ -103,7 +103,9 @@ def joined(device: torch.device) -> Iterator[Team]:
         yield Team(dist.get_rank(), dist.get_world_size(), device)
     except (RuntimeError, dist.DistBackendError) as error:
         if _is_of_peer(error):
-            raise PeerError(f"another process of the job has ended: {str(error).splitlines()[0]}") from error
+            raise PeerError(
+                "another process of the job has ended, and says why itself; --resume goes on from the last checkpoint"
+            ) from error
         raise
     finally:
         dist.destroy_process_group()
@@ -143,13 +145,23 @@ def without_reduction(model: nn.Module, last: bool) -> Any:
 
 def full_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Any], dict[str, Any]]:
     """The state dicts of a network and its optimizer, whole, whatever wraps or shards them."""
-    if not _is_sharded(model):
+    if not is_sharded(model):
         return inner(model).state_dict(), optimizer.state_dict()
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
 
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     weights, state = get_state_dict(inner(model), optimizer, options=options)
     return dict(weights), dict(state)
+
+
+def full_weights(model: nn.Module) -> dict[str, Any]:
+    """The state dict of a network, whole; all processes take part."""
+    if not is_sharded(model):
+        return inner(model).state_dict()
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    return dict(get_model_state_dict(inner(model), options=options))
 
 
 def load_full_state(
@@ -161,7 +173,7 @@ def load_full_state(
         RuntimeError: If the tensors do not fit.
         ValueError: If the groups of the optimizer do not fit.
     """
-    if not _is_sharded(model):
+    if not is_sharded(model):
         inner(model).load_state_dict(weights)
         optimizer.load_state_dict(state)
         return
@@ -176,6 +188,6 @@ def load_full_state(
     )
 
 
-def _is_sharded(model: nn.Module) -> bool:
+def is_sharded(model: nn.Module) -> bool:
     """Whether FSDP2 shards the parameters; its package, which takes seconds to import, is there then."""
     return any(kind.__name__ == "FSDPModule" for kind in type(inner(model)).__mro__)

@@ -22,7 +22,7 @@ from torch.optim.swa_utils import AveragedModel
 from revseg.files import CheckpointError, save_weights, write_atomically, write_text
 from revseg.training.checkpoint import load_checkpoint, save_checkpoint
 from revseg.training.choices import flag
-from revseg.training.distributed import Team, full_state, inner, load_full_state
+from revseg.training.distributed import Team, full_state, full_weights, inner, load_full_state
 from revseg.training.random_state import random_state, restore_random_state
 from revseg.training.settings import OUTPUTS, TrainSettings
 
@@ -154,9 +154,11 @@ def save_run(settings: TrainSettings, facts: Facts, parts: Parts, progress: Prog
         write_log(settings.out, progress)
 
 
-def save_epoch(settings: TrainSettings, parts: Parts, progress: Progress) -> None:
+def save_epoch(settings: TrainSettings, parts: Parts, progress: Progress, team: Team) -> None:
     """After the checkpoint of a whole epoch: its weights if they are the best so far, its line, its copy."""
-    _save_best(settings, parts, progress)
+    _save_best(settings, parts, progress, team)
+    if not team.is_first:
+        return
     write_log(settings.out, progress)
     if settings.keep:
         copy_of(settings.out / "last.pt", settings.out / f"epoch-{progress.epoch:04}.pt")
@@ -164,10 +166,13 @@ def save_epoch(settings: TrainSettings, parts: Parts, progress: Progress) -> Non
             path.unlink()
 
 
-def _save_best(settings: TrainSettings, parts: Parts, progress: Progress) -> None:
+def _save_best(settings: TrainSettings, parts: Parts, progress: Progress, team: Team) -> None:
     """Writes the weights of the epoch that has just ended, if it is the best so far."""
     record = progress.history[-1]
     if best_epoch(progress.history) is not record:
+        return
+    weights = full_weights(parts.to_validate())
+    if not team.is_first:
         return
     description = {
         "model": settings.model,
@@ -177,7 +182,7 @@ def _save_best(settings: TrainSettings, parts: Parts, progress: Progress) -> Non
         "epoch": record["epoch"],
         "miou": record["miou"],
     }
-    save_weights(settings.out / "best.safetensors", parts.to_validate().state_dict(), description)
+    save_weights(settings.out / "best.safetensors", weights, description)
 
 
 def read_run(settings: TrainSettings) -> dict[str, Any]:
@@ -229,8 +234,18 @@ def restore_run(
     return progress
 
 
-def take_over(settings: TrainSettings, parts: Parts, progress: Progress) -> None:
+def take_over(settings: TrainSettings, parts: Parts, progress: Progress, team: Team) -> None:
     """Makes the folder that of a run that goes on, also of one that was in another folder or further."""
+    if team.is_first:
+        _adopt(settings, progress)
+    if progress.history and progress.step == 0:
+        _save_best(
+            settings, parts, progress, team
+        )  # a kill can come between the checkpoint and these weights
+
+
+def _adopt(settings: TrainSettings, progress: Progress) -> None:
+    """Copies what the run needs, if it was in another folder or further, and starts its log."""
     source = settings.checkpoint()
     if source.resolve() != (settings.out / "last.pt").resolve():
         copy_of(source, settings.out / "last.pt")
@@ -241,8 +256,6 @@ def take_over(settings: TrainSettings, parts: Parts, progress: Progress) -> None
             copy_of(source.parent / "best.safetensors", settings.out / "best.safetensors")
     _write_settings(settings)
     write_log(settings.out, progress)
-    if progress.history and progress.step == 0:
-        _save_best(settings, parts, progress)  # a kill can come between the checkpoint and these weights
 
 
 def _check_unchanged(settings: TrainSettings, state: Mapping[str, Any], facts: Facts, path: Path) -> None:

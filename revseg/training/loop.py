@@ -12,7 +12,7 @@ from revseg.data import EpochSampler
 from revseg.losses import OhemCrossEntropy, UpsampleCrossEntropy
 from revseg.metrics import ConfusionMatrix
 from revseg.ops import upsample_cross_entropy
-from revseg.training.distributed import Team, without_reduction
+from revseg.training.distributed import Team, is_sharded, without_reduction
 from revseg.training.folder import DivergedError, Parts, Progress
 from revseg.training.optimize import learning_rate
 from revseg.training.random_state import seed_epoch
@@ -144,14 +144,28 @@ def validate(
     model.eval()
     counts = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
     total, count = 0.0, 0
-    for images, labels in batches:
+    for images, labels, counted in of_every_process(batches, model, team):
         logits, labels = model(images.to(device)), labels.to(device)
-        for scores, label in zip(logits.split(1), labels.split(1), strict=True):
+        if not counted:
+            continue
+        for scores, label in zip(logits.split(1), labels.split(1), strict=True):  # type: ignore[no-untyped-call]
             total, count = total + float(upsample_cross_entropy(scores, label, counts=counts)), count + 1
     matrix = ConfusionMatrix(num_classes)
     matrix.add(team.add_up(counts))
     total, images_seen = team.sums(total, count)
     return matrix, total / images_seen
+
+
+def of_every_process(
+    batches: DataLoader[Batch], model: nn.Module, team: Team
+) -> Iterator[tuple[Tensor, Tensor, bool]]:
+    """The batches; if parameters are sharded, the last again and uncounted until the others have theirs, too."""
+    images = labels = None
+    for images, labels in batches:
+        yield images, labels, True
+    if is_sharded(model) and images is not None and labels is not None:
+        for _ in range(team.highest(len(batches))[0] - len(batches)):
+            yield images, labels, False
 
 
 def steps_of(batches: DataLoader[Batch], settings: TrainSettings) -> int:

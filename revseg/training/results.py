@@ -21,11 +21,11 @@ from revseg.losses import UpsampleCrossEntropy, predict_labels
 from revseg.memory import peak_bytes
 from revseg.models import load_model
 from revseg.sequence import set_save_activations
-from revseg.training.folder import Parts, Progress, best_epoch
+from revseg.training.folder import Progress, best_epoch
 from revseg.training.memory import free_bytes, predicted_step
 from revseg.training.report import draw_curves, draw_samples, memory_table, result_table
 from revseg.training.settings import TrainSettings
-from revseg.training.setup import Batch
+from revseg.training.setup import Batch, build_model
 
 SAMPLES_DRAWN = 4
 
@@ -50,7 +50,6 @@ def check_libraries(settings: TrainSettings) -> None:
 def write_results(
     settings: TrainSettings,
     progress: Progress,
-    parts: Parts,
     criterion: UpsampleCrossEntropy,
     batch: Batch,
     val_set: SegmentationDataset,
@@ -62,7 +61,7 @@ def write_results(
     console.print(result_table(best["iou"], best["miou"], best["epoch"]))
     summary = {
         "settings": settings.as_json(),
-        "parameters": count_parameters(parts.to_validate()),
+        "parameters": count_parameters(build_model(settings, len(best["iou"]), save_activations=False)),
         "best": best,
         "last": progress.history[-1],
         "seconds": round(sum(record["seconds"] for record in progress.history), 3),
@@ -78,7 +77,11 @@ def write_results(
         classes = len(val_set.classes.names)
         summary["predicted_peak_bytes"] = predicted = predict_both(settings, classes, batch)
         summary["peak_bytes"] = peaks = compare_memory(
-            parts.to_validate(), criterion, batch, device, predicted
+            build_model(settings, classes, save_activations=False).to(device),
+            criterion,
+            batch,
+            device,
+            predicted,
         )
         console.print(memory_table(peaks, predicted, batch[0].shape))
         _write_summary(settings, summary)

@@ -78,13 +78,20 @@ def train(settings: TrainSettings, console: Console | None = None) -> dict[str, 
     settings.check_folders()
     check_libraries(settings)
     device = choose_device(settings.device, local_rank())
-    with watched_signals() as stop, joined(device) as team, ExitStack() as stack:
-        writes = team.is_first and not settings.dry_run
-        exists = settings.out.exists()
-        if writes and exists:
-            stack.enter_context(locked(settings.out))
+    with watched_signals() as stop, joined(device) as team:
         console = console or Console(highlight=False, markup=False)
         console.quiet |= not team.is_first
+        return _train(settings, device, team, stop, console)
+
+
+def _train(
+    settings: TrainSettings, device: torch.device, team: Team, stop: Stop, console: Console
+) -> dict[str, Any]:
+    """The run in one of its processes; what it holds is gone before they part, as torch wants it."""
+    writes, exists = team.is_first and not settings.dry_run, settings.out.exists()
+    with ExitStack() as stack:
+        if writes and exists:
+            stack.enter_context(locked(settings.out))
         run = prepare(settings, device, team, console)
         if settings.dry_run:
             return show_plan(run.settings, run.steps, run.peak, run.size, device, team, console)
@@ -184,8 +191,8 @@ def finish(run: Run, stop: Stop, console: Console) -> dict[str, Any]:
     """Trains to the last epoch, and writes the results."""
     settings, progress, parts, team, device = run.settings, run.progress, run.parts, run.team, run.device
     names = run.train_set.classes.names
-    if settings.resume and team.is_first:
-        take_over(settings, parts, progress)
+    if settings.resume:
+        take_over(settings, parts, progress, team)
     with explained(settings, len(names), run.size, device), loggers(settings, progress, team) as log:
         while progress.epoch < settings.epochs:
             title = f"epoch {progress.epoch + 1}/{settings.epochs}"
@@ -219,8 +226,8 @@ def finish(run: Run, stop: Stop, console: Console) -> dict[str, Any]:
             }
             progress.finish_epoch(record)
             run.save()
+            save_epoch(settings, parts, progress, team)
             if team.is_first:
-                save_epoch(settings, parts, progress)
                 log(record)
                 if settings.pictures and progress.epoch % settings.pictures == 0:
                     name = f"samples-{progress.epoch:04}.png"
@@ -229,7 +236,7 @@ def finish(run: Run, stop: Stop, console: Console) -> dict[str, Any]:
         if not team.is_first:
             return {}
         batch = first_batch(run.batches)
-    return write_results(settings, progress, parts, run.criterion, batch, run.val_set, device, console)
+    return write_results(settings, progress, run.criterion, batch, run.val_set, device, console)
 
 
 @contextmanager

@@ -159,7 +159,8 @@ def create_parts(settings: TrainSettings, model: nn.Module, team: Team, device: 
         ValueError: If settings exclude each other.
     """
     if settings.parallel == "fsdp" and team.size > 1:
-        for flag, used in (("--ema", settings.ema), ("--precision float16", settings.precision == "float16")):
+        float16 = settings.precision == "float16"
+        for flag, used in (("--ema", settings.ema), ("--pictures", settings.pictures), ("float16", float16)):
             if used:
                 raise ValueError(f"{flag} does not go with --parallel fsdp, whose parameters are in pieces")
     if settings.sync_bn:
