@@ -113,14 +113,15 @@ class ReversibleSequence(Unscriptable, nn.Module):
 
         Raises:
             TypeError: If x is no floating-point tensor and no pair of them.
-            ValueError: If the channels are odd, the streams differ, or the batch is empty.
+            ValueError: If the channels are odd or the streams differ.
         """
         join = isinstance(x, Tensor)
         streams = self._enter(x)
         if self._lazy:
             self._materialize(streams, side)
         tensors = *streams, *Side(side).tensors
-        if self.save_activations or not self._needs_gradient(tensors) or is_traced(tensors):
+        empty = not streams[0].numel()  # nothing to save, and nothing to invert
+        if self.save_activations or empty or not self._needs_gradient(tensors) or is_traced(tensors):
             streams = self._run_blocks(run_plain, streams, side)
             return torch.cat(streams, 1) if join else streams
         run = partial(run_reversible, keep=self.keep, check=self.check, exact=self.exact)
@@ -195,8 +196,6 @@ class ReversibleSequence(Unscriptable, nn.Module):
             raise TypeError(f"expected one tensor or a pair of tensors, got {kind}")
         if not x1.is_floating_point():
             raise TypeError(f"expected floating-point streams, got {x1.dtype}")
-        if not x1.numel():
-            raise ValueError(f"expected at least one value in each stream, got {list(x1.shape)}")
         if x1.element_size() < 4 and torch.is_autocast_enabled(x1.device.type):
             x1, x2 = x1.float(), x2.float()
         exact = exactness(self.exact)

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch._compile import _disable_dynamo  # torch.compiler.disable, without importing the compiler
 
-from revseg.engine.context import autocast_state, devices_of
+from revseg.engine.context import Autocast, autocast_state, devices_of
 from revseg.engine.drift import Check, Fingerprint, all_finite, raise_pending, tolerance_of
 from revseg.engine.exact import Exact, exactness
 from revseg.engine.gradients import Grads
@@ -172,7 +172,9 @@ class _Chain:
         self.layout: torch.memory_format | None = None  # of streams within, if not that of the caller's
         if self.exact.rounds and len(updates) == len(steps):
             self.layout = inner_layout(streams[0], [step.fn for step in updates.values()])
-        self.half = False  # whether functions computed in half precision on float32 streams
+        self.half = _is_casting_to_half(
+            self.autocast, streams[0]
+        )  # or a function computes in half precision itself
         self.passes: dict[int, _Pass] = {}
 
     def prepared(self, i: int, streams: Streams) -> UpdatePass | MapPass:
@@ -219,6 +221,12 @@ class _Chain:
             y1, y2 = under_way.streams
             tolerance = tolerance_of(y1.dtype, self.half)
             self.fingerprint.compare((y1, y2), under_way.finite, self.check, tolerance)
+
+
+def _is_casting_to_half(autocast: Autocast, x: Tensor) -> bool:
+    """Whether functions compute in half precision on float32 streams, whatever they return."""
+    enabled, dtype = autocast.get(x.device.type, (False, x.dtype))
+    return enabled and dtype.itemsize < x.element_size() == 4
 
 
 def _has_trainable(step: Step, functions: Collection[int]) -> bool:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -38,6 +38,7 @@ from revseg.engine.context import (
     random_state,
 )
 from revseg.engine.memo import noting, reminding
+from revseg.engine.reach import modules_of
 from revseg.engine.tensors import has_values
 
 _SMALL = 1 << 16  # bytes; a larger buffer is kept as a copy only if the function changed it
@@ -80,7 +81,7 @@ class Call:
     """One use of a function in a forward pass, to be repeated in the backward pass.
 
     Args:
-        fn: A module, or any callable that has no parameters of its own.
+        fn: A module, or any callable; the modules that it uses are looked for (`revseg.engine.reach`).
         module: The module whose parameters, buffers and flags `fn` uses, if that is not `fn`.
         modules: Or the modules, without those in them.
     """
@@ -94,9 +95,7 @@ class Call:
         self.fn = fn
         root = fn if module is None else module
         with Turn():
-            self._collect(
-                (modules_in(root) if isinstance(root, nn.Module) else ()) if modules is None else modules
-            )
+            self._collect(modules_of(root) if modules is None else modules)
 
     def _collect(self, modules: tuple[nn.Module, ...]) -> None:
         self.modules = modules
@@ -129,10 +128,12 @@ class Call:
             before = random_state(devices)
             training = [module.training for module in self.modules]
             present = [dict(module._buffers) for module in self.modules]
+            _refuse_gradients(self.modules)
             buffers = [{name: _copy(buffer) for name, buffer in each.items()} for each in present]
             given = self.parameters if parameters is None else parameters
             with (
                 autocast_as(autocast),
+                _without_fast_path(),
                 self.swapped(given),
                 drawing_refused_in_capture(),
                 noting() as remembered,
@@ -157,6 +158,7 @@ class Call:
             with (
                 Turn(),
                 _without_cached_weights(),
+                _without_fast_path(),
                 self.swapped(parameters),
                 self._as_it_was(replay),
                 autocast_as(replay.autocast),
@@ -233,17 +235,6 @@ class Turn:
         self.lock.release()
 
 
-def modules_in(root: nn.Module, without: Collection[int] = ()) -> tuple[nn.Module, ...]:
-    """What `root.modules()` gives, in a third of its time; without these, by their ids, and what only they contain."""
-    found, seen = [root], {id(root), *without}
-    for module in found:
-        for child in module._modules.values():
-            if child is not None and id(child) not in seen:
-                seen.add(id(child))
-                found.append(child)
-    return tuple(found)
-
-
 @contextmanager
 def swapped_buffers(
     modules: Sequence[nn.Module], buffers: Sequence[dict[str, Tensor | None]] | None = None
@@ -272,6 +263,34 @@ def _leaving_cache() -> Iterator[None]:
         yield
     finally:
         parametrize._cache_enabled = depth
+
+
+def _without_fast_path() -> AbstractContextManager[Any]:
+    """No attention that is for inference alone: it rounds otherwise, and leaves out what a mask covers.
+
+    The first run is without gradients, and plain autograd's is not.
+    """
+    return _slow_path() if torch.backends.mha.get_fastpath_enabled() else NO_CHANGE
+
+
+@contextmanager
+def _slow_path() -> Iterator[None]:
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(True)
+
+
+def _refuse_gradients(modules: Iterable[nn.Module]) -> None:
+    """Raise if a buffer requires grad: buffers are put back by copies, which hand no gradient on."""
+    for module in modules:
+        for name, buffer in module._buffers.items():
+            if buffer is not None and buffer.requires_grad:
+                raise RuntimeError(
+                    f"{type(module).__name__}: the buffer {name!r} requires grad, and its gradient would be lost; make it "
+                    "an input (a side input of the sequence), a parameter, or set save_activations=True"
+                )
 
 
 def _set_buffers(module: nn.Module, buffers: dict[str, Tensor | None]) -> None:

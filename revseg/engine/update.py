@@ -14,7 +14,8 @@ from revseg.engine.context import NO_CHANGE, Autocast, autocast_as
 from revseg.engine.exact import Exactness
 from revseg.engine.function import function_of
 from revseg.engine.gradients import Grads, alias, gradients
-from revseg.engine.replay import Call, Turn, modules_in
+from revseg.engine.reach import modules_in
+from revseg.engine.replay import Call, Turn
 from revseg.engine.residue import Layout
 from revseg.engine.steps import Map, Rule, Side, Streams, Update
 from revseg.engine.tensors import laid_out, versions
@@ -68,10 +69,10 @@ class UpdatePass:
         value = h.detach() if isinstance(h, Tensor) else h
         del h
         if added is not None:
-            self.half = added.itemsize < value.element_size() == 4
+            self.half = self._is_half(added, x)
             return step.replace(streams, step.accepted(streams, value, before)), []
         y = step.checked(streams, value, before)
-        self.half = value.element_size() < y.element_size() == 4
+        self.half = self._is_half(value.dtype, x)
         residue: list[Tensor] = []
         if not self.exact.rounds:
             with autocast_as(self.autocast):
@@ -147,6 +148,11 @@ class UpdatePass:
         """Those of the function, those of the rule."""
         count = len(self.function.tensors)
         return tensors[:count], tensors[count:]
+
+    def _is_half(self, dtype: torch.dtype, x: Tensor) -> bool:
+        """Whether the function computed in half precision on float32 streams: its value, or parameters, are in it."""
+        narrow = (dtype, *(p.dtype for p in self.tensors if p.is_floating_point()))
+        return x.element_size() == 4 and any(each.itemsize < 4 for each in narrow)
 
     def _ruled(self, tensors: Sequence[Tensor]) -> AbstractContextManager[Any]:
         """The rule with these tensors for its parameters."""
