@@ -255,3 +255,22 @@ def test_buffers_are_those_of_one_step():
         mine, theirs = run_step(ours, small_input()), run_step(plain, small_input())
         assert_same_result(mine, theirs)
     assert ours[0].f[1].num_batches_tracked == 2
+
+
+@pytest.mark.parametrize("strides", [(12, 1, 4, 4), (77, 1, 4, 9)])
+@pytest.mark.parametrize("options", [{}, {"keep": 1}, {"per_block": True}], ids=str)
+def test_a_function_sees_the_same_strides_in_both_runs(strides, options):
+    """A view of the input has other strides along sides of length 1, and a convolution then rounds otherwise."""
+    seen = []
+
+    class Spy(nn.Tanh):
+        def forward(self, x):
+            seen.append(x.stride())
+            return super().forward(x)
+
+    x = torch.randn(1, 4, 3, 1).as_strided((1, 4, 3, 1), strides) if strides[0] == 12 else None
+    x = torch.randn(200).as_strided((1, 4, 3, 1), strides) if x is None else x
+    net = ReversibleSequence(AdditiveCoupling(Spy(), nn.Identity()), **options)
+    y1, y2 = net((x.clone().requires_grad_(), x.detach().requires_grad_()))
+    (y1.sum() + y2.sum()).backward()
+    assert len(set(seen)) == 1

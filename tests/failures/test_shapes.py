@@ -87,7 +87,7 @@ def test_shapes_without_two_streams_are_refused(shape, message):  # 12
             sequence(torch.zeros(shape, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("shape", [(0, 8, 4, 4), (2, 8, 0, 4)])
+@pytest.mark.parametrize("shape", [(0, 8, 4, 4), (0, 8, 1, 1)])
 def test_empty_batches_are_those_of_plain_pytorch(shape):  # 12
     for make in (lambda: nn.Conv2d(4, 4, 1), lambda: nn.GroupNorm(2, 4), nn.Tanh):
         ours = ReversibleSequence(AdditiveCoupling(make(), make()), OneSidedCoupling(make())).double()
