@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from revseg.inference.trained import load as load
     from revseg.layers.recompute import Recompute as Recompute
     from revseg.layers.stack import Stack as Stack
+    from revseg.memory.fit import fit as fit
     from revseg.models import create_model as create_model
     from revseg.models import list_models as list_models
     from revseg.sequence import ReversibleSequence as ReversibleSequence
@@ -43,6 +44,7 @@ _HOME = {
     "Squeeze": "revseg.couplings.downsample",
     "Stack": "revseg.layers.stack",
     "create_model": "revseg.models",
+    "fit": "revseg.memory.fit",
     "is_recomputing": "revseg.engine.replay",
     "list_models": "revseg.models",
     "load": "revseg.inference.trained",

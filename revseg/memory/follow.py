@@ -57,6 +57,7 @@ class Event:
     size: int
     phase: str
     module: str
+    node: int  # of autograd, by its number; in the forward pass, how many there are
 
 
 class Follower(TorchDispatchMode):
@@ -80,6 +81,7 @@ class Follower(TorchDispatchMode):
         self.events: list[Event] = []
         self.alive: dict[int, tuple[Block, weakref.ref[Any]]] = {}  # by storage
         self.costs: dict[tuple[str, str], float] = {}  # seconds by phase and module
+        self.spent = 0.0  # and of all together
         self._by_sequence: list[str] = []  # the module in which autograd made its node of this number
         self._first_sequence = torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]
 
@@ -125,8 +127,10 @@ class Follower(TorchDispatchMode):
             self._pass(inside.beside, str(func))
         if _is_accumulation(func, args):
             self._free(args[0].untyped_storage()._cdata)  # the sum is in the place of its first summand
+        cost = cost_of(func, args, kwargs, result, (*given, *made))
+        self.spent += cost
         key = self.phase, self._module
-        self.costs[key] = self.costs.get(key, 0.0) + cost_of(func, args, kwargs, result, (*given, *made))
+        self.costs[key] = self.costs.get(key, 0.0) + cost
         return result
 
     def _fake_of(self, x: Tensor) -> Tensor:
@@ -148,22 +152,22 @@ class Follower(TorchDispatchMode):
             return
         block = Block(storage.nbytes(), self.phase, self._module, operation)
         self.alive[key] = block, weakref.ref(storage, lambda _: self._free(key))
-        self.events.append(Event(block, block.size, self.phase, self._module))
+        self.events.append(Event(block, block.size, self.phase, self._module, self._node))
 
     def _pass(self, size: int, operation: str) -> None:
         """A block that is gone at the end of the operation."""
         block = Block(size, self.phase, self._module, operation)
         self.events += [
-            Event(block, size, self.phase, self._module),
-            Event(block, -size, self.phase, self._module),
+            Event(block, size, self.phase, self._module, self._node),
+            Event(block, -size, self.phase, self._module, self._node),
         ]
 
     def _free(self, key: int) -> None:
         if key in self.alive:
             block, _ = self.alive.pop(key)
-            self.events.append(Event(block, -block.size, self.phase, self._module))
+            self.events.append(Event(block, -block.size, self.phase, self._module, self._node))
 
-    _module = ""
+    _module, _node = "", 0
     around: ClassVar[dict[str, str]] = {"loss": "(loss)", "optimizer": "(optimizer)"}  # outside of modules
 
     def _note_module(self) -> str:
@@ -171,8 +175,11 @@ class Follower(TorchDispatchMode):
         node = torch._C._current_autograd_node()
         sequence = torch.autograd._get_sequence_nr() - self._first_sequence  # type: ignore[attr-defined]
         name = next(self.calls(), None)
+        number = sequence if node is None else node._sequence_nr() - self._first_sequence
+        if number > sequence:
+            return self._module  # a node that adds to a gradient, behind another one
+        self._node = number
         if name is None and node is not None:
-            number = node._sequence_nr() - self._first_sequence
             name = self._by_sequence[number] if 0 <= number < len(self._by_sequence) else None
         found = self.around.get(self.phase, "") if name is None else name
         self._by_sequence += [found] * (sequence - len(self._by_sequence))

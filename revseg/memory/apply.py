@@ -1,0 +1,157 @@
+"""Modules that run again, in the places where they are.
+
+A wrapper would move a module: `model.layer1[0].conv1`, loops over the children of a row and checks of a class would
+not find it. So the module stays, and gets a class of its own, derived from the one it has, whose `forward` runs again what was its
+`forward`. Names, hooks, attributes and the state dict are the same.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from torch import nn
+
+from revseg.layers.recompute import Recompute
+
+
+@dataclass(frozen=True)
+class Part:
+    """What runs again: a module, or neighbouring children of a row.
+
+    Args:
+        name: Of the module or of the row, as in `named_modules`.
+        first: Of a segment, the number of its first child; None for the whole module.
+        behind: The number of the child behind its last.
+    """
+
+    name: str
+    first: int | None = None
+    behind: int | None = None
+
+    def __str__(self) -> str:
+        return self.name if self.first is None else f"{self.name or 'children'}[{self.first}:{self.behind}]"
+
+
+def apply_parts(model: nn.Module, parts: Iterable[Part]) -> nn.Module:
+    """A copy of the network in which these parts run again.
+
+    Raises:
+        ValueError: If the network lacks one of them.
+    """
+    fitted = as_it_was(model)
+    modules = dict(fitted.named_modules())
+    by_name: dict[str, list[Part]] = {}
+    for part in parts:
+        if part.name not in modules:
+            raise ValueError(f"expected a network with a module {part.name!r}, got {type(model).__name__}")
+        by_name.setdefault(part.name, []).append(part)
+    for name, those in by_name.items():
+        _run_again(modules[name], those)
+    return fitted
+
+
+def as_it_was(model: nn.Module) -> nn.Module:
+    """A copy of the network in which nothing of this kind runs again."""
+    plain = copy.deepcopy(model)
+    for module in plain.modules():
+        if isinstance(module, _Again):
+            given = module.__dict__.pop("_runs").given
+            module.__class__ = module._kind  # type: ignore[assignment]
+            if given is not None:
+                module.__dict__["forward"] = given
+    plain.__dict__.pop("plan", None)
+    return plain
+
+
+def _run_again(module: nn.Module, parts: list[Part]) -> None:
+    whole = any(part.first is None for part in parts)
+    segments = sorted((p.first, p.behind) for p in parts if p.first is not None and p.behind is not None)
+    children = list(module.children())
+    if segments and segments[-1][1] > len(children):
+        raise ValueError(f"expected a row of {segments[-1][1]} modules at the least, got {len(children)}")
+    given = module.__dict__.pop("forward", None)  # put there by somebody, in the place of the class's
+    if segments:
+        inner: nn.Module = _Row(children, segments)
+    else:
+        inner = _Original(module, type(module), given)
+    module.__class__ = again(type(module))  # type: ignore[arg-type]
+    module.__dict__["_runs"] = _Runs(Recompute(inner) if whole else inner, given)
+
+
+@dataclass
+class _Runs:
+    """What a module runs, held where no children are looked for, so that names stay as they are."""
+
+    now: nn.Module
+    given: Any
+
+
+@cache
+def again(kind: type[nn.Module]) -> type[nn.Module]:
+    """The class of modules of this kind that run again."""
+    attributes = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "_kind": kind}
+    return type(kind.__name__, (_Again, kind), attributes)
+
+
+class _Again:
+    _kind: type[nn.Module]
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.__dict__["_runs"].now(*args, **kwargs)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return _bare, (self._kind,), self.__dict__
+
+
+def _bare(kind: type[nn.Module]) -> nn.Module:
+    """A module without content, to be filled by copy or pickle."""
+    made = again(kind)  # type: ignore[arg-type]
+    return made.__new__(made)
+
+
+class _Original(nn.Module):
+    """What a module did before it ran again."""
+
+    def __init__(self, module: nn.Module, kind: type[nn.Module], given: Any) -> None:
+        super().__init__()
+        self.module, self.kind, self.given = module, kind, given
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if self.given is not None:
+            return self.given(*args, **kwargs)
+        return self.kind.forward(self.module, *args, **kwargs)
+
+
+class _Row(nn.Module):
+    """Children called one after the other, segments of them run again, segments inside of segments too."""
+
+    def __init__(self, children: list[nn.Module], segments: list[tuple[int, int]]) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(_parts(children, 0, len(children), segments))
+
+    def forward(self, x: Any) -> Any:
+        for part in self.parts:
+            x = part(x)
+        return x
+
+
+def _parts(
+    children: list[nn.Module], begin: int, end: int, segments: list[tuple[int, int]]
+) -> list[nn.Module]:
+    found: list[nn.Module] = []
+    while begin < end:
+        here = [s for s in segments if s[0] == begin and s[1] <= end]
+        if not here:
+            found.append(children[begin])
+            begin += 1
+            continue
+        largest = max(here, key=lambda s: s[1])
+        inner = [s for s in segments if s != largest and largest[0] <= s[0] and s[1] <= largest[1]]
+        row = nn.ModuleList(_parts(children, *largest, inner))
+        found.append(Recompute(nn.Sequential(*row)))
+        begin = largest[1]
+    return found

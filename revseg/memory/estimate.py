@@ -1,0 +1,111 @@
+"""The peak of a step under any choice of calls that run again, from one trace, in milliseconds.
+
+A kept block lives in the backward pass until the node that saved it first. If the calls in which it is saved run
+again, their inputs are kept instead, and the block comes back when its call is run again, until that call is done.
+Beside the kept blocks stands the working set of the node, which does not depend on the choice.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from revseg.memory.follow import Block
+from revseg.memory.trace import Call, Key, Tracer, with_segments
+
+Bytes = NDArray[np.int64]
+
+
+@dataclass(eq=False)
+class Candidate:
+    """A module, or a segment of a row, that could run again."""
+
+    key: Key
+    calls: list[Call]
+    cost: float
+    blocks: set[Block]  # of which the lives depend on this choice
+
+    def crosses(self, other: Candidate) -> bool:
+        """Whether two segments of one row overlap, and neither holds the other."""
+        (name, a, b), (other_name, c, d) = self.key, other.key
+        return name == other_name and a >= 0 <= c and (a < c < b < d or c < a < d < b)
+
+
+class Estimate:
+    """What a trace says about choices.
+
+    Args:
+        tracer: That has followed a step.
+        model: The network.
+        standing: The blocks that stood before the step.
+    """
+
+    def __init__(self, tracer: Tracer, model: nn.Module, standing: Iterable[Block]) -> None:
+        calls = with_segments(tracer, model)
+        self.kept = {block: kept for block, kept in tracer.kept.items() if block.kept}
+        self.standing = sum(block.size for block in standing)
+        self.seconds = sum(tracer.costs.values())
+        self.length = 1 + max((event.node for event in tracer.events), default=0)
+        self.working = self._working_set(tracer)
+        self.candidates = self._candidates(calls)
+        self._by_call = {call: c for c in self.candidates.values() for call in c.calls}
+
+    def live(self, chosen: dict[Key, Candidate]) -> Bytes:
+        """Bytes beyond the standing ones while the gradient of each node is computed."""
+        return self.working + self.lives(self.kept, chosen)
+
+    def lives(self, blocks: Iterable[Block], chosen: dict[Key, Candidate]) -> Bytes:
+        """Bytes of these blocks at each node."""
+        change = np.zeros(self.length + 1, dtype=np.int64)
+        for block in blocks:
+            kept = self.kept[block]
+            made = [call for call in kept.made if call.key in chosen]
+            since: dict[Call | None, int] = {}  # by the call whose second run it lives in
+            for node, stack in kept.saved:
+                around = [call for call in stack if call.key in chosen]
+                shared = 0
+                while shared < min(len(made), len(around)) and made[shared] is around[shared]:
+                    shared += 1
+                context = around[shared - 1] if shared else None
+                begin = around[shared].start if shared < len(around) else node
+                since[context] = min(since.get(context, begin), begin)
+            for context, begin in since.items():
+                change[begin] += kept.size
+                if context is not None:
+                    change[min(context.end + 1, self.length)] -= kept.size
+        return np.cumsum(change)[:-1]
+
+    def extra(self, chosen: Iterable[Candidate]) -> float:
+        """The time of a step as a multiple of what it takes without running anything again."""
+        return 1 + sum(c.cost for c in chosen) / self.seconds
+
+    def _candidates(self, calls: list[Call]) -> dict[Key, Candidate]:
+        by_key: dict[Key, list[Call]] = defaultdict(list)
+        for call in calls:
+            by_key[call.key].append(call)
+        inside: dict[Call, set[Block]] = defaultdict(set)
+        for block, kept in self.kept.items():
+            for call in {call for _, stack in kept.saved for call in stack} | set(kept.made):
+                inside[call].add(block)
+        found = {}
+        for key, those in by_key.items():
+            blocks = {block for call in those for block in inside[call]}
+            if blocks and not any(call.writes for call in those):
+                found[key] = Candidate(key, those, sum(call.cost for call in those), blocks)
+        return found
+
+    def _working_set(self, tracer: Tracer) -> Bytes:
+        """The most bytes that are alive and not kept, while each node runs backward."""
+        most = np.zeros(self.length, dtype=np.int64)
+        now = 0
+        for event in tracer.events:
+            if event.block not in self.kept:
+                now += event.size
+            if event.phase == "backward" and event.node >= 0:
+                most[event.node] = max(most[event.node], now)
+        return most

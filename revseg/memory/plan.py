@@ -1,0 +1,156 @@
+"""What to run again so that a step fits: a plan, as a value, and the search for it.
+
+Everything that a plan does is exact: modules, or neighbouring children of a row, run again in the backward pass
+(`revseg.layers.recompute`), nested where that helps. Which, is chosen by what each frees where the peak is for the
+time that it takes; what comes last in the forward pass is never worth running again, and so stays as it is.
+"""
+
+from __future__ import annotations
+
+import heapq
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from revseg.files import write_text
+from revseg.memory.apply import Part, apply_parts
+from revseg.memory.estimate import Candidate, Estimate
+from revseg.memory.trace import Key
+
+MIB = 2**20
+_STEP = 0.9  # from one target to the next
+_MISSES = 3  # targets that are not reached, until no more are tried
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is run again in which network, and what that gives.
+
+    Args:
+        network: The class of the network.
+        parts: What runs again.
+        before: The predicted peak of a step without the plan, in bytes, parameters and all.
+        peak: That with the plan.
+        time: The estimated time of a step, as a multiple of that without the plan.
+    """
+
+    network: str
+    parts: tuple[Part, ...]
+    before: int
+    peak: int
+    time: float
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        """A copy of a network of the same class that runs by this plan.
+
+        Raises:
+            ValueError: If the network lacks a module of the plan.
+        """
+        fitted = apply_parts(model, self.parts)
+        fitted.__dict__["plan"] = self
+        return fitted
+
+    def as_json(self) -> dict[str, Any]:
+        """The plan as JSON takes it."""
+        return {**vars(self), "parts": [vars(part) for part in self.parts]}
+
+    def save(self, path: str | Path) -> None:
+        """Writes the plan as JSON."""
+        write_text(Path(path), json.dumps(self.as_json(), indent=2) + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Plan:
+        """The plan of a file.
+
+        Raises:
+            ValueError: If there is no plan in it.
+        """
+        try:
+            found = json.loads(Path(path).read_text())
+            return cls(**{**found, "parts": tuple(Part(**part) for part in found["parts"])})
+        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            raise ValueError(f"expected a plan as JSON, got {path}: {error}") from error
+
+    def __str__(self) -> str:
+        head = (
+            f"{self.network}: peak {self.before / MIB:,.1f} -> {self.peak / MIB:,.1f} MiB "
+            f"({self.before / self.peak:.1f} x less), about {self.time:.2f} x the time"
+        )
+        return "\n".join([head, *(f"  runs again: {part}" for part in self.parts)])
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Candidates, with the estimated peak beyond what stands, and the time."""
+
+    chosen: dict[Key, Candidate]
+    peak: int
+    time: float
+
+
+def choices(estimate: Estimate) -> list[Choice]:
+    """What could be run again, from nothing to the least memory that is found; none has both more memory and more time.
+
+    They do not depend on what is asked for, so that a smaller budget never leads to a higher peak.
+    """
+    peak = int(estimate.live({}).max())
+    found: list[Choice] = []
+    target, misses = peak, 0
+    while misses < _MISSES and target > 0:
+        target = int(_STEP * target)
+        chosen = _towards(estimate, target)
+        found.append(Choice(chosen, int(estimate.live(chosen).max()), estimate.extra(chosen.values())))
+        misses = misses + 1 if found[-1].peak > target else 0
+    return [c for c in found if not any(o.peak <= c.peak and o.time < c.time for o in found)]
+
+
+def _towards(estimate: Estimate, target: int) -> dict[Key, Candidate]:
+    """Adds what takes most off above the target for its time, until nothing is above it or nothing helps."""
+    chosen: dict[Key, Candidate] = {}
+    live = estimate.live(chosen)
+    queue = [(-float("inf"), i, c, -1) for i, c in enumerate(estimate.candidates.values())]
+    heapq.heapify(queue)
+    round_ = 0
+    while queue and live.max() > target:
+        gain, i, candidate, known = heapq.heappop(queue)
+        if any(candidate.crosses(other) for other in chosen.values()):
+            continue
+        if known < round_:  # its gain was that of an earlier choice
+            after = _with(estimate, live, chosen, candidate)
+            gain = -_gain(live, after, target) / (candidate.cost + 1e-9)
+            if gain < 0:
+                heapq.heappush(queue, (gain, i, candidate, round_))
+            continue
+        live = _with(estimate, live, chosen, candidate)
+        chosen[candidate.key] = candidate
+        round_ += 1
+    return _without_needless(estimate, chosen, target)
+
+
+def _gain(live: np.ndarray[Any, Any], after: np.ndarray[Any, Any], target: int) -> float:
+    """How much less there is above the target, summed over the step."""
+    return float(np.maximum(live - target, 0).sum() - np.maximum(after - target, 0).sum())
+
+
+def _with(
+    estimate: Estimate, live: np.ndarray[Any, Any], chosen: Mapping[Key, Candidate], candidate: Candidate
+) -> np.ndarray[Any, Any]:
+    """The bytes at each node if the candidate is chosen too."""
+    before, after = dict(chosen), {**chosen, candidate.key: candidate}
+    return live - estimate.lives(candidate.blocks, before) + estimate.lives(candidate.blocks, after)
+
+
+def _without_needless(estimate: Estimate, chosen: dict[Key, Candidate], target: int) -> dict[Key, Candidate]:
+    """The choice without what later ones have made needless, the dearest first."""
+    limit = max(target, int(estimate.live(chosen).max()))
+    for key, candidate in sorted(chosen.items(), key=lambda item: -item[1].cost):
+        fewer = {k: c for k, c in chosen.items() if k != key}
+        if int(estimate.live(fewer).max()) <= limit:
+            chosen = fewer
+        del candidate
+    return chosen

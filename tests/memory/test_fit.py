@@ -1,0 +1,159 @@
+"""A fitted network: less memory, as planned, and the same numbers to the bit."""
+
+import copy
+import pickle
+import types
+
+import pytest
+import torch
+from torch import nn
+
+from revseg import fit
+from revseg.memory import Plan, peak_bytes, predict
+from tests.memory.nets import NETS, ResNet, UNet
+
+LOSS = nn.CrossEntropyLoss()
+SIZE = (2, 3, 64, 96)
+
+
+def trained(model, images, labels):
+    """Loss, gradients and buffers after a step."""
+    model = copy.deepcopy(model)
+    torch.manual_seed(1)
+    loss = LOSS(model(images), labels)
+    loss.backward()
+    gradients = [torch.zeros(()) if p.grad is None else p.grad for p in model.parameters()]
+    return [loss, *gradients, *model.buffers()]
+
+
+def measured(model, images, labels):
+    def step():
+        LOSS(model(images), labels).backward()
+        model.zero_grad()
+
+    return peak_bytes(step, before=step)
+
+
+@pytest.mark.parametrize("net", NETS.values(), ids=NETS)
+def test_a_fitted_network_is_the_network(net):
+    model, images = net(), torch.randn(SIZE)
+    labels = torch.randint(0, 5, (2, *SIZE[2:]))
+    state = copy.deepcopy(model.state_dict())
+    fitted = fit(model, images, LOSS, time=1.4)
+    assert fitted.plan.parts
+    assert all(torch.equal(state[key], value) for key, value in model.state_dict().items())
+    assert list(fitted.state_dict()) == list(state)
+    assert [name for name, _ in fitted.named_modules()] == [name for name, _ in model.named_modules()]
+    for ours, plain in zip(trained(fitted, images, labels), trained(model, images, labels), strict=True):
+        assert torch.equal(ours, plain)
+
+
+@pytest.mark.parametrize("net", NETS.values(), ids=NETS)
+def test_the_plan_is_the_measurement(net):
+    model, images = net(), torch.randn(4, 3, 96, 96)
+    labels = torch.randint(0, 5, (4, 96, 96))
+    fitted = fit(model, images, LOSS, time=1.4)
+    prediction = predict(fitted, images, LOSS)
+    assert prediction.peak == fitted.plan.peak < fitted.plan.before
+    assert prediction.step_bytes == pytest.approx(measured(fitted, images, labels), rel=0.05)
+
+
+@pytest.mark.parametrize("net", [ResNet, UNet])
+def test_a_budget_between_is_met(net):
+    model, images = net(), torch.empty(4, 3, 128, 128, device="meta")
+    least, plain = fit(model, images, LOSS, time=3).plan.peak, predict(model, images, LOSS).peak
+    peaks = []
+    for share in (0.25, 0.75):
+        budget = int(least + share * (plain - least))
+        plan = fit(model, images, LOSS, budget=budget).plan
+        assert plan.peak <= budget
+        peaks.append(plan)
+    assert peaks[-1].time <= peaks[0].time  # more memory, no more time
+    assert peaks[0].peak <= peaks[-1].peak
+
+
+def test_an_impossible_budget_says_the_least():
+    model, images = UNet(), torch.empty(4, 3, 128, 128, device="meta")
+    with pytest.raises(ValueError, match=r"a budget of at least ([0-9.]+) MiB .* got 1.0 MiB") as error:
+        fit(model, images, LOSS, budget="1MiB")
+    least = float(str(error.value).split("at least ")[1].split()[0])
+    assert fit(model, images, LOSS, budget=f"{least + 0.1}MiB").plan.peak <= (least + 0.1) * 2**20
+
+
+def test_what_fits_is_left_as_it_is():
+    fitted = fit(UNet(), torch.empty(SIZE), LOSS, budget="10GB")
+    assert fitted.plan.parts == ()
+    assert fitted.plan.time == 1.0
+
+
+def test_a_plan_is_a_value(tmp_path):
+    model, images = ResNet(), torch.randn(SIZE)
+    plan = fit(model, images, LOSS, time=1.4).plan
+    plan.save(tmp_path / "plan.json")
+    assert Plan.load(tmp_path / "plan.json") == plan
+    second = ResNet()
+    assert plan.apply(second).plan == plan
+    assert "runs again" in str(plan)
+    assert fit(model, images, LOSS, time=1.4).plan == plan
+    with pytest.raises(ValueError, match=r"expected a network with a module '.*', got Linear"):
+        plan.apply(nn.Linear(1, 1))
+    (tmp_path / "plan.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"expected a plan as JSON"):
+        Plan.load(tmp_path / "plan.json")
+
+
+def test_a_fitted_network_is_fitted_anew():
+    model, images = UNet(), torch.empty(SIZE)
+    fitted = fit(model, images, LOSS, time=1.4)
+    assert fit(fitted, images, LOSS, time=1.4).plan == fitted.plan
+    assert type(fit(fitted, images, LOSS, budget="10GB").down[0]) is nn.Sequential
+
+
+def test_copies_and_pickles():
+    model, images = ResNet(), torch.randn(SIZE)
+    labels = torch.randint(0, 5, (2, *SIZE[2:]))
+    fitted = fit(model, images, LOSS, time=1.4)
+    for other in (copy.deepcopy(fitted), pickle.loads(pickle.dumps(fitted))):
+        assert other.plan == fitted.plan
+        for a, b in zip(trained(other, images, labels), trained(fitted, images, labels), strict=True):
+            assert torch.equal(a, b)
+        assert predict(other, images, LOSS).peak == fitted.plan.peak
+    assert isinstance(fitted.layers[0], nn.Sequential)
+    assert fitted.double().layers[0][0].conv1.weight.dtype == torch.float64
+
+
+def test_segments_of_a_row():
+    """A long row is cut into segments, and pieces of these again."""
+    row = nn.Sequential(*(nn.Sequential(nn.Linear(64, 64), nn.Tanh()) for _ in range(32)))
+    x = torch.randn(512, 64)
+    fitted = fit(row, x, lambda y: y.square().mean(), time=3)
+    assert any(part.first is not None for part in fitted.plan.parts)
+    plain, ours = (
+        predict(row, x, lambda y: y.square().mean()),
+        predict(fitted, x, lambda y: y.square().mean()),
+    )
+    assert ours.parts["kept activations"] < plain.parts["kept activations"] / 3
+    for model in (row, fitted):
+        model(x).square().mean().backward()
+    assert all(
+        torch.equal(p.grad, q.grad) for p, q in zip(row.parameters(), fitted.parameters(), strict=True)
+    )
+
+
+def test_a_forward_on_the_instance_runs_again_too():
+    model, images = UNet(), torch.randn(SIZE)
+    labels = torch.randint(0, 5, (2, *SIZE[2:]))
+    for block in model.down:
+        block.forward = types.MethodType(lambda self, x: 2 * nn.Sequential.forward(self, x), block)
+    fitted = fit(model, images, LOSS, time=1.4)
+    for ours, plain in zip(trained(fitted, images, labels), trained(model, images, labels), strict=True):
+        assert torch.equal(ours, plain)
+
+
+def test_bad_input():
+    with pytest.raises(ValueError, match=r"expected one of budget, factor and time"):
+        fit(UNet(), torch.empty(SIZE))
+    with pytest.raises(ValueError, match=r"expected a budget like 10GB or 800MiB, got '10 lots'"):
+        fit(UNet(), torch.empty(SIZE), budget="10 lots")
+    with pytest.raises(TypeError, match=r"expected a torch.nn.Module, got str"):
+        fit("unet", torch.empty(SIZE), time=2)
