@@ -27,6 +27,7 @@ LABEL_ENDINGS = (".png", ".tif", ".tiff", ".bmp")
 
 EIGHT_BITS = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 ORIENTATION = 0x0112  # the tag of EXIF that says how the camera was held; from 5 on it lay on its side
+TEXTS = (b"tEXt", b"zTXt", b"iTXt")  # chunks of a PNG file that hold text under a keyword
 
 
 class Header(NamedTuple):
@@ -96,10 +97,15 @@ def read_header(path: Path) -> Header:
     """
     with opened(path) as image:
         mode, depth, lossy = image.mode, _depth(image), _is_lossy(image, path)
-        if image.format in ("PNG", "TIFF") and not (image.format == "PNG" and _is_simple_png(path)):
-            image = upright(image)  # Pillow decodes a PNG to find its EXIF data anyway
+        # of a PNG that is not simple Pillow decodes the pixels to find its EXIF data
+        is_simple = image.format == "PNG" and _is_simple_png(path)
+        orientation = 1 if is_simple else image.getexif().get(ORIENTATION, 1)
+        if image.format == "PNG" and not is_simple:
+            image.load()  # what is cut off is found here
+        if image.format == "TIFF" and orientation != 1:
+            image, orientation = upright(image), 1  # Pillow's versions differ in when they turn it
         width, height = image.size
-        if image.format not in (None, "PNG", "TIFF") and image.getexif().get(ORIENTATION, 1) >= 5:
+        if orientation >= 5:
             width, height = height, width
     return Header((height, width), mode, depth, lossy)
 
@@ -203,7 +209,8 @@ def _is_simple_png(path: Path) -> bool:
             file.seek(place)
             size, name = struct.unpack(">I4s", file.read(8))
             place += 12 + size
-            if name in (b"eXIf", b"iTXt", b"zTXt", b"tEXt"):
+            keyword = file.read(min(size, 80)).partition(b"\0")[0] if name in TEXTS else b""
+            if name == b"eXIf" or b"exif" in keyword or b"xmp" in keyword:
                 return False
             if name == b"IEND":
                 return True

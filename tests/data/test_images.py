@@ -8,6 +8,7 @@ import pytest
 import tifffile
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from revseg.data.images import read_colours, read_header, read_ids, read_image, read_label
 
@@ -58,6 +59,22 @@ def test_every_orientation_in_every_format(tmp_path, ending, orientation):
     image = read_image(path)
     assert read_header(path).size == tuple(image.shape[1:]) == (16, 32)
     assert int((image.permute(1, 2, 0).int() - torch.from_numpy(blocks).int()).abs().max()) < 10
+
+
+def test_headers_of_png_with_text(tmp_path, monkeypatch):
+    text = PngInfo()
+    text.add_itxt("XML:com.adobe.xmp", '<x:xmpmeta tiff:Orientation="6"/>')
+    Image.fromarray(PIXELS).save(tmp_path / "turned.png", pnginfo=text)
+    assert (
+        read_header(tmp_path / "turned.png").size
+        == tuple(read_image(tmp_path / "turned.png").shape[1:])
+        == (6, 4)
+    )
+    text = PngInfo()
+    text.add_text("Software", "a program")
+    Image.fromarray(PIXELS).save(tmp_path / "x.png", pnginfo=text)
+    monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", None)  # its pixels are not needed
+    assert read_header(tmp_path / "x.png").size == (4, 6)
 
 
 @pytest.mark.parametrize("kind", [2, 6])
