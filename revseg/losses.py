@@ -1,11 +1,12 @@
 """From logits at a model's stride to a loss, and to labels, at the size of the labels.
 
 The maps at full size would be the largest tensors of a training step: 19 classes at 1024 x 2048 are
-159 MB an image. None of the losses here has one: `revseg.ops` computes them piece by piece.
+159 MB an image. None of the losses here has one: `revseg.ops` computes them piece by piece. Of a volume one slice
+after another is an image, whose logits at low resolution lie between those of two.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -18,9 +19,10 @@ Logits = Tensor | Sequence[Tensor]  # of one head, or the main head's first and 
 
 
 class UpsampleCrossEntropy(nn.Module):
-    """Cross-entropy of the logits after bilinear upsampling to the size of the labels.
+    """Cross-entropy of the logits after linear upsampling to the size of the labels: bilinear of images.
 
-    The options are those of `nn.CrossEntropyLoss` and of `F.interpolate`, except that a mean over
+    Signals [N, C, l] and volumes [N, C, d, h, w] are taken as images are, with labels [N, L] and [N, D, H, W]. The
+    options are those of `nn.CrossEntropyLoss` and of `F.interpolate`, except that a mean over
     nothing is 0. Auxiliary heads add to the loss of the main one.
 
     Args:
@@ -82,7 +84,7 @@ class UpsampleCrossEntropy(nn.Module):
 
     def head_loss(self, logits: Tensor, labels: Tensor, counts: Tensor | None) -> Tensor:
         """The loss of one head [N, C, h, w]."""
-        return upsample_cross_entropy(
+        return _cross_entropy(
             logits,
             labels,
             ignore_index=self.ignore_index,
@@ -131,7 +133,7 @@ class OhemCrossEntropy(UpsampleCrossEntropy):
     @torch.no_grad()
     def _hard_labels(self, logits: Tensor, labels: Tensor, counts: Tensor | None) -> Tensor:
         """The labels [N, H, W], of which the easy ones are ignored."""
-        losses = upsample_cross_entropy(
+        losses = _cross_entropy(
             logits,
             labels,
             ignore_index=self.ignore_index,
@@ -166,7 +168,7 @@ def predict_labels(logits: Logits, size: Sequence[int], align_corners: bool = Fa
     Args:
         logits: Scores [N, C, h, w], C at most 255; of a tuple the main head, the first, counts. A single
             class is class 1 of two, as for the loss.
-        size: (H, W).
+        size: (H, W); (L,) for signals [N, C, l], (D, H, W) for volumes [N, C, d, h, w].
         align_corners: As in `F.interpolate`, and as for the loss.
 
     Returns:
@@ -176,13 +178,104 @@ def predict_labels(logits: Logits, size: Sequence[int], align_corners: bool = Fa
         ValueError: If there are more than 255 classes.
     """
     main = of_two_classes(logits if isinstance(logits, Tensor) else logits[0])
+    if main.ndim == 3:
+        return upsample_argmax(main[:, :, None], (1, *size), align_corners=align_corners)[:, 0]
+    if main.ndim == 5:
+        images = (scores for scores, *_ in _slices(main, size[0], align_corners))
+        return torch.stack([upsample_argmax(x, size[1:], align_corners=align_corners) for x in images], 1)
     return upsample_argmax(main, size, align_corners=align_corners)
 
 
 def of_two_classes(logits: Tensor) -> Tensor:
     """The scores of a single class beside those of what is around it, zeros; others as they are."""
-    single = logits.ndim == 4 and logits.shape[1] == 1
+    single = 3 <= logits.ndim <= 5 and logits.shape[1] == 1
     return torch.cat((torch.zeros_like(logits), logits), 1) if single else logits
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor, **options: Any) -> Tensor:
+    """`upsample_cross_entropy` of signals, images or volumes."""
+    dims = logits.ndim - 2
+    if dims in (1, 3) and labels.ndim != dims + 1:
+        raise ValueError(
+            f"expected labels of {dims} dimensions besides N for logits {[*logits.shape]}, got {[*labels.shape]}"
+        )
+    if dims == 1:
+        losses = upsample_cross_entropy(logits[:, :, None], labels[:, None], **options)
+        return losses[:, 0] if losses.ndim else losses
+    if dims != 3:
+        return upsample_cross_entropy(logits, labels, **options)
+    reduction, align_corners = options.pop("reduction"), options["align_corners"]
+    if reduction == "none":
+        each = zip(_slices(logits, labels.shape[1], align_corners), labels.unbind(1), strict=True)
+        return torch.stack(
+            [upsample_cross_entropy(x, of_slice, reduction="none", **options) for (x, *_), of_slice in each],
+            1,
+        )
+    loss = _VolumeLoss.apply(logits, labels, options)  # type: ignore[no-untyped-call]
+    if reduction == "sum":
+        return loss  # type: ignore[no-any-return]
+    ignored, weight = options["ignore_index"], options.get("weight")
+    weights = torch.stack([_weight(of_slice, ignored, weight) for of_slice in labels.unbind(1)])
+    total = weights.sum().to(loss.dtype)
+    return (loss / total.where(total > 0, 1)).where(total > 0, 0)  # type: ignore[no-any-return]
+
+
+class _VolumeLoss(torch.autograd.Function):
+    """The sum over all slices; its gradient, of the size of the logits, is there before the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, labels: Tensor, options: dict[str, Any]) -> Tensor:
+        dtype = torch.promote_types(logits.dtype, torch.float32)
+        dlogits = torch.zeros_like(logits, dtype=dtype) if ctx.needs_input_grad[0] else None
+        loss = logits.new_zeros((), dtype=dtype)
+        slices = _slices(logits.detach(), labels.shape[1], options["align_corners"])
+        for (scores, below, above, share), of_slice in zip(slices, labels.unbind(1), strict=True):
+            with torch.enable_grad():
+                scores.requires_grad_(dlogits is not None)
+                part = upsample_cross_entropy(scores, of_slice, reduction="sum", **options)
+            loss += part.detach()
+            if dlogits is not None:
+                (dscores,) = torch.autograd.grad(part, scores)
+                dlogits[:, :, below] += (1 - share) * dscores
+                dlogits[:, :, above] += share * dscores
+        ctx.save_for_backward(dlogits)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, dloss: Tensor) -> Any:
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "the cross-entropy of volumes has no second derivatives: call backward without create_graph=True"
+            )
+        (dlogits,) = ctx.saved_tensors
+        return dloss * dlogits, None, None
+
+
+def _slices(logits: Tensor, depth: int, align_corners: bool) -> Iterator[tuple[Tensor, int, int, float]]:
+    """For each slice of a volume its logits [N, C, h, w], float32 at least, and between which of [N, C, d, h, w] they lie."""
+    low = logits.shape[2]
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    for z in range(depth):
+        if align_corners:
+            place = z * (low - 1) / max(1, depth - 1)
+        else:
+            place = max(0.0, (z + 0.5) * low / depth - 0.5)
+        below = min(int(place), low - 1)
+        above = min(below + 1, low - 1)
+        share = place - below
+        yield (
+            torch.lerp(logits[:, :, below].to(dtype), logits[:, :, above].to(dtype), share),
+            below,
+            above,
+            share,
+        )
+
+
+def _weight(labels: Tensor, ignore_index: int, weight: Tensor | None) -> Tensor:
+    """The sum of the weights of the true classes, of pixels that count."""
+    labels = labels.long()
+    counted = labels != ignore_index
+    return counted.sum() if weight is None else weight[labels.where(counted, 0)].where(counted, 0).sum()
 
 
 def _largest(values: Tensor, k: int) -> Tensor:
