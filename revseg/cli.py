@@ -33,6 +33,9 @@ COMMANDS: dict[str, Command] = {  # one word or two
     "evaluate": Command("revseg.inference.settings:EvaluateSettings", "revseg.commands.evaluate:evaluate"),
     "predict": Command("revseg.inference.settings:PredictSettings", "revseg.commands.predict:predict"),
     "export": Command("revseg.inference.settings:ExportSettings", "revseg.commands.export:export"),
+    "benchmark": Command(
+        "revseg.inference.settings:BenchmarkSettings", "revseg.commands.benchmark:benchmark"
+    ),
     "data check": Command("revseg.commands.data:CheckSettings", "revseg.commands.data:check"),
     "data show": Command("revseg.commands.data:ShowSettings", "revseg.commands.data:show"),
     "data cache": Command("revseg.commands.data:CacheSettings", "revseg.commands.data:cache"),

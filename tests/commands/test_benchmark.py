@@ -1,0 +1,31 @@
+"""`revseg benchmark`: times of what gives the right labels, and a reason for all else."""
+
+import re
+
+import torch
+
+from revseg.cli import main
+from revseg.commands import benchmark
+from revseg.files import save_weights
+from revseg.models import create_model
+
+
+def test_runtimes_are_timed_or_named(tmp_path, monkeypatch, capsys):
+    torch.manual_seed(0)
+    weights = tmp_path / "w.safetensors"
+    description = {"model": "vnet", "num_classes": 4, "hyperparameters": {}}
+    save_weights(weights, create_model("vnet", 4).state_dict(), description)
+
+    def wrong(network, image):
+        return lambda x: benchmark.pytorch(network, x)(x) + 1
+
+    def missing(network, image):
+        raise ModuleNotFoundError("No module named 'onnxruntime'")
+
+    monkeypatch.setitem(benchmark.RUNTIMES, "compile", wrong)
+    monkeypatch.setitem(benchmark.RUNTIMES, "onnx", missing)
+    assert main(["benchmark", str(weights), "--size", "32x64", "--rounds", "2", "--threads", "1"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "compile was not timed: 100.0 % of the labels are others" in out
+    assert "onnx was not timed: No module named 'onnxruntime'" in out
+    assert float(re.search(r"pytorch │ +([\d.]+) │", out)[1]) > 0
