@@ -134,4 +134,22 @@ def crop(x: Tensor, size: Sequence[int]) -> Tensor:
     What was halved to ceil(size / 2) and doubled again is one row or column too large where the size
     was odd.
     """
-    return x[..., : size[0], : size[1]]
+    if not is_size_open(x):
+        return x[..., : size[0], : size[1]]
+    for dim, length in zip((-2, -1), size, strict=True):  # a slice would fix whether the size is odd
+        x = x.index_select(dim, torch.arange(length, device=x.device))
+    return x
+
+
+def even_sides(x: Tensor) -> Tensor:
+    """A map with a row or a column of zeros where a side is odd, for what reads squares of 2 x 2.
+
+    Where the size is open, always with both: a step of two leaves out what is too many.
+    """
+    bottom, right = (1, 1) if is_size_open(x) else (x.shape[-2] % 2, x.shape[-1] % 2)
+    return F.pad(x, (0, right, 0, bottom)) if bottom or right else x
+
+
+def is_size_open(x: Tensor) -> bool:
+    """The map is part of an export for any height or width."""
+    return not all(isinstance(length, int) for length in x.shape[-2:])

@@ -25,7 +25,6 @@ Source of the coupling: Gomez et al., The Reversible Residual Network, arXiv:170
 
 from collections.abc import Sequence
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -33,7 +32,8 @@ from revseg.couplings import AdditiveCoupling
 from revseg.engine.exact import Exact
 from revseg.layers.blocks import ACTIVATIONS
 from revseg.layers.conv_pool import ImageConvPool
-from revseg.layers.images import crop
+from revseg.layers.corner_pool import pool_with_corners, unpool
+from revseg.layers.images import crop, even_sides
 from revseg.layers.stack import Stack
 from revseg.layers.upsample_conv import DoublingConv2d
 from revseg.memory.policy import Memory, MemoryPolicy
@@ -181,7 +181,7 @@ class Halving(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         pooled, corners = pool_with_corners(x)
-        even = F.pad(x, (0, x.shape[-1] % 2, 0, x.shape[-2] % 2))
+        even = even_sides(x)
         y = self.bottleneck(even) + F.pad(pooled, (0, 0, 0, 0, 0, self.missing))
         return self.act(y), corners
 
@@ -207,28 +207,6 @@ class Doubling(nn.Module):
     def forward(self, x: Tensor, corners: Tensor, size: Sequence[int]) -> Tensor:
         """The map [N, out, *size] of x [N, in, h, w]; corners [N, out, h, w] are those of a `Halving`."""
         return F.relu(unpool(self.narrow(x), corners, size) + crop(self.bottleneck(x), size), inplace=True)
-
-
-def pool_with_corners(x: Tensor) -> tuple[Tensor, Tensor]:
-    """The largest of each 2 x 2 square, and in which corner it was.
-
-    Args:
-        x: A map [N, C, H, W]; a square at an odd border has what there is of it.
-
-    Returns:
-        The maxima [N, C, ceil(H / 2), ceil(W / 2)], and their corners 0 to 3, row by row, uint8: an
-        eighth of the memory of `F.max_pool2d`'s indices.
-    """
-    pooled, indices = F.max_pool2d(x, 2, ceil_mode=True, return_indices=True)
-    width = x.shape[-1]
-    return pooled, (indices // width % 2 * 2 + indices % width % 2).to(torch.uint8)
-
-
-def unpool(x: Tensor, corners: Tensor, size: Sequence[int]) -> Tensor:
-    """Each value of x [N, C, h, w] in its corner of a square, zeros elsewhere: [N, C, *size]."""
-    places = torch.arange(4, dtype=torch.uint8, device=x.device).view(4, 1, 1)
-    squares = torch.where(corners.unsqueeze(2) == places, x.unsqueeze(2), 0.0)  # [N, C, 4, h, w]
-    return crop(F.pixel_shuffle(squares.flatten(1, 2), 2), size)
 
 
 def _bottleneck(

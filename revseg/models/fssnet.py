@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from revseg.layers.blocks import ACTIVATIONS, BNAct, ConvBNAct, ImageConvBNAct
-from revseg.layers.images import of_each_image
+from revseg.layers.images import even_sides, of_each_image
 from revseg.layers.stack import Stack
 from revseg.memory.policy import Memory, MemoryPolicy
 from revseg.models.network import Network
@@ -150,9 +150,7 @@ class Down(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         pooled = F.max_pool2d(x, 3, stride=2, padding=1)
-        h, w = x.shape[-2:]
-        even = F.pad(x, (0, w % 2, 0, h % 2)) if h % 2 or w % 2 else x  # as many corners as the pool has
-        return self.act(self.shortcut(pooled) + self.branch(even))  # type: ignore[no-any-return]
+        return self.act(self.shortcut(pooled) + self.branch(even_sides(x)))  # type: ignore[no-any-return]
 
 
 class Up(nn.Module):

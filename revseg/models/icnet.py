@@ -23,6 +23,7 @@ from functools import partial
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from revseg.layers.grid_pool import grid_means
 from revseg.layers.images import Normalization, of_each_image
 from revseg.layers.stack import Stack
 from revseg.memory.policy import Memory, MemoryPolicy
@@ -119,7 +120,7 @@ class PyramidSum(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         total = x
         for cells in BINS:
-            total = total + _resize(F.adaptive_avg_pool2d(x, cells), x.shape[-2:])
+            total = total + _resize(grid_means(x, cells), x.shape[-2:])
         return total
 
 

@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from revseg.layers.blocks import PooledBatchNorm2d
+from revseg.layers.grid_pool import GridMeans
 from revseg.layers.images import IMAGENET
 from revseg.layers.stack import Stack
 from revseg.memory.policy import Memory, MemoryPolicy
@@ -142,7 +143,7 @@ class PyramidPooling(nn.Module):
         self.out_channels = channels + each * len(bins)
         self.branches = nn.ModuleList(
             nn.Sequential(
-                nn.AdaptiveAvgPool2d(cells),
+                GridMeans(cells),
                 nn.Conv2d(channels, each, 1, bias=False),
                 PooledBatchNorm2d(each),
                 nn.ReLU(),

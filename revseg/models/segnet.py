@@ -19,11 +19,10 @@ paper: two bits would do). Putting it back is deterministic, as PyTorch's own un
 from collections.abc import Iterable, Sequence
 from functools import partial
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from revseg.layers.blocks import ConvBNAct, ImageConvBNAct
+from revseg.layers.corner_pool import pool_with_corners, unpool
 from revseg.layers.stack import Stack
 from revseg.memory.policy import Memory, MemoryPolicy
 from revseg.models.network import Network
@@ -91,7 +90,7 @@ class _Down(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Pooled]:  # [N, in, H, W] -> 2 of [N, out, h, w]
         x = self.convolutions(x)
-        maxima, places = pool(x)
+        maxima, places = pool_with_corners(x)
         return maxima, (places, tuple(x.shape[-2:]))
 
 
@@ -128,36 +127,3 @@ class _Decoder(nn.Module):
         for stage, (places, size) in zip(self.stages, reversed(pools), strict=True):
             x = stage(x, places, size)
         return x
-
-
-def pool(x: Tensor) -> tuple[Tensor, Tensor]:
-    """The maxima of 2 x 2 windows, at the border of what is left of them, and their places.
-
-    Args:
-        x: A map [N, C, H, W].
-
-    Returns:
-        Maxima [N, C, h, w], h = ceil(H / 2), w = ceil(W / 2); and for each 2 * row + column in its
-        window, uint8.
-    """
-    maxima, index = F.max_pool2d(x, 2, ceil_mode=True, return_indices=True)
-    width = x.shape[-1]
-    rows, columns = (index // width % 2).byte(), (index % width % 2).byte()
-    return maxima, 2 * rows + columns
-
-
-def unpool(x: Tensor, places: Tensor, size: Size) -> Tensor:
-    """A map with these values in their places of 2 x 2 windows, zeros elsewhere.
-
-    Args:
-        x: Values [N, C, h, w].
-        places: As from `pool`, of the same shape.
-        size: H and W, each 2 h or 2 h - 1.
-
-    Returns:
-        The map [N, C, H, W].
-    """
-    here = places.unsqueeze(2) == torch.arange(4, device=x.device).view(4, 1, 1)  # [N, C, 4, h, w]
-    windows = torch.where(here, x.unsqueeze(2), 0)
-    height, width = size
-    return F.pixel_shuffle(windows.flatten(1, 2), 2)[..., :height, :width]

@@ -3,7 +3,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from revseg.models.enet import Bottleneck, Doubling, ENet, Halving, pool_with_corners, unpool
+from revseg.layers.corner_pool import pool_with_corners
+from revseg.models.enet import Bottleneck, Doubling, ENet, Halving
 from tests.helpers import run_step, small_input
 from tests.layers.stack_twins import stirred
 
@@ -73,23 +74,6 @@ def test_doubling_by_hand(size):
     expected = F.max_unpool2d(main, indices, 2, output_size=size)
     expected = F.relu(expected + by_hand(block.bottleneck, x)[..., : size[0], : size[1]])
     torch.testing.assert_close(block(x, corners, size), expected)
-
-
-@pytest.mark.parametrize("size", [(8, 6), (9, 7), (1, 5), (2, 1)])
-def test_unpooling_is_pytorchs_with_its_gradient(size):
-    x = small_input(2, 3, *size)
-    pooled, indices = F.max_pool2d(x, 2, ceil_mode=True, return_indices=True)
-    ours, corners = pool_with_corners(x)
-    assert torch.equal(ours, pooled)
-    assert corners.dtype == torch.uint8
-    values, found = (small_input(*pooled.shape, seed=3) for _ in range(2))
-    expected = F.max_unpool2d(values, indices, 2, output_size=size)
-    result = unpool(found, corners, size)
-    assert torch.equal(result, expected)
-    weight = torch.randn_like(expected)
-    (expected * weight).sum().backward()
-    (result * weight).sum().backward()
-    assert torch.equal(found.grad, values.grad)
 
 
 def test_dropout_masks_repeat_in_the_second_run():

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from revseg.memory import saved_bytes
-from revseg.models.segnet import SegNet, pool, unpool
+from revseg.models.segnet import SegNet
 from tests.helpers import assert_same_result, run_step
 from tests.models.networks import (
     count_of,
@@ -72,21 +72,6 @@ def test_step_is_that_of_plain_pools_with_indices(size):
         values.clear()
         values |= renamed
     assert_same_result(ours, theirs, 1e-9)
-
-
-@pytest.mark.parametrize("size", [(6, 8), (7, 9), (1, 1), (1, 4), (5, 2)], ids=str)
-def test_pools_are_those_of_torch(size):
-    x = torch.randn(2, 3, *size, dtype=torch.float64, requires_grad=True)
-    maxima, places = pool(x)
-    expected, index = F.max_pool2d(x, 2, ceil_mode=True, return_indices=True)
-    assert torch.equal(maxima, expected)
-    assert places.dtype == torch.uint8
-    again = unpool(maxima, places, size)
-    plain = F.max_unpool2d(expected, index, 2, output_size=size)
-    assert torch.equal(again, plain)
-    weight = torch.randn_like(plain)
-    found, wanted = (torch.autograd.grad(y, x, weight)[0] for y in (again, plain))
-    assert torch.equal(found, wanted)
 
 
 def test_places_of_maxima_take_a_byte():
