@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: demo test lint bench bench-report clean
+.PHONY: demo test test-slow lint bench bench-report clean
 
 demo: $(INSTALLED)  ## train VNet on generated street scenes; table, curves and picture under runs/demo
 	$(BIN)/revseg train --data synthetic --size 128 256 --train-samples 192 --val-samples 24 --epochs 12 --threads 1 --out runs/demo --overwrite
@@ -12,6 +12,9 @@ demo: $(INSTALLED)  ## train VNet on generated street scenes; table, curves and 
 test: $(INSTALLED)  ## all tests; those of the kernels in Triton's interpreter, which a process chooses once
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal tests/interpreted
+
+test-slow: $(INSTALLED)  ## what takes minutes: each network compiled, exported for any size
+	$(BIN)/python -m pytest -m slow --numprocesses 2 --dist worksteal
 
 lint: $(INSTALLED)  ## style and types
 	$(BIN)/ruff format --check .

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from revseg.layers.blocks import ACTIVATIONS, BNAct, ConvBNAct, ImageConvBNAct
-from revseg.layers.images import even_sides, of_each_image
+from revseg.layers.images import crop, even_sides, is_size_open, of_each_image
 from revseg.layers.stack import Stack
 from revseg.memory.policy import Memory, MemoryPolicy
 from revseg.models.network import Network
@@ -101,7 +101,8 @@ class FSSNet(Network):
         eighth = self.down2(self.factorized(quarter))
         x = self.up2(self.dilated(eighth), eighth, tuple(quarter.shape[-2:]))
         x = self.up1(self.refine2(x), quarter, half)
-        return self.classifier(self.refine1(x), output_size=tuple(images.shape[-2:]))  # type: ignore[no-any-return]
+        height, width = images.shape[-2:]
+        return doubled(self.classifier, self.refine1(x), (height, width))
 
 
 class Initial(nn.Module):
@@ -169,9 +170,16 @@ class Up(nn.Module):
         self.act = ACTIVATIONS[activation](out_channels)
 
     def forward(self, x: Tensor, skip: Tensor, size: tuple[int, int]) -> Tensor:
-        y = self.widen(self.upsample(self.narrow(x), output_size=size))
+        y = self.widen(doubled(self.upsample, self.narrow(x), size))
         main = F.interpolate(self.shortcut(x + skip), size=size, mode="bilinear", align_corners=True)
         return self.act(main + y)  # type: ignore[no-any-return]
+
+
+def doubled(conv: nn.ConvTranspose2d, x: Tensor, size: tuple[int, int]) -> Tensor:
+    """A transposed 3 x 3 convolution with stride 2 of x [N, C, h, w], to a size of 2 h or 2 h - 1 a side."""
+    if not is_size_open(x):
+        return conv(x, output_size=size)  # type: ignore[no-any-return]
+    return crop(F.conv_transpose2d(x, conv.weight, conv.bias, 2, 1, output_padding=1), size)
 
 
 _layer = partial(ConvBNAct, eps=1e-5)

@@ -104,11 +104,11 @@ class ICNet(Network):
 
     def logits(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:  # [N, 3, H, W] -> [N, C, h, w]
         at16 = self.down(self.stage2(self.stem(images)))
-        at32 = self.pyramid(self.stage5(self.stage4(self.stage3(_resize(at16, _halves(at16))))))
+        at32 = self.pyramid(self.stage5(self.stage4(self.stage3(_resize(at16, _sides(at16, 2))))))
         at8 = self.fine(images)
         fused16 = self.fusion16(at32, at16)
         fused8 = self.fusion8(fused16, at8)
-        logits: Tensor = self.classifier(fused8, [-(-side // 4) for side in images.shape[-2:]])
+        logits: Tensor = self.classifier(fused8, _sides(images, 4))
         if not self.training or self.aux is None:
             return logits
         return logits, self.aux[0](at32, at16.shape[-2:]), self.aux[1](fused16, at8.shape[-2:])
@@ -161,13 +161,14 @@ class _HalfSizeStem(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         dtype = images.dtype if images.is_floating_point() else next(self.layers.parameters()).dtype
-        size = _halves(images)
+        size = _sides(images, 2)
         half = of_each_image(lambda image: _resize(image, size).to(dtype), images, self.prepare)
         return self.layers(half)  # type: ignore[no-any-return]
 
 
-def _halves(x: Tensor) -> list[int]:
-    return [-(-side // 2) for side in x.shape[-2:]]
+def _sides(x: Tensor, step: int) -> list[int]:
+    """The sides over the step, rounded up; without negative numbers, which ONNX divides otherwise."""
+    return [(side + step - 1) // step for side in x.shape[-2:]]
 
 
 def _resize(x: Tensor, size: Sequence[int]) -> Tensor:

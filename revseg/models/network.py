@@ -97,7 +97,7 @@ class Network(nn.Module):
                 warnings.warn(
                     f"float images with values from 0 to {images.max():g} are taken as they are, for normalised "
                     "ones: give them as bytes (uint8), or give model.normalization(bytes)",
-                    stacklevel=3,
+                    stacklevel=5,  # the call of the network
                 )
 
 

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from revseg import reversible
-from revseg.models.fssnet import FSSNet
+from revseg.models.fssnet import FSSNet, doubled
 from revseg.testing import plain_twin
 from tests.helpers import assert_same_step
 from tests.models.networks import (
@@ -81,3 +81,13 @@ def test_its_stages_can_be_made_reversible():
 def test_wrong_hyperparameters_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         FSSNet(**options)
+
+
+@pytest.mark.parametrize("size", [(13, 9), (14, 10), (13, 10)], ids=str)
+def test_doubling_for_an_open_size_is_the_same(size, monkeypatch):
+    conv, x = nn.ConvTranspose2d(3, 5, 3, stride=2, padding=1), torch.randn(2, 3, 7, 5)
+    expected = doubled(conv, x, size)
+    assert expected.shape == (2, 5, *size)
+    for module in ("models.fssnet", "layers.images"):
+        monkeypatch.setattr(f"revseg.{module}.is_size_open", lambda x: True)
+    torch.testing.assert_close(doubled(conv, x, size), expected)
