@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from revseg.engine.buffers import swapped_buffers
 from revseg.engine.chain import run_reversible
 from revseg.engine.drift import Check
 from revseg.engine.exact import Exact, exactness
-from revseg.engine.replay import swapped_buffers
 from revseg.engine.steps import Side, Step, Streams, Update, Values, run_plain
 from revseg.engine.tensors import dense
 from revseg.engine.tracing import Unscriptable, has_hooks, is_traced, refuse_symbol
@@ -61,6 +61,10 @@ class ReversibleSequence(Unscriptable, nn.Module):
     settings in both passes (a change is an `InversionError`), no `torch.backends.cudnn.benchmark`
     (refused), and on a GPU deterministic kernels (`torch.use_deterministic_algorithms(True)`).
     Weights used more than once under autocast: see `revseg.engine.exact`.
+
+    Losses: outputs have gradients, what a function puts aside has none, as it was made without a graph: a
+    feature that a hook keeps, or a penalty kept as an attribute, has no `grad_fn`. Return it as channels of
+    the value, compute it from an output, or set `save_activations=True`.
 
     Raises:
         TypeError: If a block is neither a coupling nor a reversible down-sampling.

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from revseg import AdditiveCoupling, ReversibleSequence, ops
-from revseg.engine.exact import GridRule
+from revseg.engine.grid import GridRule
 from revseg.engine.residue import pack, restore
 from revseg.kernels.asymmetric_conv.op import asymmetric_conv
 

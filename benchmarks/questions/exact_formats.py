@@ -23,7 +23,7 @@ from benchmarks.gradients import Case, parameter_gradients, relative_distance
 from benchmarks.record import Result, Results, Row
 from benchmarks.tables import Table, markdown, source
 from benchmarks.workload import SHAPE
-from revseg.engine.exact import STEP, GridRule, extremes_of, snap
+from revseg.engine.grid import STEP, GridRule, extremes_of, snap
 from revseg.engine.residue import Layout, pack, restore
 from revseg.engine.tensors import bits
 

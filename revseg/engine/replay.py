@@ -6,8 +6,7 @@ gave depended on more than its input: on random numbers, autocast, training flag
 what it found, also when an exception passes through. So dropout masks repeat, running statistics
 count a batch once, spectral norm iterates once, and the caller's random state stays where it was.
 
-Buffers are swapped, never written: batch norm updates running statistics without raising their
-version, so a change could not be noticed afterwards. Random state, buffers and parameters of a
+Random state, buffers and parameters of a
 module belong to the whole process, so threads take turns: one function runs at a time.
 """
 
@@ -15,7 +14,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import _disable_current_modes
 
+from revseg.engine.buffers import copies_of, refuse_gradients, share_unchanged, swapped_buffers
 from revseg.engine.context import (
     NO_CHANGE,
     Autocast,
@@ -39,9 +39,6 @@ from revseg.engine.context import (
 )
 from revseg.engine.memo import noting, reminding
 from revseg.engine.reach import modules_of
-from revseg.engine.tensors import has_values
-
-_SMALL = 1 << 16  # bytes; a larger buffer is kept as a copy only if the function changed it
 
 _PATIENCE = 600.0  # seconds to wait for another thread's function
 
@@ -128,8 +125,8 @@ class Call:
             before = random_state(devices)
             training = [module.training for module in self.modules]
             present = [dict(module._buffers) for module in self.modules]
-            _refuse_gradients(self.modules)
-            buffers = [{name: _copy(buffer) for name, buffer in each.items()} for each in present]
+            refuse_gradients(self.modules)
+            buffers = [copies_of(each) for each in present]
             given = self.parameters if parameters is None else parameters
             with (
                 autocast_as(autocast),
@@ -140,7 +137,7 @@ class Call:
             ):
                 value = self.fn(*inputs)
             for copies, originals in zip(buffers, present, strict=True):
-                _share_unchanged(copies, originals)
+                share_unchanged(copies, originals)
             after = random_state(devices)
         if gpu_is_awake() != awake:
             raise RuntimeError(
@@ -235,21 +232,6 @@ class Turn:
         self.lock.release()
 
 
-@contextmanager
-def swapped_buffers(
-    modules: Sequence[nn.Module], buffers: Sequence[dict[str, Tensor | None]] | None = None
-) -> Iterator[None]:
-    """Let modules read and write copies, of these buffers or else of their own; then take those away."""
-    present = [dict(module._buffers) for module in modules]
-    try:
-        for module, given in zip(modules, present if buffers is None else buffers, strict=True):
-            _set_buffers(module, {name: _copy(buffer) for name, buffer in given.items()})
-        yield
-    finally:
-        for module, own in zip(modules, present, strict=True):
-            _set_buffers(module, own)
-
-
 def _without_cached_weights() -> AbstractContextManager[Any]:
     """Leave a surrounding `parametrize.cached()`: its weights have graphs that are used up by now."""
     return _leaving_cache() if parametrize._cache_enabled else NO_CHANGE
@@ -280,37 +262,3 @@ def _slow_path() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(True)
-
-
-def _refuse_gradients(modules: Iterable[nn.Module]) -> None:
-    """Raise if a buffer requires grad: buffers are put back by copies, which hand no gradient on."""
-    for module in modules:
-        for name, buffer in module._buffers.items():
-            if buffer is not None and buffer.requires_grad:
-                raise RuntimeError(
-                    f"{type(module).__name__}: the buffer {name!r} requires grad, and its gradient would be lost; make it "
-                    "an input (a side input of the sequence), a parameter, or set save_activations=True"
-                )
-
-
-def _set_buffers(module: nn.Module, buffers: dict[str, Tensor | None]) -> None:
-    """One by one, so that a thread that reads them finds each at any moment."""
-    if not buffers and not module._buffers:
-        return
-    for name in module._buffers.keys() - buffers.keys():
-        del module._buffers[name]
-    module._buffers.update(buffers)
-
-
-def _copy(buffer: Tensor | None) -> Tensor | None:
-    return None if buffer is None else buffer.detach().clone()
-
-
-def _share_unchanged(copies: dict[str, Tensor | None], originals: dict[str, Tensor | None]) -> None:
-    """Let go of copies of large buffers that the function only read."""
-    for name, copy in copies.items():
-        original = originals[name]
-        if copy is None or original is None or copy.nbytes <= _SMALL:
-            continue
-        if not has_values(copy) or torch.equal(copy, original):
-            copies[name] = original

@@ -12,8 +12,8 @@ from tests.helpers import assert_same_step, small_f, small_input, small_sequence
 
 @pytest.fixture
 def capturing(monkeypatch):
-    for place in ("ambient", "drift"):
-        monkeypatch.setattr(f"revseg.{place}.is_capturing", lambda: True)
+    for place in ("context", "drift"):
+        monkeypatch.setattr(f"revseg.engine.{place}.is_capturing", lambda: True)
 
 
 def test_nothing_is_captured_here():

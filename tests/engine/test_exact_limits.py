@@ -12,7 +12,7 @@ from revseg import (
     OneSidedCoupling,
     ReversibleSequence,
 )
-from revseg.engine.exact import snap
+from revseg.engine.grid import snap
 from tests.engine.exact_twins import assert_exact, blocks_of, exact_modes, float_input, networks
 from tests.helpers import modes, run_step, small_block, small_f
 

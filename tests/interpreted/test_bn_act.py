@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from triton.runtime.interpreter import interpreter_builder
 
-from revseg.engine.exact import STEP, GridRule
+from revseg.engine.grid import STEP, GridRule
 from revseg.kernels.bn_act import gpu as bn_act_triton
 from revseg.kernels.bn_act import gpu_backward as bn_act_backward_triton
 from revseg.kernels.bn_act import op as plain_kernel

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from revseg.engine.exact import STEP, GridRule
+from revseg.engine.grid import STEP, GridRule
 from revseg.kernels.bn_act.op import bn_act, bn_act_add
 from revseg.kernels.cpu import blocks as flat
 from tests.kernels.bn_act_cases import SIZES, added, case, layouts, sizes, slopes, stream, ways
