@@ -10,7 +10,10 @@ import pytest
 HERE = Path(__file__).parent
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(50, marks=pytest.mark.slow)])
+LONG = pytest.mark.skipif("REVSEG_SLOW" not in os.environ, reason="takes ten minutes: REVSEG_SLOW=1 runs it")
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(50, marks=[pytest.mark.slow, LONG])])
 def test_killed_and_resumed_runs_equal_the_straight_one_to_the_bit(kills, tmp_path):
     result = subprocess.run(
         [sys.executable, HERE / "kills.py", tmp_path, str(kills), "1"],
