@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from revseg.engine.exact import Exact
-from revseg.engine.tracing import is_traced
+from revseg.engine.tracing import is_traced, refuse_symbol
 from revseg.layers.images import Normalization
 
 
@@ -89,6 +89,7 @@ class Network(nn.Module):
                 module.prepare = normalization
 
     def _check(self, images: Tensor) -> None:
+        refuse_symbol(images)
         if images.ndim != 4 or images.shape[1] != self.in_channels:
             raise ValueError(f"expected images [N, {self.in_channels}, H, W], got shape {list(images.shape)}")
         if images.is_floating_point() and not self._saw_floats and not is_traced([images]):
