@@ -40,6 +40,8 @@ COMMANDS: dict[str, Command] = {  # one word or two
     "data show": Command("revseg.commands.data:ShowSettings", "revseg.commands.data:show"),
     "data cache": Command("revseg.commands.data:CacheSettings", "revseg.commands.data:cache"),
     "data synthesize": Command("revseg.commands.data:SynthesizeSettings", "revseg.commands.data:synthesize"),
+    "plan": Command("revseg.commands.plan:PlanSettings", "revseg.commands.plan:plan"),
+    "memory": Command("revseg.commands.memory:MemorySettings", "revseg.commands.memory:memory"),
     "doctor": Command("revseg.training.settings:DoctorSettings", "revseg.commands.doctor:doctor"),
 }
 
