@@ -110,7 +110,9 @@ class _Step(torch.autograd.Function):
         if not (ctx.i == chain.last and chain.keep):  # the kept graph is large enough
             grads[:] = [None if dy is None else relaid(dy, chain.layout) for dy in grads]
         back = run.backward_with_graph if torch.is_grad_enabled() else run.backward
-        found = back(streams, grads, tensors, residue)
+        found = back(streams, grads, tensors, residue, under_way.taken(run.tensors))
+        if chain.shared:
+            under_way.carry(chain, ctx.i, run.tensors, found)
         if ctx.i > 0:
             chain.passes[_task()] = under_way
             return None, None, None, *grads, *found
@@ -132,7 +134,7 @@ def _resumed(ctx: Any) -> tuple[Sequence[Tensor], Sequence[Tensor], _Pass]:
     streams = chain.reentered(rest[-outputs:])
     if chain.join:
         ctx.maybe_clear_saved_tensors()
-    return tensors, rest[:-outputs], _Pass(streams, all_finite(streams) if chain.check else None)
+    return tensors, rest[:-outputs], _Pass(streams, all_finite(streams) if chain.check else None, {})
 
 
 def _task() -> int:
@@ -146,6 +148,19 @@ class _Pass:
 
     streams: list[Tensor]  # as far as it is
     finite: Tensor | None  # whether the outputs were, bool []; None if nobody asks
+    carried: dict[int, Tensor]  # gradients so far of tensors that several steps use, by their ids
+
+    def taken(self, tensors: Sequence[Tensor]) -> Grads:
+        """What each tensor has so far; of one that stands here twice, once."""
+        return [self.carried.pop(id(x), None) if self.carried else None for x in tensors]
+
+    def carry(self, chain: _Chain, i: int, tensors: Sequence[Tensor], found: Grads) -> None:
+        """Keep gradients for the first step that uses a tensor, so that they add up as in plain autograd, use by use."""
+        for k, (x, gradient) in enumerate(zip(tensors, found, strict=True)):
+            if gradient is not None and chain.first[id(x)] < i:
+                so_far = self.carried.get(id(x))
+                self.carried[id(x)] = gradient if so_far is None else so_far + gradient
+                found[k] = None
 
 
 class _Chain:
@@ -176,6 +191,8 @@ class _Chain:
             self.autocast, streams[0]
         )  # or a function computes in half precision itself
         self.passes: dict[int, _Pass] = {}
+        self.first: dict[int, int] = {}  # which step uses a tensor first, by its id
+        self.shared = False  # whether several use one
 
     def prepared(self, i: int, streams: Streams) -> UpdatePass | MapPass:
         """Step i, about to run."""
@@ -183,7 +200,7 @@ class _Chain:
         if isinstance(step, Map):
             return MapPass(step)
         with torch.no_grad():
-            return UpdatePass(
+            run = UpdatePass(
                 step,
                 streams[step.source],
                 self.side,
@@ -193,6 +210,9 @@ class _Chain:
                 self.autocast,
                 i in self.kept,
             )
+        for x in run.tensors:
+            self.shared |= self.first.setdefault(id(x), i) < i
+        return run
 
     def entered(self, x1: Tensor, x2: Tensor) -> Streams:
         """The input in the layout of the chain."""

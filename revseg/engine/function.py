@@ -24,7 +24,7 @@ from revseg.engine.tracing import has_hooks
 
 Onto = tuple[Tensor, int]  # a stream, and the sign with which the value is added to it
 Coupled = tuple[Tensor, torch.dtype | None]  # a sum, and the dtype of what was added; or a value, not added
-Differentiate = Callable[[Tensor, Tensor | None], Grads]
+Differentiate = Callable[[Tensor, Grads], Grads]
 
 
 class Function(Protocol):
@@ -54,8 +54,8 @@ class Function(Protocol):
 
         Returns:
             The value, without a graph; and None if nothing has a gradient, or a function of the value's gradient, in
-            its dtype, and of the gradient that the input has so far. It returns the gradients of the input, the one
-            so far included, and of each tensor: tensors that nobody else holds, or those it was given.
+            its dtype, and of the gradients that the input and each tensor have so far. It returns these gradients,
+            those so far included: tensors that nobody else holds, or those it was given.
         """
 
     def rerun_with_graph(self, x: Tensor, tensors: Sequence[Tensor]) -> Tensor:
@@ -129,8 +129,8 @@ class Replayed:
             return (value, None), None
         edge = get_gradient_edge(value)  # the value itself would stay alive while its gradients take room
 
-        def differentiate(dh: Tensor, before: Tensor | None) -> Grads:
-            return gradients([edge], inputs, [dh], self.name, [before, *[None] * (len(inputs) - 1)])
+        def differentiate(dh: Tensor, before: Grads) -> Grads:
+            return gradients([edge], inputs, [dh], self.name, before)
 
         return (value.detach(), None), differentiate
 
@@ -184,7 +184,7 @@ class _Same:
     ) -> tuple[Coupled, Differentiate | None]:
         with torch.no_grad():
             coupled = self.run(x, onto)
-        return coupled, (lambda dh, before: [total(dh, before, dh)]) if wanted and wanted[0] else None
+        return coupled, (lambda dh, before: [total(dh, before[0], dh)]) if wanted and wanted[0] else None
 
     def rerun_with_graph(self, x: Tensor, tensors: Sequence[Tensor]) -> Tensor:
         return x

@@ -252,13 +252,12 @@ def _without_fast_path() -> AbstractContextManager[Any]:
 
     The first run is without gradients, and plain autograd's is not.
     """
-    return _slow_path() if torch.backends.mha.get_fastpath_enabled() else NO_CHANGE
+    return _SlowPath() if torch.backends.mha.get_fastpath_enabled() else NO_CHANGE
 
 
-@contextmanager
-def _slow_path() -> Iterator[None]:
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
+class _SlowPath:
+    def __enter__(self) -> None:
+        torch.backends.mha.set_fastpath_enabled(False)
+
+    def __exit__(self, *error: object) -> None:
         torch.backends.mha.set_fastpath_enabled(True)

@@ -80,7 +80,12 @@ class UpdatePass:
         return step.replace(streams, y), residue
 
     def backward(
-        self, streams: list[Tensor], grads: Grads, tensors: Sequence[Tensor], residue: Sequence[Tensor]
+        self,
+        streams: list[Tensor],
+        grads: Grads,
+        tensors: Sequence[Tensor],
+        residue: Sequence[Tensor],
+        before: Grads,
     ) -> Grads:
         """Take the update back, in `streams` and in `grads`; the gradient of each tensor.
 
@@ -89,10 +94,11 @@ class UpdatePass:
             grads: Their gradients.
             tensors: Those of the function and of the rule, as autograd kept them.
             residue: What `forward` gave.
+            before: The gradient that each tensor has so far.
         """
         s, t, rule = self.step.source, self.step.target, self.step.rule
         tensors, of_rule = self._split(tensors)
-        moved: Grads = [None] * len(of_rule)
+        own_before, moved = before[: len(tensors)], before[len(tensors) :]
         dh = dy = grads[t]
         wanted = None if dy is None else [self.source_wanted, *(p.requires_grad for p in tensors)]
         (value, added), differentiate = self.function.rerun(
@@ -108,16 +114,21 @@ class UpdatePass:
                 if dy is not None and self.learned is None:
                     grads[t], dh = rule.gradients(streams[t], value, dy)
                 elif dy is not None:
-                    grads[t], dh, *moved = self._gradients_of_rule(streams[t], value, of_rule, dy)
+                    grads[t], dh, *moved = self._gradients_of_rule(streams[t], value, of_rule, dy, moved)
         del value, dy  # freed before gradients take room
         if dh is None or differentiate is None:
-            return [*[None] * len(tensors), *moved]
-        grads[s], *found = differentiate(dh.to(dtype), grads[s])
+            return [*own_before, *moved]
+        grads[s], *found = differentiate(dh.to(dtype), [grads[s], *own_before])
         grads[t] = _alone(grads[t])
         return [*found, *moved]
 
     def backward_with_graph(
-        self, streams: list[Tensor], grads: Grads, tensors: Sequence[Tensor], residue: Sequence[Tensor]
+        self,
+        streams: list[Tensor],
+        grads: Grads,
+        tensors: Sequence[Tensor],
+        residue: Sequence[Tensor],
+        before: Grads,
     ) -> Grads:
         """The same, differentiable once more (`create_graph=True`).
 
@@ -132,15 +143,15 @@ class UpdatePass:
         with autocast_as(self.autocast), self._ruled(of_rule):
             streams[t] = self.exact.undo(rule, streams[t], h, residue, self.layout)
         if dy is None:
-            return [None] * len(tensors)
+            return before
         x, source, *aliases = (alias(p) for p in (streams[t], streams[s], *tensors))
         own, of_rule = self._split(aliases)
         h = self.function.rerun_with_graph(source, own)
         with autocast_as(self.autocast), self._ruled(of_rule):
             edge = get_gradient_edge(rule.couple(x, h))
-        before = [None, grads[s], *[None] * len(aliases)]
+        so_far = [None, grads[s], *before]
         grads[t], grads[s], *found = gradients(
-            [edge], [x, source, *aliases], [dy], self.step.name, before, create_graph=True
+            [edge], [x, source, *aliases], [dy], self.step.name, so_far, create_graph=True
         )
         return found
 
@@ -163,13 +174,15 @@ class UpdatePass:
         stack.enter_context(self.learned.swapped(tensors))
         return stack
 
-    def _gradients_of_rule(self, x: Tensor, h: Tensor, tensors: Sequence[Tensor], dy: Tensor) -> Grads:
+    def _gradients_of_rule(
+        self, x: Tensor, h: Tensor, tensors: Sequence[Tensor], dy: Tensor, before: Grads
+    ) -> Grads:
         """The gradients of the stream before the update, of the value and of each parameter of the rule."""
         assert self.learned is not None
         inputs = [x.detach().requires_grad_(), h.detach().requires_grad_(), *self.learned.leaves(tensors)]
         with torch.enable_grad(), self._ruled(inputs[2:]):
             edge = get_gradient_edge(self.step.rule.couple(*inputs[:2]))
-        return gradients([edge], inputs, [dy], self.step.name)
+        return gradients([edge], inputs, [dy], self.step.name, [None, None, *before])
 
 
 def learned(rule: Rule, functions: Collection[int]) -> Call | None:
@@ -196,7 +209,12 @@ class MapPass:
         return self.step.forward(streams), []
 
     def backward(
-        self, streams: list[Tensor], grads: Grads, tensors: Sequence[Tensor], residue: Sequence[Tensor]
+        self,
+        streams: list[Tensor],
+        grads: Grads,
+        tensors: Sequence[Tensor],
+        residue: Sequence[Tensor],
+        before: Grads,
     ) -> Grads:
         """Take the map back, in `streams` and in `grads`."""
         streams[:] = self.step.inverse((streams[0], streams[1]))

@@ -195,10 +195,10 @@ class _Row:
         if asked is None:
             return coupled, None
 
-        def differentiate(dh: Tensor, before: Tensor | None) -> Grads:
+        def differentiate(dh: Tensor, before: Grads) -> Grads:
             with self.plan.no_autocast():
-                dx, *found = gradients_of(self.plan, x, tensors, kept, dh, asked, True)
-            return [total(dx, before, dh), *found]
+                found = gradients_of(self.plan, x, tensors, kept, dh, asked, True)
+            return [total(more, so_far, dh) for more, so_far in zip(found, before, strict=True)]
 
         return coupled, differentiate
 

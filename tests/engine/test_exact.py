@@ -141,3 +141,21 @@ def test_additive_couplings_of_ones_own(dtype, exact):
 @pytest.mark.parametrize("depth", [1, 20])
 def test_lossless_undoes_any_coupling(coupling, depth, dtype):
     assert_exact(blocks_of(coupling, depth), float_input(), "lossless", dtype)
+
+
+class Twice(nn.Module):
+    """Uses its convolution two times."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x):
+        return self.conv(self.conv(x).tanh()).tanh()
+
+
+@exact_modes
+def test_gradients_of_what_several_steps_use_several_times_add_up_use_by_use(exact):
+    torch.manual_seed(0)
+    f = Twice()
+    assert_exact([AdditiveCoupling(f, f) for _ in range(3)], float_input(2, 8, 9, 9), exact)
