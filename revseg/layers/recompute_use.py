@@ -143,7 +143,7 @@ class UseWithoutGraph(_Checked):
         (value, _), differentiate = self.function.rerun(inputs[0], parameters, None, wanted)
         self._compare([value])
         del value  # freed before its gradients take room
-        return [None] * len(given) if differentiate is None else differentiate(dy, None)
+        return [None] * len(given) if differentiate is None else differentiate(dy, [None] * len(given))
 
 
 class _Entry(torch.autograd.Function):
