@@ -24,7 +24,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import KernelInterface
 from triton.runtime.driver import driver
 
-from revseg.kernels.dispatch import forced
+from revseg.ops import forced
 
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # Triton 3.9 wants it said
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"

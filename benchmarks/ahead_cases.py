@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from revseg import ops
-from revseg.kernels.asymmetric_conv.op import asymmetric_conv, asymmetric_conv_backward
+from revseg.ops import asymmetric_conv, asymmetric_conv_backward
 
 SIZE = (2, 32, 64)  # N, H, W of a map
 CLASSES = 19

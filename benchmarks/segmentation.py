@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from revseg.kernels.dispatch import plain
+from revseg.ops import plain
 from revseg.models import MODELS, create_model
 
 CLASSES = 19

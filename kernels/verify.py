@@ -39,6 +39,10 @@ class Kernel:
     differentiable: tuple[int, ...] = ()
     rule: Callable[..., bool] = lambda *inputs: True
 
+    @property
+    def name(self) -> str:
+        return self.function.__name__
+
     def example(self, device: Device, dtype: torch.dtype) -> tuple[Any, ...]:
         """The arguments of the example, the same at each call; random state stays as it was."""
         with torch.random.fork_rng():
@@ -105,6 +109,11 @@ def converted(value: Any, dtype: torch.dtype) -> Any:
         fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
         return dataclasses.replace(value, **{name: converted(each, dtype) for name, each in fields.items()})
     return value
+
+
+def gradient_like(y: Tensor) -> Tensor:
+    """Random numbers of the shape, dtype and device of y, the same at each call: a gradient for an example."""
+    return torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y)
 
 
 def _results(kernel: Kernel, function: Callable[..., Any], inputs: tuple[Any, ...]) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from revseg.kernels.upsample_cross_entropy.op import reference
+from revseg import ops
 from revseg.ops import upsample_argmax, upsample_cross_entropy
 
 Logits = Tensor | Sequence[Tensor]  # of one head, or the main head's first and then those of auxiliary heads
@@ -153,13 +153,15 @@ def ohem_reference(
     """What `OhemCrossEntropy` computes for one head, with all scores at full size: its definition."""
     ignore_index = options.get("ignore_index", 255)
     choice = {key: options[key] for key in ("ignore_index", "align_corners") if key in options}
-    losses = reference(logits.detach(), labels, reduction="none", **choice)
+    reference = ops.KERNELS["upsample_cross_entropy"].reference
+    losses: Tensor = reference(logits.detach(), labels, reduction="none", **choice)
     least = labels.numel() // 16 if min_kept is None else min_kept
     hard = losses > -math.log(threshold)
     if least:
         hardest_first = losses.flatten().sort(descending=True).values
         hard |= losses >= hardest_first[:least].amin()
-    return reference(logits, labels.long().where(hard, ignore_index), **options)
+    loss: Tensor = reference(logits, labels.long().where(hard, ignore_index), **options)
+    return loss
 
 
 def predict_labels(logits: Logits, size: Sequence[int], align_corners: bool = False) -> Tensor:

@@ -38,7 +38,7 @@ def _seeded():
 
 @pytest.fixture
 def passes(request, monkeypatch):
-    """How maps are gone through: "whole", as small ones are; "blocks" or "merged", small ones too, and of every dtype."""
+    """How maps are gone through: "whole", as small ones are; "blocks" or "compiled", small ones too, and of every dtype."""
     if request.param == "whole":
         yield
         return

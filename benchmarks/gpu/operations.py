@@ -18,7 +18,7 @@ from benchmarks.gpu.setup import Setup, name_of, random, rounded
 from benchmarks.gpu.timing import Step, bandwidth, race
 from benchmarks.record import Row
 from revseg import ops
-from revseg.kernels.asymmetric_conv.op import asymmetric_conv, asymmetric_conv_backward
+from revseg.ops import asymmetric_conv, asymmetric_conv_backward
 
 POOLS = (3, 5, 7)
 

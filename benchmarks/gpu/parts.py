@@ -16,9 +16,7 @@ from benchmarks.gpu.isolation import Part
 from benchmarks.gpu.setup import Setup, name_of
 from benchmarks.gpu.timing import bandwidth
 from benchmarks.record import Row
-from revseg.kernels.dispatch import DTYPES
-from revseg.kernels.registry import KERNELS
-from revseg.kernels.verify import compare
+from revseg.ops import DTYPES, KERNELS, compare
 
 
 def copies(setup: Setup) -> Iterator[Row]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from revseg import AdditiveCoupling, ReversibleSequence, ops
 from revseg.engine.grid import GridRule
 from revseg.engine.residue import pack, restore
-from revseg.kernels.asymmetric_conv.op import asymmetric_conv
+from revseg.ops import asymmetric_conv
 
 MAP, TOY = (2, 32, 128, 256), (2, 8, 24, 32)
 TINY = (1, 8, 4, 4)  # of a sequence, where all is overhead

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from revseg.kernels.asymmetric_conv.gpu_norms import vectors_of
 from revseg.kernels.asymmetric_conv.gpu_statistics import merged
-from revseg.kernels.bn_act.gpu import parameters_of
 from revseg.kernels.dispatch import is_interpreting
+from revseg.kernels.gpu.norm import parameters_of
 from revseg.kernels.gpu.rounding import rounded
 from revseg.kernels.norm import Norm
 

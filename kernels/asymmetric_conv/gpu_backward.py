@@ -35,10 +35,10 @@ from revseg.kernels.asymmetric_conv.gpu import (
     vector_at,
 )
 from revseg.kernels.asymmetric_conv.gpu_norms import vectors_of
-from revseg.kernels.bn_act.gpu import parameters_of
-from revseg.kernels.cpu.blocks import as_dense
+from revseg.kernels.gpu.norm import parameters_of
 from revseg.kernels.gpu.rounding import rounded
 from revseg.kernels.norm import Norm
+from revseg.kernels.strides import as_dense
 
 PROGRAMS = 256  # that share the gradient of the weight: neither sums nor memory depend on the GPU's size
 ACCUMULATED = 48  # numbers of that gradient that a thread holds where there is room, else half

@@ -15,13 +15,17 @@ n taps.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from revseg.kernels.bn_act.backward import bn_act_backward, bn_act_sums
-from revseg.kernels.bn_act.op import batch_statistics, bn_act
+from revseg.kernels.batch_statistics.op import batch_statistics
+from revseg.kernels.bn_act.op import bn_act
+from revseg.kernels.bn_act_backward.op import bn_act_backward, bn_act_sums
 from revseg.kernels.dispatch import has_kernel
 from revseg.kernels.norm import Norm
+from revseg.kernels.verify import Kernel, gradient_like
 
 CHANNELS = range(8, 129)  # fewer waste most of a tile's multiplications, more do not fit in registers
 OLDEST_CUDA = (8, 0)  # Triton multiplies without tensor cores on older ones, where cuDNN is faster
@@ -92,7 +96,7 @@ def asymmetric_conv_backward(
     """
     _check(x, weight, dilation)
     if not has_asymmetric_conv(x, weight):
-        return reference_backward(u, dz, norm, sums, batch, x, norm_x, weight, dilation, wanted)
+        return backward_reference(u, dz, norm, sums, batch, x, norm_x, weight, dilation, wanted)
     from revseg.kernels.asymmetric_conv import gpu_backward
 
     return gpu_backward.asymmetric_conv_backward(
@@ -122,7 +126,7 @@ def reference(
     return (u, *batch_statistics(u)) if statistics else (u, None, None)
 
 
-def reference_backward(
+def backward_reference(
     u: Tensor,
     dz: Tensor,
     norm: Norm,
@@ -177,3 +181,28 @@ def example_inputs(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, No
     weight = (torch.randn(11, 9, 3, 1, device=device) / 5).to(dtype)
     scale, bias, slope = torch.randn(3, 9, device=device)
     return x, Norm(*batch_statistics(x), scale, bias, slope, 1e-5), weight, 2, True
+
+
+def backward_example_inputs(device: torch.device, dtype: torch.dtype) -> tuple[Any, ...]:
+    """Arguments of a small call of `asymmetric_conv_backward`."""
+    x, norm_x, weight, dilation, _ = example_inputs(device, dtype)
+    u = reference(x, norm_x, weight, dilation, False)[0]
+    scale, bias, slope = (torch.linspace(low, 1, u.shape[1], device=device) for low in (0.5, -1, 0.1))
+    norm, dz = Norm(*batch_statistics(u), scale, bias, slope, 1e-5), gradient_like(u)
+    return u, dz, norm, bn_act_sums(u, dz, norm), True, x, norm_x, weight, dilation
+
+
+KERNELS = (
+    Kernel(
+        asymmetric_conv,
+        reference,
+        example_inputs,
+        rule=lambda x, norm, weight, *_: has_asymmetric_conv(x, weight),
+    ),
+    Kernel(
+        asymmetric_conv_backward,
+        backward_reference,
+        backward_example_inputs,
+        rule=lambda u, dz, norm, sums, batch, x, norm_x, weight, *_: has_asymmetric_conv(x, weight),
+    ),
+)

@@ -2,7 +2,6 @@
 
 One launch makes the activated map, or a stream updated by it. It reads a map once and stores nothing
 of its size but the result; each program folds the vectors of its own channels, once for all of its tiles.
-The gradients are in `gpu_backward`.
 
 Letters: u, z, n as in `bn_act`; P, Q, C, S as in `gpu/tiles`.
 """
@@ -16,45 +15,35 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from revseg.kernels.gpu.rounding import rounded, whole
+from revseg.kernels.gpu.norm import of_slope, parameters_of, vectors
+from revseg.kernels.gpu.rounding import rounded
 from revseg.kernels.gpu.tiles import Tiles, place_of
 from revseg.kernels.norm import Norm
 
 
 def bn_act(u: Tensor, norm: Norm, out: Tensor) -> Tensor:
     """As `revseg.kernels.bn_act.op.bn_act`."""
-    _bn_act(u, *parameters_of(norm), None, 1.0, None, out)
+    _bn_act(u, *parameters_of(norm), None, 1.0, out)
     return out
 
 
-def bn_act_add(u: Tensor, norm: Norm, x: Tensor, sign: float, step: float | None, out: Tensor) -> Tensor:
+def bn_act_add(u: Tensor, norm: Norm, x: Tensor, sign: float, out: Tensor) -> Tensor:
     """As `revseg.kernels.bn_act.op.bn_act_add`."""
-    _bn_act(u, *parameters_of(norm), x, sign, step, out)
+    _bn_act(u, *parameters_of(norm), x, sign, out)
     return out
-
-
-def parameters_of(norm: Norm) -> tuple[Any, ...]:
-    """What the operations take for a Norm; its slope is a tensor, or else a number."""
-    slope, fixed = (norm.slope, 1.0) if isinstance(norm.slope, Tensor) else (None, norm.slope)
-    return norm.mean, norm.var, norm.weight, norm.bias, slope, fixed, norm.eps
-
-
-def of_slope(slope: Tensor | None, fixed: float) -> dict[str, Any]:
-    """What kernels are compiled for: a number in place of a slope, or one slope for all channels."""
-    return {"FIXED": fixed if slope is None else None, "SHARED": slope is not None and slope.numel() == 1}
 
 
 @torch.library.custom_op("revseg::bn_act", mutates_args=("out",))
 def _bn_act(
     u: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, slope: Tensor | None,
-    fixed: float, eps: float, x: Tensor | None, sign: float, step: float | None, out: Tensor,
+    fixed: float, eps: float, x: Tensor | None, sign: float, out: Tensor,
 ) -> None:  # fmt: skip
     tiles = Tiles.of(u)
     count = tiles.parts()
     with torch.cuda.device_of(u):
         _bn_act_kernel[count, tiles.groups](
             u, mean, var, weight, bias, slope, eps, x, sign, out, tiles.pixels, tiles.count, count,
-            STEP=step, **of_slope(slope, fixed), **tiles.constants,
+            **of_slope(slope, fixed), **tiles.constants,
         )  # fmt: skip
 
 
@@ -64,35 +53,9 @@ def _(*_: Any) -> None:
 
 
 @triton.jit
-def vectors(
-    mean, var, weight, bias, slope, eps,
-    FIXED: tl.constexpr, SHARED: tl.constexpr, C: tl.constexpr, Q: tl.constexpr,
-):  # fmt: skip
-    """Mean, inverse deviation, scale, bias and slope of the channels of a program, each [1, Q]."""
-    c = tl.program_id(1) * Q + tl.arange(0, Q)[None, :]
-    inside = c < C
-    m = tl.load(mean + c, mask=inside, other=0.0).to(tl.float32)
-    v = tl.load(var + c, mask=inside, other=1.0) + eps
-    inverse = tl.rsqrt(v.to(tl.float32)).to(tl.float64)
-    inverse *= 1.5 - 0.5 * v * inverse * inverse  # Newton's step, all that float64 is needed for
-    scale = inverse
-    if weight is not None:
-        scale *= tl.load(weight + c, mask=inside, other=0.0)
-    scale = scale.to(tl.float32)
-    b = tl.zeros([1, Q], tl.float32)
-    if bias is not None:
-        b += tl.load(bias + c, mask=inside, other=0.0).to(tl.float32)
-    if slope is None:
-        s = tl.full([1, Q], FIXED, tl.float32)
-    else:
-        s = tl.load(slope + (c * 0 if SHARED else c), mask=inside, other=0.0).to(tl.float32)
-    return m, inverse.to(tl.float32), scale, b, s
-
-
-@triton.jit
 def _bn_act_kernel(
     u, mean, var, weight, bias, slope, eps, x, sign, out, pixels, tiles, count,
-    STEP: tl.constexpr, FIXED: tl.constexpr, SHARED: tl.constexpr,
+    FIXED: tl.constexpr, SHARED: tl.constexpr,
     C: tl.constexpr, P: tl.constexpr, Q: tl.constexpr, CHANNELS_LAST: tl.constexpr, LARGE: tl.constexpr,
 ):  # fmt: skip
     # a program owns every S-th tile of Q channels
@@ -108,7 +71,5 @@ def _bn_act_kernel(
             before = tl.load(x + place, mask=inside, other=0.0)
             before = before if before.dtype == tl.float64 else before.to(tl.float32)
             z = rounded(z, u.dtype.element_ty).to(before.dtype)
-            if STEP is not None:
-                z = whole(z * (1 / STEP)) * STEP
             z = before + sign * z
         tl.store(out + place, rounded(z, out.dtype.element_ty), mask=inside)

@@ -19,55 +19,15 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
+from revseg.kernels.batch_statistics.op import batch_statistics
 from revseg.kernels.cpu import native
-from revseg.kernels.cpu.blocks import Flat, as_dense, memory_like
-from revseg.kernels.cpu.compiled import is_merged, run
+from revseg.kernels.cpu.blocks import Matrix
+from revseg.kernels.cpu.compiled import is_compiled, run
 from revseg.kernels.dispatch import has_kernel
 from revseg.kernels.norm import Norm
 from revseg.kernels.shapes import has_values
-
-
-def reference(u: Tensor, norm: Norm) -> Tensor:
-    """The activated map from the raw one, in a few lines of differentiable PyTorch."""
-    wide = torch.promote_types(u.dtype, torch.float32)
-    mean, scale, bias, slope = (v.to(wide)[:, None, None] for v in norm.vectors)
-    n = (u.to(wide) - mean) * scale + bias
-    return torch.where(n > 0, n, n * slope).to(u.dtype)
-
-
-def batch_statistics(u: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance by channel, of all images.
-
-    Args:
-        u: A map [N, C, H, W].
-
-    Returns:
-        Two vectors [C], float64.
-    """
-    if has_kernel(u):
-        from revseg.kernels.bn_act import gpu_statistics
-
-        return gpu_statistics.batch_statistics(u)  # type: ignore[no-any-return]
-    if native.is_small(u):
-        return native.statistics(u)
-    flat = Flat(u)
-    if not has_values(u):
-        flat.one_block(2)
-        mean = u.new_empty(u.shape[1], dtype=torch.float64)
-        return mean, torch.empty_like(mean)
-    if is_merged(flat):
-        mean, rest, square = (v.double() for v in run("statistics", flat.whole()))
-        count = flat.whole().shape[1]
-        return flat.merged_whole(mean + rest / count, square - rest.square() / count)
-    means, squares = [], []
-    for x, t in zip(flat.blocks(), flat.scratch(), strict=True):
-        x = x.to(flat.dtype)
-        mean = x.mean(flat.dim, keepdim=True)
-        rest = torch.sub(x, mean, out=t).mean(flat.dim).double()  # what rounding left of the mean
-        square = t.square_().sum(flat.dim).double()
-        means.append(mean.flatten().double() + rest)
-        squares.append(square - rest.square() * (x.numel() / rest.numel()))
-    return flat.merged(means, squares)
+from revseg.kernels.strides import as_dense, memory_like
+from revseg.kernels.verify import Kernel, gradient_like
 
 
 def bn_act(u: Tensor, norm: Norm, out: Tensor | None = None) -> Tensor:
@@ -85,26 +45,32 @@ def bn_act(u: Tensor, norm: Norm, out: Tensor | None = None) -> Tensor:
         return gpu.bn_act(u, norm, z)
     if native.is_small(u):
         return z.copy_(native.activated(u, norm))
-    flat, written = Flat(u), Flat(z)
+    matrix, written = Matrix(u), Matrix(z)
     if not has_values(u):
-        flat.one_block(2)
+        matrix.one_block(2)
         return z
-    if is_merged(flat):
-        vectors = flat.along(norm.vectors)
-        run("act_in_place", flat.whole(), *vectors) if z is u else run(
-            "act", flat.whole(), *vectors, written.whole()
+    if is_compiled(matrix):
+        vectors = matrix.along(norm.vectors)
+        run("act_in_place", matrix.whole(), *vectors) if z is u else run(
+            "act", matrix.whole(), *vectors, written.whole()
         )
         return z
-    results = written.blocks() if flat.direct else flat.scratch()
-    for n, y in zip(_activated(flat, norm, results), written.blocks(), strict=True):
-        if not flat.direct:
+    results = written.blocks() if matrix.direct else matrix.scratch()
+    for n, y in zip(_activated(matrix, norm, results), written.blocks(), strict=True):
+        if not matrix.direct:
             y.copy_(n)
     return z
 
 
-def bn_act_add(
-    u: Tensor, norm: Norm, x: Tensor, sign: float = 1.0, step: float | None = None, out: Tensor | None = None
-) -> Tensor:
+def reference(u: Tensor, norm: Norm) -> Tensor:
+    """The activated map from the raw one, in a few lines of differentiable PyTorch."""
+    wide = torch.promote_types(u.dtype, torch.float32)
+    mean, scale, bias, slope = (v.to(wide)[:, None, None] for v in norm.vectors)
+    n = (u.to(wide) - mean) * scale + bias
+    return torch.where(n > 0, n, n * slope).to(u.dtype)
+
+
+def bn_act_add(u: Tensor, norm: Norm, x: Tensor, sign: float = 1.0, out: Tensor | None = None) -> Tensor:
     """A stream updated by the activated map, x + sign * z [N, C, H, W]; the map itself is never stored.
 
     The same bits as `x + bn_act(u, norm)`, or `x - bn_act(u, norm)`, of the dtype of x and the strides of u.
@@ -114,7 +80,6 @@ def bn_act_add(
         norm: Statistics and parameters.
         x: The stream, of the dtype of u or a wider one.
         sign: 1.0 to couple, -1.0 to uncouple.
-        step: A power of two; z is rounded to multiples of it before it is added, as `exact=True` does.
         out: Written to instead of new memory; may be x, or u if that has the dtype.
 
     Raises:
@@ -130,33 +95,31 @@ def bn_act_add(
     if has_kernel(u, x):
         from revseg.kernels.bn_act import gpu
 
-        return gpu.bn_act_add(u, norm, x, sign, step, y)
+        return gpu.bn_act_add(u, norm, x, sign, y)
     if native.is_small(u):
-        return _add(x, native.activated(u, norm), sign, step, y)
-    flat, added, written = Flat(u), Flat(x), Flat(y)
+        return torch.add(x, native.activated(u, norm), alpha=sign, out=y)
+    matrix, added, written = Matrix(u), Matrix(x), Matrix(y)
     if not has_values(u):
-        flat.one_block(3)
+        matrix.one_block(3)
         return y
     own = y.data_ptr() not in (u.data_ptr(), x.data_ptr())
-    if step is None and abs(sign) == 1 and own and is_merged(flat):
-        args = flat.whole(), *flat.along(norm.vectors), added.whole(), written.whole()
+    if abs(sign) == 1 and own and is_compiled(matrix):
+        args = matrix.whole(), *matrix.along(norm.vectors), added.whole(), written.whole()
         run("act_added" if sign > 0 else "act_subtracted", *args)
         return y
     for n, before, after in zip(
-        _activated(flat, norm, flat.scratch()), added.blocks(), written.blocks(), strict=True
+        _activated(matrix, norm, matrix.scratch()), added.blocks(), written.blocks(), strict=True
     ):
-        _add(before, n.to(u.dtype), sign, step, after)
+        torch.add(before, n.to(u.dtype), alpha=sign, out=after)
     return y
 
 
-def _add(x: Tensor, z: Tensor, sign: float, step: float | None, out: Tensor) -> Tensor:
-    """A stream, or a block of it, updated by the activated values."""
-    if step is not None:
-        z, sign = torch.mul(z.to(x.dtype), 1 / step).round_(), sign * step
-    return torch.add(x, z, alpha=sign, out=out)
+def add_reference(u: Tensor, norm: Norm, x: Tensor) -> Tensor:
+    """The meaning of `bn_act_add`."""
+    return x + reference(u, norm)
 
 
-def _activated(u: Flat, norm: Norm, results: Iterable[Tensor]) -> Iterator[Tensor]:
+def _activated(u: Matrix, norm: Norm, results: Iterable[Tensor]) -> Iterator[Tensor]:
     """Every block of z, in `results`, not yet rounded to the dtype of u."""
     fixed = norm.slope if isinstance(norm.slope, float) else None
     for x, (mean, scale, bias, slope), n, t in zip(
@@ -176,3 +139,15 @@ def example_inputs(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, No
     u = torch.randn(2, 5, 7, 9, device=device).to(dtype)
     weight, bias, slope = torch.randn(3, 5, device=device)
     return u, Norm(*batch_statistics(u), weight, bias, slope, 1e-5)
+
+
+def add_example_inputs(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Norm, Tensor]:
+    """Arguments of a small call of `bn_act_add`."""
+    u, norm = example_inputs(device, dtype)
+    return u, norm, gradient_like(u)
+
+
+KERNELS = (
+    Kernel(bn_act, reference, example_inputs),
+    Kernel(bn_act_add, add_reference, add_example_inputs),
+)

@@ -5,7 +5,7 @@ two along x, and every row of the band is a mixture of them. The transpose goes 
 first the rows of a band are summed into two, then the two are summed along x. Nothing is added
 by threads that race each other, so that the same input gives the same bits.
 
-In float32, positions and weights are those of `F.interpolate` to the bit, for any two sizes. So are the
+In float32, positions and weights are those of `F.interpolate` to the bit (`interpolation`). So are the
 results on a CPU for contiguous maps of many channels. To ask for more has no meaning: `F.interpolate`
 adds the products in another order for channels_last maps, for few channels and for small results, so
 that its own last bits differ between them.
@@ -15,13 +15,14 @@ a band; K outputs that one source column has a share in.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from revseg.kernels.interpolation import Axis, axis
 from revseg.kernels.shapes import has_values
 
 # Bytes of one map [n, C, R, W] of a band, unless a single row of one image takes more. The two or three
@@ -115,31 +116,6 @@ class Upsampling:
 
     def _tensor(self, values: np.ndarray) -> Tensor:
         return torch.tensor(values, device=self.source.device)
-
-
-class Axis(NamedTuple):
-    """For each output along one axis: its two sources and their weights."""
-
-    low: np.ndarray
-    high: np.ndarray
-    low_weight: np.ndarray
-    high_weight: np.ndarray
-
-
-def axis(size: int, outputs: int, align_corners: bool, dtype: torch.dtype) -> Axis:
-    """Two sources and their weights for each output, as `F.interpolate` has them in this type."""
-    number: Any = np.float64 if dtype == torch.float64 else np.float32
-    i = np.arange(outputs)
-    if align_corners:
-        scale = number(size - 1) / number(outputs - 1) if outputs > 1 else number(0)
-        position = scale * i.astype(number)
-    else:
-        scale = number(size) / number(outputs)
-        # The product is not rounded before the subtraction, which torch's compilers fuse.
-        position = (np.float64(scale) * (i + 0.5) - 0.5).astype(number).clip(min=0)
-    low = position.astype(np.int64).clip(max=size - 1)
-    high_weight = (position - low.astype(number)).clip(0, 1)
-    return Axis(low, (low + 1).clip(max=size - 1), 1 - high_weight, high_weight)
 
 
 def _transpose(axis: Axis, size: int) -> tuple[np.ndarray, np.ndarray]:

@@ -18,7 +18,7 @@ BLOCK_ELSEWHERE = 1 << 25  # few launches count more than the cache
 _LANES = 16  # values of the widest vector registers, in float32
 
 
-class Flat:
+class Matrix:
     """A map [N, C, H, W] as a matrix.
 
     Contiguous maps have a row for each channel of each image, or several if a channel is large;
@@ -136,26 +136,3 @@ def _merged(each: Tensor, square: Tensor, counts: Tensor | int) -> tuple[Tensor,
     total = counts.sum()
     mean = (each * counts).sum(1) / total
     return mean, (square + (each - mean[:, None]).square() * counts).sum(1) / total
-
-
-def memory_like(u: Tensor, dtype: torch.dtype, out: Tensor | None) -> Tensor:
-    """`out`, or new memory of the strides of u.
-
-    Raises:
-        ValueError: If `out` is of another shape, dtype or strides.
-    """
-    if out is None:
-        return torch.empty_like(u, dtype=dtype)
-    found, expected = ((t.shape, t.stride()) for t in (out, u))
-    if found != expected or out.dtype != dtype:
-        raise ValueError(
-            f"expected memory of shape {(*u.shape,)}, strides {u.stride()} and dtype {dtype}, "
-            f"got {(*out.shape,)}, {out.stride()} and {out.dtype}"
-        )
-    return out
-
-
-def as_dense(x: Tensor, u: Tensor) -> Tensor:
-    """The values of x in the memory layout of u."""
-    layout = torch.contiguous_format if u.is_contiguous() else torch.channels_last
-    return x.contiguous(memory_format=layout)

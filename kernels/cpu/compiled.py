@@ -1,4 +1,4 @@
-"""Elementwise passes of a CPU, each merged into one loop by torch.compile.
+"""Elementwise passes of a CPU, each compiled into one loop.
 
 The plain version of an operation goes through a block of a map once for every addition and
 multiplication, within the cache. Where a C++ compiler is at hand, torch.compile makes one loop of them
@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
-from revseg.kernels.cpu.blocks import Flat
+from revseg.kernels.cpu.blocks import Matrix
 from revseg.kernels.dispatch import kernels_are_on
 from revseg.kernels.shapes import has_values
 
@@ -48,25 +48,31 @@ _log = logging.getLogger(__name__)
 _kinds: dict[tuple[Any, ...], bool] = {}
 
 
-def is_merged(u: Flat) -> bool:
-    """Whether passes over this map run merged.
+def is_large(x: Tensor) -> bool:
+    """Whether a map is worth the call of a compiled pass."""
+    return x.numel() >= LEAST
+
+
+def is_compiled(u: Matrix) -> bool:
+    """Whether passes over this map are compiled.
 
     The answer depends on its kind alone, so that a pass that runs twice gives the same bits.
     """
     data = u.data
     return (
         data.device.type == "cpu"
-        and LEAST <= data.numel() < MOST
+        and is_large(data)
+        and data.numel() < MOST
         and min(u.whole().shape) > 1
         and has_values(data)
         and kernels_are_on()
         and os.environ.get("REVSEG_COMPILE", "1") != "0"
         and not _get_current_dispatch_mode_stack()
-        and _can_merge(data.dtype, u.by_row)
+        and _can_compile(data.dtype, u.by_row)
     )
 
 
-def _can_merge(dtype: torch.dtype, by_row: bool) -> bool:
+def _can_compile(dtype: torch.dtype, by_row: bool) -> bool:
     """Whether loops for this dtype, layout and the present settings could be made; tried once."""
     kind = _kind(dtype, by_row)
     if kind not in _kinds:
@@ -117,14 +123,14 @@ def _tried(dtype: torch.dtype, by_row: bool) -> bool:
             PASSES["act"](part, *(v[:1] for v in vectors), expected)
         if torch.allclose(found[:1], expected, rtol=1e-2):
             return True
-        _log.warning("torch.compile gives wrong values here; elementwise passes stay unmerged")
+        _log.warning("torch.compile gives wrong values here; elementwise passes stay uncompiled")
     except Exception as error:  # noqa: BLE001, whatever it is, the plain passes do
-        _log.warning("torch.compile fails here, so elementwise passes stay unmerged: %s", error)
+        _log.warning("torch.compile fails here, so elementwise passes stay uncompiled: %s", error)
     return False
 
 
 def run(name: str, *args: Tensor) -> Any:
-    """One of `PASSES`, merged."""
+    """One of `PASSES`, compiled."""
     return _compiled(name, _kind(args[0].dtype, args[0].ndim == 2))(*args)
 
 

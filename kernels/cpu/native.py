@@ -1,6 +1,6 @@
 """Batch norm and activation of contiguous maps so small that calls take longer than loops: PyTorch's own passes, a few of them.
 
-The other ways go through a map block by block (`revseg.kernels.cpu.blocks`) or in one merged loop (`revseg.kernels.cpu.compiled`);
+The other ways go through a map block by block (`revseg.kernels.cpu.blocks`) or in one compiled loop (`revseg.kernels.cpu.compiled`);
 their vectors alone take more calls than these passes.
 """
 
@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from revseg.kernels.cpu import compiled
+from revseg.kernels.cpu.compiled import is_large
 from revseg.kernels.norm import Norm
 from revseg.kernels.shapes import has_values
 
@@ -24,7 +24,7 @@ def is_small(u: Tensor) -> bool:
     """
     return (
         u.device.type == "cpu"
-        and u.numel() < compiled.LEAST
+        and not is_large(u)
         and u.is_contiguous()
         and u.dtype in (torch.float32, torch.float64)
         and has_values(u)

@@ -6,7 +6,7 @@ are mixtures of at most four sources. So it can leave at each piece what each of
 for a class. What the sources are due is added later, by `add_pieces`, always in the same order: no
 atomics, and the same bits twice.
 
-Positions and weights are made once for each size, by the code of `bilinear`, and are kept on the device.
+Positions and weights are made once for each size, by `interpolation`, and are kept on the device.
 
 Letters: N images, C classes, h w size of the source, H W size of the output; P pieces of an axis, Q rows of
 pieces of all images; R rows and X columns of a program.
@@ -25,7 +25,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from revseg.kernels.cpu.bilinear import axis
+from revseg.kernels.interpolation import axis
 
 PIXELS = 1024  # of a program
 MOST_ROWS = 8

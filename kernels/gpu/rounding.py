@@ -21,12 +21,3 @@ def rounded(value, dtype: tl.constexpr):
     else:
         result = value.to(dtype)
     return result
-
-
-@triton.jit
-def whole(value):
-    """The nearest whole numbers to float32 or float64 values, ties to even, as `torch.round`."""
-    LAST: tl.constexpr = 2.0**23 if value.dtype == tl.float32 else 2.0**52  # from here on all are whole
-    size = tl.abs(value)
-    nearest = (size + LAST) - LAST
-    return tl.where(size < LAST, tl.where(value < 0, -nearest, nearest), value)

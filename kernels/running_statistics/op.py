@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from revseg.kernels.dispatch import has_kernel
+from revseg.kernels.verify import Kernel
 
 
 def move_statistics(
@@ -86,3 +87,6 @@ def example_inputs(
     running, batch = torch.rand(2, 2, 11, device=device)
     batches = torch.tensor(4, device=device)
     return *running.to(dtype), batches, *batch.double(), 90, 0.1
+
+
+KERNELS = (Kernel(moved_statistics, reference, example_inputs),)

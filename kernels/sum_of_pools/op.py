@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from revseg.kernels.dispatch import has_kernel
+from revseg.kernels.verify import Kernel, gradient_like
 
 Strip = tuple[tuple[slice, slice], tuple[slice, slice], tuple[slice, slice]]
 
@@ -61,7 +62,7 @@ def sum_of_pools_backward(dy: Tensor, x: Tensor, sizes: Sequence[int]) -> Tensor
 
         return gpu.sum_of_pools_backward(dy, x, sizes)
     if not _uses_strips(x, sizes):
-        return _reference_backward(dy, x, sizes)
+        return _pools_backward(dy, x, sizes)
     r, channels = max(sizes) // 2, x.shape[1]
     inner = torch.zeros_like(dy)
     rows, columns = (_inner(length, r) for length in x.shape[2:])
@@ -83,11 +84,19 @@ def sum_of_pools_backward(dy: Tensor, x: Tensor, sizes: Sequence[int]) -> Tensor
         part = x[(..., *read)]
         of_strip = dy.new_zeros((*dy.shape[:2], *((length + 1) // 2 for length in part.shape[2:])))
         of_strip[(..., *strip)] = dy[(..., *written)]
-        dx[(..., *read)] += _reference_backward(of_strip, part, sizes)
+        dx[(..., *read)] += _pools_backward(of_strip, part, sizes)
     return dx
 
 
-def _reference_backward(dy: Tensor, x: Tensor, sizes: Sequence[int]) -> Tensor:
+def backward_reference(dy: Tensor, x: Tensor, sizes: Sequence[int]) -> Tensor:
+    """The meaning of `sum_of_pools_backward`: autograd through the reference of `sum_of_pools`."""
+    x = x.detach().clone().requires_grad_()
+    with torch.enable_grad():
+        y = reference(x, sizes)
+    return torch.autograd.grad(y, x, dy)[0]
+
+
+def _pools_backward(dy: Tensor, x: Tensor, sizes: Sequence[int]) -> Tensor:
     parts = (
         torch.ops.aten.avg_pool2d_backward(dy, x, [k, k], [2, 2], [k // 2, k // 2], False, False, None)
         for k in sizes
@@ -137,3 +146,15 @@ def _strips(x: Tensor, r: int) -> Iterator[Strip]:
 def example_inputs(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Sequence[int]]:
     """Arguments of a small call of `sum_of_pools`."""
     return torch.randn(2, 3, 11, 13, device=device).to(dtype), (3, 5, 7)
+
+
+def backward_example_inputs(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor, Sequence[int]]:
+    """Arguments of a small call of `sum_of_pools_backward`."""
+    x, sizes = example_inputs(device, dtype)
+    return gradient_like(reference(x, sizes)), x, sizes
+
+
+KERNELS = (
+    Kernel(sum_of_pools, reference, example_inputs),
+    Kernel(sum_of_pools_backward, backward_reference, backward_example_inputs),
+)

@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._compile import _disable_dynamo  # torch.compiler.disable, without importing the compiler
 
+from revseg.kernels.cpu.argmax import MOST_CLASSES, first_max
 from revseg.kernels.cpu.bilinear import DTYPES, Upsampling
 from revseg.kernels.dispatch import has_kernel
-
-MOST_CLASSES = 255  # 255 itself is what labels use for "ignored"
+from revseg.kernels.verify import Kernel
 
 
 @_disable_dynamo
@@ -78,17 +78,4 @@ def example_inputs(device: torch.device | str, dtype: torch.dtype) -> tuple[Tens
     return torch.randn(2, 5, 4, 5, generator=generator).to(device, dtype), (13, 18)
 
 
-def first_max(scores: Tensor, highest: Tensor) -> Tensor:
-    """The first of at most 255 classes whose score is the highest.
-
-    Several times faster than `argmax`, which is not vectorized along this dimension.
-
-    Args:
-        scores: Scores [n, C, R, W].
-        highest: Their maximum over the classes [n, 1, R, W].
-
-    Returns:
-        Class indices [n, R, W], uint8.
-    """
-    classes = torch.arange(scores.shape[1], dtype=torch.uint8, device=scores.device)[:, None, None]
-    return torch.where(scores < highest, MOST_CLASSES, classes).amin(dim=1)
+KERNELS = (Kernel(upsample_argmax, reference, example_inputs),)

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from revseg.kernels.cpu.bilinear import Upsampling
-from revseg.kernels.cpu.cross_entropy import Targets, cross_entropy
+from revseg.kernels.upsample_cross_entropy.cpu_band import cross_entropy
 from revseg.kernels.upsample_cross_entropy.inputs import check_labels
+from revseg.kernels.upsample_cross_entropy.targets import Targets
 
 
 def sums(

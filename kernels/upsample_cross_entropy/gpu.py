@@ -1,6 +1,6 @@
 """Passes over all pixels of an upsampled map as one Triton kernel.
 
-What the passes of `upsample_cross_entropy_bands` compute, without scores in memory. A program goes through
+What the passes in `cpu` compute, without scores in memory. A program goes through
 the classes of its pixels twice. First for the highest score and the sum of exponentials, corrected whenever a
 higher score comes; then, each score computed again, for what is due to the sources. So what it holds does
 not depend on the number of classes. It leaves 4 numbers for each class and piece of the map in `parts`, of some rows
@@ -17,10 +17,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from revseg.kernels.cpu.cross_entropy import Targets
 from revseg.kernels.gpu.bilinear import add_pieces, column_pieces, grid, pieces_parts, row_piece, scores
-from revseg.kernels.gpu.cross_entropy import count, softmax, weight_of_all
+from revseg.kernels.upsample_cross_entropy.gpu_pixels import count, softmax, weight_of_all
 from revseg.kernels.upsample_cross_entropy.inputs import check_range
+from revseg.kernels.upsample_cross_entropy.targets import Targets
 
 PARTS_BYTES = 2**25  # unless one row takes more; fits into the second-level cache of a large GPU
 MOST_BINS = 2048  # of a histogram in shared memory
@@ -29,7 +29,7 @@ MOST_BINS = 2048  # of a histogram in shared memory
 def sums(
     logits: Tensor, targets: Targets, align_corners: bool, dloss: float | None
 ) -> tuple[Tensor, Tensor | None]:
-    """Sums over all pixels, and the gradient of that of the losses; see `upsample_cross_entropy_bands`."""
+    """Sums over all pixels, and the gradient of that of the losses; see `cpu`."""
     found, dlogits, _ = _checked_pass(logits, targets, align_corners, dloss, losses=False)
     return found, dlogits if dloss is not None else None
 

@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
+from revseg.kernels.cpu.argmax import MOST_CLASSES
 from revseg.kernels.cpu.bilinear import DTYPES
-from revseg.kernels.cpu.cross_entropy import equal
 from revseg.kernels.shapes import has_values
-from revseg.kernels.upsample_argmax.op import MOST_CLASSES
+from revseg.kernels.upsample_cross_entropy.targets import equal
 
 REDUCTIONS = ("mean", "sum", "none")
 _CHECKED = 2**20  # labels that are looked at in one piece

@@ -19,10 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._compile import _disable_dynamo  # torch.compiler.disable, without importing the compiler
 
-from revseg.kernels.cpu.cross_entropy import Targets
 from revseg.kernels.dispatch import has_kernel
-from revseg.kernels.upsample_cross_entropy import cpu as upsample_cross_entropy_bands
+from revseg.kernels.upsample_cross_entropy import cpu
 from revseg.kernels.upsample_cross_entropy.inputs import check
+from revseg.kernels.upsample_cross_entropy.targets import Targets
+from revseg.kernels.verify import Kernel
 
 
 @_disable_dynamo
@@ -137,7 +138,7 @@ def _passes(logits: Tensor) -> ModuleType:
         from revseg.kernels.upsample_cross_entropy import gpu
 
         return gpu
-    return upsample_cross_entropy_bands
+    return cpu
 
 
 class _Loss(torch.autograd.Function):
@@ -199,3 +200,6 @@ def _refuse_second_derivatives() -> None:
             "upsample_cross_entropy has no second derivatives: call backward without create_graph=True, "
             "or use revseg.kernels.upsample_cross_entropy.op.reference"
         )
+
+
+KERNELS = (Kernel(upsample_cross_entropy, reference, example_inputs, differentiable=(0,)),)

@@ -44,9 +44,8 @@ def inner_layout(x: Tensor, functions: Iterable[Any]) -> torch.memory_format | N
 def _is_worth_it(x: Tensor) -> bool:
     """Whether there are passes that copy it from one layout into the other; loads the kernels."""
     from revseg import ops
-    from revseg.kernels.cpu import compiled
 
-    return ops.kernels_are_on() and x.numel() >= compiled.LEAST
+    return ops.kernels_are_on() and ops.is_large(x)
 
 
 def _is_indifferent(module: nn.Module) -> Any:

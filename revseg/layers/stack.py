@@ -3,7 +3,7 @@
 A layer makes a raw map (a convolution), batch norm and an activation follow. Plain PyTorch keeps
 the input of each of the three. A stack keeps the input of the first layer, the raw map of every
 layer and two vectors a batch norm: whatever lies between is computed again where the backward pass
-needs it, block by block (`revseg.kernels.bn_act.op`), and gradients reuse each other's memory.
+needs it, block by block (`revseg.ops.bn_act`), and gradients reuse each other's memory.
 
 Statistics go through `remember`, so that a layer that runs twice in a training step computes them
 once and counts its batch once.

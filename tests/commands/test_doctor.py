@@ -9,7 +9,7 @@ import triton
 
 from revseg.cli import main
 from revseg.commands import doctor
-from revseg.kernels import dispatch as launch
+from revseg.kernels import dispatch
 from revseg.kernels.registry import KERNELS
 from tests.kernels.scaling.op import SCALE, reference
 
@@ -33,10 +33,10 @@ def run(monkeypatch, capsys):
 @pytest.fixture
 def no_triton(monkeypatch):
     monkeypatch.setitem(sys.modules, "triton", None)  # an import fails, and no package is found
-    launch.has_triton.cache_clear()
+    dispatch.has_triton.cache_clear()
     yield
     monkeypatch.undo()
-    launch.has_triton.cache_clear()
+    dispatch.has_triton.cache_clear()
 
 
 def lines(out, name):

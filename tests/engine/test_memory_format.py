@@ -21,7 +21,7 @@ SIZE = (3, 8, 9, 14)  # of the whole input; odd sizes find more
 def small(test):
     """Streams of the test, though small, count as large."""
     test = pytest.mark.usefixtures("passes")(test)
-    return pytest.mark.parametrize("passes", ["merged"], indirect=True)(test)
+    return pytest.mark.parametrize("passes", ["compiled"], indirect=True)(test)
 
 
 def modules(c=4):
@@ -86,7 +86,7 @@ def test_a_function_with_hooks_keeps_the_layout_of_the_input():
     assert inner_layout(torch.randn(2, 4, 5, 6), [fn]) is None
 
 
-@pytest.mark.parametrize("passes", ["merged"], indirect=True)
+@pytest.mark.parametrize("passes", ["compiled"], indirect=True)
 def test_small_streams_keep_their_layout(passes, monkeypatch):
     monkeypatch.setattr(compiled, "LEAST", 1000)
     assert inner_layout(torch.randn(2, 4, 5, 6), [ordinary()]) is None

@@ -7,12 +7,9 @@ import torch
 from torch import Tensor
 from triton.runtime.interpreter import interpreter_builder
 
-from revseg.kernels.asymmetric_conv import gpu as forward
-from revseg.kernels.asymmetric_conv import gpu_backward as backward
-from revseg.kernels.asymmetric_conv import gpu_statistics as merge_triton
-from revseg.kernels.asymmetric_conv import op as plain_kernel
+from revseg.kernels.asymmetric_conv import gpu, gpu_backward, gpu_statistics, op
 from revseg.kernels.asymmetric_conv.op import asymmetric_conv, asymmetric_conv_backward, has_asymmetric_conv
-from revseg.kernels.bn_act.gpu import parameters_of
+from revseg.kernels.gpu.norm import parameters_of
 from tests.interpreted.guarded import guarded, survives
 from tests.kernels.asymmetric_conv_cases import Case, case, error, ours, plain, ratios
 
@@ -23,13 +20,13 @@ layouts = pytest.mark.parametrize("layout", [torch.contiguous_format, torch.chan
 
 @pytest.fixture(autouse=True)
 def _no_plain_version(monkeypatch):
-    monkeypatch.setattr(plain_kernel, "reference_backward", None)
+    monkeypatch.setattr(op, "backward_reference", None)
 
 
 @pytest.fixture
 def large_tiles(monkeypatch):
     """The interpreter takes as long for a large tile as for a small one."""
-    monkeypatch.setattr(forward, "tile_size", lambda vertical, channels_last: (8, 32))
+    monkeypatch.setattr(gpu, "tile_size", lambda vertical, channels_last: (8, 32))
 
 
 def assert_near(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float = 2e-6) -> None:
@@ -84,7 +81,7 @@ def test_norms_of_all_kinds(large_tiles, slope, affine):
 @layouts
 @pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
 def test_statistics_are_those_of_what_is_stored(layout, dtype, monkeypatch):
-    monkeypatch.setattr(merge_triton, "ROWS", 4)  # several levels
+    monkeypatch.setattr(gpu_statistics, "ROWS", 4)  # several levels
     given = case(size=(2, 9, 21), dtype=dtype, layout=layout)
     u, mean, var = asymmetric_conv(given.x, given.norm_x, given.weight, 1, True)
     assert mean.dtype == var.dtype == torch.float64
@@ -115,7 +112,7 @@ def gradients(given: Case, wanted=(True, True)):
 
 @pytest.mark.parametrize("programs", [1, 3])
 def test_programs_share_the_gradient_of_the_weight(monkeypatch, programs):
-    monkeypatch.setattr(backward, "PROGRAMS", programs)
+    monkeypatch.setattr(gpu_backward, "PROGRAMS", programs)
     given = case(dtype=F32, size=(2, 9, 21))
     assert_near(ours(given), plain(given.wide()))
 
@@ -136,14 +133,14 @@ def test_maps_of_other_strides(large_tiles, layout, gradient):
 @layouts
 def test_offsets_of_large_maps_are_right(monkeypatch, large_tiles, layout):
     """Those of 64 bits, on a small map."""
-    given, of = case(dtype=F32, layout=layout), forward.Tiles.of
+    given, of = case(dtype=F32, layout=layout), gpu.Tiles.of
     expected = ours(given)
 
     def large(*args):
         tiles = of(*args)
         return dataclasses.replace(tiles, constants=tiles.constants | {"LARGE": True})
 
-    monkeypatch.setattr(forward.Tiles, "of", large)
+    monkeypatch.setattr(gpu.Tiles, "of", large)
     found = ours(given)
     assert all(torch.equal(found[name], value) for name, value in expected.items())
 
@@ -175,7 +172,7 @@ def test_nothing_outside_of_the_arguments_is_touched(large_tiles, layout, end):
 
 
 def test_that_would_show(large_tiles):
-    given, of = case(dtype=F32, size=(1, 9, 21)), forward.Tiles.of
+    given, of = case(dtype=F32, size=(1, 9, 21)), gpu.Tiles.of
     given.x = guarded(given.x, end=True)
 
     def call():
@@ -183,7 +180,7 @@ def test_that_would_show(large_tiles):
             tiles = of(*args)
             return dataclasses.replace(tiles, sizes=(tiles.sizes[0] + 1, *tiles.sizes[1:]))
 
-        forward.Tiles.of = taller
+        gpu.Tiles.of = taller
         ours(given)
 
     assert not survives(call)
@@ -199,17 +196,17 @@ def test_nan_spreads_as_far_as_the_taps(large_tiles):
 @pytest.mark.parametrize("first", [True, False])
 def test_operations_are_registered_as_torch_wants_them(large_tiles, first):
     given = case(dtype=F32, size=(1, 5, 7), first=first)
-    of_x = forward.NO_NORM if first else parameters_of(given.norm_x)
+    of_x = gpu.NO_NORM if first else parameters_of(given.norm_x)
     check = torch.library.opcheck
-    check(forward._asymmetric_conv, (given.x, *of_x, given.weight, 1, first))
+    check(gpu._asymmetric_conv, (given.x, *of_x, given.weight, 1, first))
     sums, wanted = (given.sums(), (True, True)) if first else (None, (False, True))
     maps = given.u, given.dz, *parameters_of(given.norm), sums, given.x, *of_x
-    check(backward._asymmetric_conv_backward, (*maps, given.weight, 1, *wanted))
+    check(gpu_backward._asymmetric_conv_backward, (*maps, given.weight, 1, *wanted))
 
 
 def test_the_example_runs():
-    x, norm, weight, dilation, statistics = plain_kernel.example_inputs(torch.device("cpu"), F32)
+    x, norm, weight, dilation, statistics = op.example_inputs(torch.device("cpu"), F32)
     assert has_asymmetric_conv(x, weight)
     found = asymmetric_conv(x, norm, weight, dilation, statistics)
-    expected = plain_kernel.reference(x, norm, weight, dilation, statistics)
+    expected = op.reference(x, norm, weight, dilation, statistics)
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)

@@ -8,14 +8,18 @@ import torch
 from torch import Tensor
 from triton.runtime.interpreter import interpreter_builder
 
-from revseg.engine.grid import STEP, GridRule
-from revseg.kernels.bn_act import gpu as bn_act_triton
-from revseg.kernels.bn_act import gpu_backward as bn_act_backward_triton
-from revseg.kernels.bn_act import op as plain_kernel
-from revseg.kernels.bn_act.backward import bn_act_backward, bn_act_sums
-from revseg.kernels.bn_act.gpu_statistics import batch_statistics as batch_statistics_op
-from revseg.kernels.bn_act.op import batch_statistics, bn_act, bn_act_add
-from revseg.kernels.gpu import tiles as tiles_triton
+from revseg.kernels.batch_statistics import gpu as batch_statistics_gpu
+from revseg.kernels.batch_statistics import op as batch_statistics_op
+from revseg.kernels.batch_statistics.op import batch_statistics
+from revseg.kernels.bn_act import gpu as bn_act_gpu
+from revseg.kernels.bn_act import op as bn_act_op
+from revseg.kernels.bn_act.op import bn_act, bn_act_add
+from revseg.kernels.bn_act_backward import gpu as bn_act_backward_gpu
+from revseg.kernels.bn_act_backward import op as bn_act_backward_op
+from revseg.kernels.bn_act_backward.op import bn_act_backward, bn_act_sums
+from revseg.kernels.gpu import tiles as tiling
+from revseg.kernels.gpu.norm import parameters_of
+from revseg.kernels.norm import Norm
 from tests.interpreted.guarded import guarded, survives
 from tests.kernels.bn_act_cases import (
     HALF,
@@ -38,15 +42,16 @@ ODD = (2, 5, 9, 7)
 @pytest.fixture(autouse=True)
 def _no_plain_version(monkeypatch):
     """What the plain versions go by."""
-    monkeypatch.setattr(plain_kernel, "Flat", None)
-    monkeypatch.setattr(plain_kernel, "small", None)
+    for op in (batch_statistics_op, bn_act_op, bn_act_backward_op):
+        monkeypatch.setattr(op, "Matrix", None)
+        monkeypatch.setattr(op, "native", None)
 
 
 @pytest.fixture
 def many_tiles(monkeypatch):
     """Several tiles for each program, several programs for each channel, and the last tile not full."""
-    monkeypatch.setattr(tiles_triton, "SIZE", 32)
-    monkeypatch.setattr(tiles_triton, "PROGRAMS", 10)
+    monkeypatch.setattr(tiling, "SIZE", 32)
+    monkeypatch.setattr(tiling, "PROGRAMS", 10)
 
 
 def everything(given: Case) -> dict[str, Tensor]:
@@ -83,7 +88,7 @@ def test_maps_of_any_shape(layout, size):
 @pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
 def test_many_tiles_make_no_difference(many_tiles, layout, dtype):
     given = case(ODD, dtype, layout, "prelu")
-    tiles = tiles_triton.Tiles.of(given.u)
+    tiles = tiling.Tiles.of(given.u)
     assert tiles.count >= 2 * tiles.parts() >= 4
     exact = plain(given.to(F64))
     tolerance = 1e-6 if dtype == F32 else 4e-3
@@ -96,14 +101,14 @@ def test_many_tiles_make_no_difference(many_tiles, layout, dtype):
 @layouts
 def test_offsets_of_large_maps_are_right(monkeypatch, many_tiles, layout):
     """Those of 64 bits, on a small map."""
-    given, of = case((2, 3, 9, 5), F32, layout, "prelu"), tiles_triton.Tiles.of
+    given, of = case((2, 3, 9, 5), F32, layout, "prelu"), tiling.Tiles.of
     expected = everything(given)
 
     def large(u):
         tiles = of(u)
         return dataclasses.replace(tiles, constants=tiles.constants | {"LARGE": True})
 
-    monkeypatch.setattr(tiles_triton.Tiles, "of", large)
+    monkeypatch.setattr(tiling.Tiles, "of", large)
     found = everything(given)
     assert all(torch.equal(found[name], value) for name, value in expected.items())
 
@@ -151,29 +156,6 @@ def test_a_stream_is_updated_by_the_bits_of_the_map(many_tiles, layout, sign, wi
 
 
 @layouts
-@pytest.mark.parametrize(("wide", "dtype"), [(F32, F32), (F32, BF16), (F64, F32)])
-def test_on_a_grid_equals_the_exact_rule_and_is_undone(layout, wide, dtype):
-    given = case(ODD, dtype, layout, "prelu")
-    step, rule, norm = STEP[wide], GridRule(), given.norm()
-    x, z = (stream(given, wide) / step).round() * step, bn_act(given.u, norm)
-    y = bn_act_add(given.u, norm, x, step=step)
-    assert torch.equal(y, rule.couple(x, z))
-    assert torch.equal(bn_act_add(given.u, norm, y, -1.0, step=step), x)
-
-
-@pytest.mark.parametrize("dtype", [F32, F64])
-def test_rounding_to_the_grid_is_that_of_torch(dtype):
-    """Ties, and numbers from which on all are whole; mean 0, deviation 1 and no activation hand u on."""
-    last = 2.0**23
-    values = [0.5, 1.5, 2.5, 0.49999997, last - 0.5, last - 1, last, last + 1, 2 * last + 2, 1e30]
-    u = torch.tensor([*values, *(-v for v in values)]).view(1, 1, 4, 5)
-    one = torch.ones(1, dtype=F64)
-    norm = plain_kernel.Norm(0 * one, one, None, None, 1.0, 0.0)
-    found = bn_act_add(u, norm, torch.zeros_like(u, dtype=dtype), step=1.0)
-    assert torch.equal(found, u.to(dtype).round())
-
-
-@layouts
 @pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
 @pytest.mark.parametrize("gradient", ["dense", "expanded", "transposed"])
 def test_results_may_go_where_arguments_are(dtype, layout, gradient):
@@ -217,7 +199,7 @@ def test_nan_and_infinity_flow_as_in_plain(slope, value):
 def test_rounding_to_bfloat16_is_that_of_torch(value):
     values = torch.tensor([value, -value, 1.00390625, 1.01171875, 1e-30, 0.0]).view(1, 1, 2, 3)
     one = torch.ones(1, dtype=F64)
-    norm = plain_kernel.Norm(0 * one, one, None, None, 1.0, 0.0)
+    norm = Norm(0 * one, one, None, None, 1.0, 0.0)
     u, out = values.bfloat16(), torch.empty(1, 1, 2, 3, dtype=BF16)
     bn_act(u, norm, out=out)
     torch.testing.assert_close(out, u, rtol=0, atol=0, equal_nan=True)
@@ -244,8 +226,8 @@ def test_that_would_show():
     u = guarded(case(ODD, F32).u, end=True)
 
     def call():
-        tiles = tiles_triton.Tiles.of(u)
-        tiles_triton.Tiles.of = lambda u: dataclasses.replace(tiles, pixels=tiles.pixels + 1)
+        tiles = tiling.Tiles.of(u)
+        tiling.Tiles.of = lambda u: dataclasses.replace(tiles, pixels=tiles.pixels + 1)
         batch_statistics(u)
 
     assert not survives(call)
@@ -255,17 +237,17 @@ def test_that_would_show():
 def test_operations_are_registered_as_torch_wants_them(slope):
     given = case(ODD, F32, slope=slope)
     norm, out = given.norm(), torch.zeros_like(given.u)
-    parameters = bn_act_triton.parameters_of(norm)
+    parameters = parameters_of(norm)
     check = torch.library.opcheck
-    check(batch_statistics_op, (given.u,))
-    check(bn_act_triton._bn_act, (given.u, *parameters, None, 1.0, None, out))
-    check(bn_act_triton._bn_act, (given.u, *parameters, given.dz, -1.0, 2.0**-12, out))
-    check(bn_act_backward_triton._bn_act_sums, (given.u, given.dz, *parameters))
-    sums = bn_act_backward_triton._bn_act_sums(given.u, given.dz, *parameters)
-    check(bn_act_backward_triton._bn_act_gradient, (given.u, given.dz, *parameters, sums, out))
-    check(bn_act_backward_triton._bn_act_gradient, (given.u, given.dz, *parameters, None, out))
+    check(batch_statistics_gpu.batch_statistics, (given.u,))
+    check(bn_act_gpu._bn_act, (given.u, *parameters, None, 1.0, out))
+    check(bn_act_gpu._bn_act, (given.u, *parameters, given.dz, -1.0, out))
+    check(bn_act_backward_gpu._bn_act_sums, (given.u, given.dz, *parameters))
+    sums = bn_act_backward_gpu._bn_act_sums(given.u, given.dz, *parameters)
+    check(bn_act_backward_gpu._bn_act_gradient, (given.u, given.dz, *parameters, sums, out))
+    check(bn_act_backward_gpu._bn_act_gradient, (given.u, given.dz, *parameters, None, out))
 
 
 def test_the_example_runs():
-    u, norm = plain_kernel.example_inputs(torch.device("cpu"), F32)
-    torch.testing.assert_close(bn_act(u, norm), plain_kernel.reference(u, norm))
+    u, norm = bn_act_op.example_inputs(torch.device("cpu"), F32)
+    torch.testing.assert_close(bn_act(u, norm), bn_act_op.reference(u, norm))

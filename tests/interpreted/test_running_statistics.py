@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from revseg.kernels.running_statistics import op as plain_kernel
+from revseg.kernels.running_statistics import op
 from revseg.kernels.running_statistics.gpu import move_statistics as move_statistics_op
 from revseg.kernels.running_statistics.op import move_statistics
 from tests.interpreted.guarded import guarded, survives
@@ -24,7 +24,7 @@ def test_moves_as_pytorch_does(momentum, counts, dtype, monkeypatch):
     def no_plain_version(*args):
         raise AssertionError("plain")
 
-    monkeypatch.setattr(plain_kernel.torch, "lerp", no_plain_version)
+    monkeypatch.setattr(op.torch, "lerp", no_plain_version)
     assert_as_in_pytorch(move_statistics, momentum, counts, dtype)
 
 

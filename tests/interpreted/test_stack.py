@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from revseg import OneSidedCoupling, ReversibleSequence, ops
-from revseg.kernels.asymmetric_conv import gpu as asymmetric_conv_triton
+from revseg.kernels.asymmetric_conv import gpu
 from revseg.layers.blocks import asymmetric_pairs
 from revseg.layers.stack import Stack
 from tests.helpers import Result, relative_error, run_step, small_input
@@ -19,7 +19,7 @@ F32 = torch.float32
 @pytest.fixture(autouse=True)
 def _large_tiles(monkeypatch):
     """The interpreter takes as long for a large tile as for a small one."""
-    monkeypatch.setattr(asymmetric_conv_triton, "tile_size", lambda vertical, channels_last: (8, 16))
+    monkeypatch.setattr(gpu, "tile_size", lambda vertical, channels_last: (8, 16))
 
 
 @pytest.fixture

@@ -5,8 +5,7 @@ import torch
 import torch.nn.functional as F
 from triton.runtime.interpreter import interpreter_builder
 
-from revseg.kernels.sum_of_pools import gpu as sum_of_pools_triton
-from revseg.kernels.sum_of_pools import op as plain_kernel
+from revseg.kernels.sum_of_pools import gpu, op
 from revseg.kernels.sum_of_pools.op import sum_of_pools, sum_of_pools_backward
 from tests.helpers import small_input
 from tests.interpreted.guarded import guarded, survives
@@ -20,7 +19,7 @@ layouts = pytest.mark.parametrize("layout", [torch.contiguous_format, torch.chan
 
 @pytest.fixture(autouse=True)
 def _no_plain_version(monkeypatch):
-    monkeypatch.setattr(plain_kernel, "_uses_strips", None)
+    monkeypatch.setattr(op, "_uses_strips", None)
 
 
 def maps(size=ODD, dtype=F32, layout=torch.contiguous_format):
@@ -72,13 +71,13 @@ def test_maps_of_any_shape(layout, size):
 @pytest.fixture
 def many_programs(monkeypatch):
     """Several in each direction, the last not full."""
-    monkeypatch.setattr(sum_of_pools_triton, "THREADS", 32)
+    monkeypatch.setattr(gpu, "THREADS", 32)
 
 
 @layouts
 def test_many_programs_make_no_difference(monkeypatch, many_programs, layout):
     x, dy = maps((1, 18, 11, 19), F32, layout)
-    grid, _ = sum_of_pools_triton._launch(x, dy, (3,), 16)
+    grid, _ = gpu._launch(x, dy, (3,), 16)
     assert min(grid) > 1
     found = ours(x, dy, (3,))
     assert_near(found, pools(x.double(), dy.double(), (3,)))
@@ -106,13 +105,13 @@ def test_any_strides(layout):
 def test_offsets_of_large_maps_are_right(monkeypatch, many_programs):
     """Those of 64 bits, on a small map."""
     x, dy = maps()
-    expected, launch = ours(x, dy, (3,)), sum_of_pools_triton._launch
+    expected, launch = ours(x, dy, (3,)), gpu._launch
 
     def large(*args):
         grid, constants = launch(*args)
         return grid, constants | {"LARGE": True}
 
-    monkeypatch.setattr(sum_of_pools_triton, "_launch", large)
+    monkeypatch.setattr(gpu, "_launch", large)
     assert all(map(torch.equal, ours(x, dy, (3,)), expected))
 
 
@@ -148,12 +147,10 @@ def test_autograd_goes_through_and_twice():
 
 def test_operations_are_registered_as_torch_wants_them():
     x, dy = maps((1, 2, 5, 4))
-    torch.library.opcheck(sum_of_pools_triton._sum_of_pools, (x.requires_grad_(), [3]))
-    torch.library.opcheck(
-        sum_of_pools_triton._sum_of_pools_backward, (dy.requires_grad_(), x.detach(), [3, 5])
-    )
+    torch.library.opcheck(gpu._sum_of_pools, (x.requires_grad_(), [3]))
+    torch.library.opcheck(gpu._sum_of_pools_backward, (dy.requires_grad_(), x.detach(), [3, 5]))
 
 
 def test_the_example_runs():
-    x, sizes = plain_kernel.example_inputs(torch.device("cpu"), F32)
-    torch.testing.assert_close(sum_of_pools(x, sizes), plain_kernel.reference(x, sizes))
+    x, sizes = op.example_inputs(torch.device("cpu"), F32)
+    torch.testing.assert_close(sum_of_pools(x, sizes), op.reference(x, sizes))

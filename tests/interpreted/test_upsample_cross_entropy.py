@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from revseg.kernels.upsample_cross_entropy import gpu as kernel
+from revseg.kernels.upsample_cross_entropy import gpu
 from revseg.kernels.upsample_cross_entropy.inputs import REDUCTIONS
 from revseg.kernels.upsample_cross_entropy.op import example_inputs, reference
 from revseg.losses import OhemCrossEntropy, ohem_reference
@@ -82,7 +82,7 @@ def test_256_classes():
 @pytest.mark.parametrize("rows", [1, 3])
 def test_rows_of_parts_that_are_added_apart(rows, monkeypatch):
     logits, labels = example(dtype=torch.float32)
-    monkeypatch.setattr(kernel, "PARTS_BYTES", rows * 16 * 5 * 6)
+    monkeypatch.setattr(gpu, "PARTS_BYTES", rows * 16 * 5 * 6)
     check(logits, labels, reduction="none")
 
 
@@ -253,7 +253,7 @@ def test_kernels_can_be_turned_off(monkeypatch):
     def refuse(*args):
         raise AssertionError("a kernel")
 
-    monkeypatch.setattr(kernel, "pixel_pass", refuse)
+    monkeypatch.setattr(gpu, "pixel_pass", refuse)
     with pytest.raises(AssertionError, match="a kernel"):
         upsample_cross_entropy(logits, labels)
     monkeypatch.setenv("REVSEG_KERNELS", "0")
@@ -278,7 +278,7 @@ def test_the_operation_is_what_torch_expects(dloss):
     logits, labels = (x[:1] for x in example_inputs("cpu", torch.float32))
     counts = torch.zeros(5, 5, dtype=torch.int64)
     inputs = (torch.rand(5), torch.ones(labels.shape), counts, 255, 0.1, False, dloss, dloss is None)
-    torch.library.opcheck(kernel.pixel_pass, (logits.detach(), labels, *inputs))
+    torch.library.opcheck(gpu.pixel_pass, (logits.detach(), labels, *inputs))
 
 
 def test_pieces_cover_every_output_once():

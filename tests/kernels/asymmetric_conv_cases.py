@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from revseg.kernels.asymmetric_conv.op import asymmetric_conv, asymmetric_conv_backward, reference
-from revseg.kernels.bn_act.backward import bn_act_sums
-from revseg.kernels.bn_act.op import batch_statistics
+from revseg.kernels.batch_statistics.op import batch_statistics
+from revseg.kernels.bn_act_backward.op import bn_act_sums
 from revseg.kernels.norm import Norm
 from tests.helpers import small_input
 

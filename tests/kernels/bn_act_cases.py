@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from revseg.kernels.bn_act.backward import bn_act_backward
-from revseg.kernels.bn_act.op import batch_statistics, bn_act
+from revseg.kernels.batch_statistics.op import batch_statistics
+from revseg.kernels.bn_act.op import bn_act
+from revseg.kernels.bn_act_backward.op import bn_act_backward
 from revseg.kernels.norm import Norm
 from tests.helpers import small_input
 
@@ -25,7 +26,9 @@ def ways(*passes):
 
     def decorate(test):
         test = pytest.mark.usefixtures("passes")(test)
-        return pytest.mark.parametrize("passes", passes or ("whole", "blocks", "merged"), indirect=True)(test)
+        return pytest.mark.parametrize("passes", passes or ("whole", "blocks", "compiled"), indirect=True)(
+            test
+        )
 
     return decorate
 

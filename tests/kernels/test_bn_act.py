@@ -5,9 +5,10 @@ import math
 import pytest
 import torch
 
-from revseg.kernels.bn_act.backward import bn_act_backward, bn_act_sums
-from revseg.kernels.bn_act.op import batch_statistics, bn_act, reference
-from revseg.kernels.cpu import blocks as flat
+from revseg.kernels.batch_statistics.op import batch_statistics
+from revseg.kernels.bn_act.op import bn_act, reference
+from revseg.kernels.bn_act_backward.op import bn_act_backward, bn_act_sums
+from revseg.kernels.cpu import blocks
 from revseg.kernels.norm import Norm
 from revseg.memory import peak_bytes
 from tests.kernels.bn_act_cases import (
@@ -137,7 +138,7 @@ def test_results_may_go_where_arguments_are(dtype, layout, gradient, train):
 def test_blocks_of_any_size_give_the_same(monkeypatch, layout, block, size):
     given = case(size, layout=layout, slope="prelu")
     expected = ours(given) | dict(zip(("mean", "var"), batch_statistics(given.u), strict=True))
-    monkeypatch.setattr(flat, "BLOCK", block)
+    monkeypatch.setattr(blocks, "BLOCK", block)
     found = ours(given) | dict(zip(("mean", "var"), batch_statistics(given.u), strict=True))
     assert_near(found, expected, 1e-13)
 
@@ -145,8 +146,8 @@ def test_blocks_of_any_size_give_the_same(monkeypatch, layout, block, size):
 @pytest.mark.parametrize(("block", "parts", "rows"), [(24, 4, [1] * 24), (96, 1, [1] * 6), (400, 1, [4, 2])])
 def test_large_rows_are_split_and_the_last_block_is_shorter(monkeypatch, block, parts, rows):
     """What the test before relies on: one thread, maps of 8 x 12, six of them."""
-    monkeypatch.setattr(flat, "BLOCK", block)
-    matrix = flat.Flat(torch.zeros(3, 2, 8, 12))
+    monkeypatch.setattr(blocks, "BLOCK", block)
+    matrix = blocks.Matrix(torch.zeros(3, 2, 8, 12))
     assert matrix.parts == parts
     assert [len(each) for each in matrix.blocks()] == [len(each) for each in matrix.scratch()] == rows
 
@@ -155,7 +156,7 @@ def test_large_rows_are_split_and_the_last_block_is_shorter(monkeypatch, block, 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @ways("blocks")
 def test_same_bits_twice(monkeypatch, layout, dtype):
-    monkeypatch.setattr(flat, "BLOCK", 16)
+    monkeypatch.setattr(blocks, "BLOCK", 16)
     given = case((3, 4, 8, 12), dtype, layout, "prelu")
     first, second = ours(given), ours(given)
     assert all(torch.equal(first[name], second[name]) for name in first)

@@ -4,10 +4,9 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from revseg.engine.grid import STEP, GridRule
 from revseg.kernels.bn_act.op import bn_act, bn_act_add
-from revseg.kernels.cpu import blocks as flat
-from tests.kernels.bn_act_cases import SIZES, added, case, layouts, sizes, slopes, stream, ways
+from revseg.kernels.cpu import blocks
+from tests.kernels.bn_act_cases import added, case, layouts, sizes, slopes, stream, ways
 
 F16, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
 DTYPES = [(F32, F32), (F32, BF16), (F32, F16), (BF16, BF16), (F16, F16), (F64, F64), (F64, F32)]
@@ -45,26 +44,10 @@ def test_equals_it_for_any_activation(layout, slope, sign, train):
 @pytest.mark.parametrize("block", [1, 7, 16, 40])
 @ways("blocks")
 def test_equals_it_for_blocks_of_any_size(monkeypatch, layout, wide, dtype, block):
-    monkeypatch.setattr(flat, "BLOCK", block)
+    monkeypatch.setattr(blocks, "BLOCK", block)
     given = case((3, 2, 8, 12), dtype, layout, "prelu")
     x, norm = stream(given, wide), given.norm()
     assert torch.equal(bn_act_add(given.u, norm, x), x + bn_act(given.u, norm))
-
-
-@layouts
-@pytest.mark.parametrize("size", SIZES[:2], ids=str)
-@pytest.mark.parametrize(("wide", "dtype"), [(F32, F32), (F32, BF16), (F32, F16), (F64, F64)])
-def test_on_a_grid_equals_the_exact_rule_and_is_undone(size, layout, wide, dtype):
-    given = case(size, dtype, layout, "prelu")
-    step, rule, norm = STEP[wide], GridRule(), given.norm()
-    x = (stream(given, wide) / step).round() * step
-    z = bn_act(given.u, norm)
-    y = bn_act_add(given.u, norm, x, step=step)
-    assert torch.equal(y, rule.couple(x, z))
-    back = bn_act_add(given.u, norm, y, -1.0, step=step)
-    assert torch.equal(back, rule.uncouple(y, z))
-    assert torch.equal(back, x)
-    assert not torch.equal(bn_act_add(given.u, norm, x), y), "here the rounding changes nothing"
 
 
 @layouts
@@ -116,15 +99,14 @@ class Allocations(TorchDispatchMode):
 
 
 @layouts
-@pytest.mark.parametrize("step", [None, 2.0**-12])
 @pytest.mark.parametrize(("wide", "dtype"), [(F32, F32), (F32, BF16)])
 @ways("blocks")
-def test_no_map_is_made_on_the_way(monkeypatch, layout, step, wide, dtype):
-    monkeypatch.setattr(flat, "BLOCK", 96)
+def test_no_map_is_made_on_the_way(monkeypatch, layout, wide, dtype):
+    monkeypatch.setattr(blocks, "BLOCK", 96)
     given = case((3, 2, 8, 12), dtype, layout, "prelu")
     x, norm = stream(given, wide), given.norm()
     with Allocations(given.u, x) as seen:
-        bn_act_add(given.u, norm, x, step=step, out=x)
+        bn_act_add(given.u, norm, x, out=x)
     assert 0 < seen.largest <= 96
 
 

@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from revseg.kernels.relaid import relaid
+from revseg.kernels.relaid.op import relaid
 from tests.kernels.bn_act_cases import ways
 
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
 
 
-@ways("whole", "merged")
+@ways("whole", "compiled")
 @pytest.mark.parametrize("size", [(2, 3, 5, 7), (1, 4, 9, 2), (3, 2, 16, 17)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("layouts", [LAYOUTS, LAYOUTS[::-1]], ids=str)
@@ -21,7 +21,7 @@ def test_values_stay(size, dtype, layouts):
     assert y.data_ptr() != x.data_ptr()
 
 
-@ways("whole", "merged")
+@ways("whole", "compiled")
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_halves_of_a_joined_map(layout):
     x = torch.randn(2, 8, 5, 6)

@@ -26,3 +26,4 @@ def example_inputs(device, dtype):
 
 
 SCALE = Kernel(scale, reference, example_inputs)
+KERNELS = (SCALE,)

@@ -15,14 +15,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from revseg.kernels.bn_act.gpu import of_slope, parameters_of, vectors
+from revseg.kernels.gpu.norm import of_slope, parameters_of, vectors
 from revseg.kernels.gpu.rounding import rounded
 from revseg.kernels.gpu.tiles import Parts, Tiles, part_of, place_of, sum_of_pixels
 from revseg.kernels.norm import Norm
 
 
 def bn_act_sums(u: Tensor, dz: Tensor, norm: Norm) -> Tensor:
-    """As `revseg.kernels.bn_act.backward.bn_act_sums`."""
+    """As `revseg.kernels.bn_act_backward.op.bn_act_sums`."""
     sums: Tensor = _bn_act_sums(u, dz, *parameters_of(norm))
     return sums[:3]
 
@@ -30,7 +30,7 @@ def bn_act_sums(u: Tensor, dz: Tensor, norm: Norm) -> Tensor:
 def bn_act_backward(
     u: Tensor, dz: Tensor, norm: Norm, batch: bool, out: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """As `revseg.kernels.bn_act.backward.bn_act_backward`."""
+    """As `revseg.kernels.bn_act_backward.op.bn_act_backward`."""
     parameters = parameters_of(norm)
     sums: Tensor = _bn_act_sums(u, dz, *parameters)
     _bn_act_gradient(u, dz, *parameters, sums if batch else None, out)

@@ -6,26 +6,10 @@ one needs a second copy. Plain PyTorch, for pieces that stay in the cache of a p
 Letters: C classes; n images, R rows and W columns of the piece; z its scores [n, C, R, W].
 """
 
-from typing import NamedTuple
-
-import torch
 from torch import Tensor
 
-from revseg.kernels.upsample_argmax.op import first_max
-
-
-class Targets(NamedTuple):
-    """What the scores ought to say, and how much it counts: all arguments but the scores."""
-
-    labels: Tensor  # [N, H, W], uint8 or int64
-    ignore_index: int
-    weight: Tensor | None  # [C], of the type of the scores
-    smoothing: float
-    counts: Tensor | None  # [C, C], int64: pixels by true and by predicted class, added to
-
-    def at(self, images: slice, rows: slice) -> "Targets":
-        """Those of some rows of some images."""
-        return self._replace(labels=self.labels[images, rows])
+from revseg.kernels.cpu.argmax import first_max
+from revseg.kernels.upsample_cross_entropy.targets import Targets, equal
 
 
 def cross_entropy(z: Tensor, targets: Targets, dlosses: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -73,13 +57,6 @@ def cross_entropy(z: Tensor, targets: Targets, dlosses: Tensor | None) -> tuple[
         if targets.smoothing:
             z.addcmul_(dlosses.unsqueeze(1), each, value=-1)
     return losses, weights
-
-
-def equal(labels: Tensor, value: int) -> Tensor:
-    """Where labels equal a value, which need not be one of their type."""
-    if labels.dtype == torch.uint8 and not 0 <= value <= 255:
-        return torch.zeros_like(labels, dtype=torch.bool)  # compared, the value would wrap around
-    return labels == value
 
 
 def _count(counts: Tensor, target: Tensor, predicted: Tensor, counted: Tensor) -> None:

@@ -8,15 +8,22 @@ Letters: u the raw map [N, C, H, W], n the normalised one, z the activated one; 
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from revseg.kernels.batch_statistics import op as batch_statistics
+from revseg.kernels.bn_act import op as bn_act
 from revseg.kernels.cpu import native
-from revseg.kernels.cpu.blocks import Flat, as_dense, memory_like
-from revseg.kernels.cpu.compiled import is_merged, run
+from revseg.kernels.cpu.blocks import Matrix
+from revseg.kernels.cpu.compiled import is_compiled, run
 from revseg.kernels.dispatch import has_kernel
 from revseg.kernels.norm import Norm
 from revseg.kernels.shapes import has_values
+from revseg.kernels.strides import as_dense, memory_like
+from revseg.kernels.verify import Kernel, gradient_like
 
 
 def bn_act_backward(
@@ -39,19 +46,19 @@ def bn_act_backward(
     if dz.stride() != u.stride():
         dz = as_dense(dz, u) if du is u else du.copy_(dz)
     if has_kernel(u, dz):
-        from revseg.kernels.bn_act import gpu_backward
+        from revseg.kernels.bn_act_backward import gpu
 
-        return gpu_backward.bn_act_backward(u, dz, norm, batch, du)
+        return gpu.bn_act_backward(u, dz, norm, batch, du)
     if native.is_small(u):
         found, dweight, dbias, dslope = native.gradients(u, dz.to(u.dtype), norm, batch)
         return du.copy_(found), dweight, dbias, dslope
-    maps = Flat(u), Flat(dz), Flat(du)
+    maps = Matrix(u), Matrix(dz), Matrix(du)
     if not has_values(u):
         maps[0].one_block(4)
         vector = norm.mean.new_empty(u.shape[1])
         return du, vector, vector, vector
     # where possible, the first pass writes dn, so that the second need not make it again
-    once = du is not u and maps[0].direct and not is_merged(maps[0])
+    once = du is not u and maps[0].direct and not is_compiled(maps[0])
     dbias, dot, dslope = _sums(*maps, norm, once)
     dweight = dot * norm.inverse_deviation
     m = u.numel() // u.shape[1]
@@ -72,19 +79,19 @@ def bn_act_sums(u: Tensor, dz: Tensor, norm: Norm) -> Tensor:
     """
     dz = as_dense(dz, u)
     if has_kernel(u, dz):
-        from revseg.kernels.bn_act import gpu_backward
+        from revseg.kernels.bn_act_backward import gpu
 
-        return gpu_backward.bn_act_sums(u, dz, norm)
-    flat, gradient = Flat(u), Flat(dz)
+        return gpu.bn_act_sums(u, dz, norm)
+    matrix, gradient = Matrix(u), Matrix(dz)
     if not has_values(u):
-        flat.one_block(3)
+        matrix.one_block(3)
         return norm.mean.new_empty(3, u.shape[1])
-    return _sums(flat, gradient, flat, norm, write=False)
+    return _sums(matrix, gradient, matrix, norm, write=False)
 
 
-def _sums(u: Flat, dz: Flat, du: Flat, norm: Norm, write: bool) -> Tensor:
+def _sums(u: Matrix, dz: Matrix, du: Matrix, norm: Norm, write: bool) -> Tensor:
     """The sums of dn, of dn * (u - mean) and of dz * n below 0, by channel [3, C]; dn itself into du."""
-    if is_merged(u):
+    if is_compiled(u):
         sums = run("sums", u.whole(), dz.whole(), *u.along(norm.vectors))
         return u.added_whole(torch.stack(sums).double())
     blocks = []
@@ -103,14 +110,14 @@ def _sums(u: Flat, dz: Flat, du: Flat, norm: Norm, write: bool) -> Tensor:
 
 
 def _apply(
-    u: Flat, dz: Flat, du: Flat, norm: Norm, written: bool, of_batch: tuple[Tensor, Tensor] | None
+    u: Matrix, dz: Matrix, du: Matrix, norm: Norm, written: bool, of_batch: tuple[Tensor, Tensor] | None
 ) -> None:
     """The gradient of the raw map into du: (dn - dbias - (u - mean) / deviation * dweight) * scale."""
     scale = norm.vectors[1]
     dweight, dbias = (torch.zeros_like(scale),) * 2 if of_batch is None else of_batch
     more = torch.stack((-scale * norm.inverse_deviation * dweight, scale * dbias))
     vectors = torch.cat((norm.vectors, more))
-    if is_merged(u):
+    if is_compiled(u):
         args = u.whole(), dz.whole(), *u.along(vectors)
         in_place = {u.data.data_ptr(): "apply_to_map", dz.data.data_ptr(): "apply_to_gradient"}
         name = in_place.get(du.data.data_ptr())
@@ -135,3 +142,42 @@ def _apply(
 def _factor_(n: Tensor, slope: Tensor) -> Tensor:
     """The derivative of the activation: 1 above 0, else the slope; in place of n."""
     return n.gt_(0).mul_(1 - slope).add_(slope)
+
+
+def reference(u: Tensor, dz: Tensor, norm: Norm, batch: bool) -> tuple[Tensor, ...]:
+    """The meaning of `bn_act_backward`: autograd through the reference of `bn_act`."""
+    parameters = {name: getattr(norm, name) for name in ("weight", "bias", "slope")}
+    leaves: dict[str, Any] = {
+        name: p.detach().clone().requires_grad_() for name, p in parameters.items() if isinstance(p, Tensor)
+    }
+    u = u.detach().clone().requires_grad_()
+    with torch.enable_grad():
+        if batch:
+            mean, var = batch_statistics.reference(u)
+            norm = replace(norm, mean=mean, var=var)
+        z = bn_act.reference(u, replace(norm, **leaves))
+    return torch.autograd.grad(z, [u, *leaves.values()], dz)
+
+
+def sums_reference(u: Tensor, dz: Tensor, norm: Norm) -> Tensor:
+    """The meaning of `bn_act_sums`."""
+    _, dweight, dbias, dslope = reference(u, dz, norm, False)
+    return torch.stack((dbias, dweight / norm.inverse_deviation.to(dweight.dtype), dslope)).double()
+
+
+def example_inputs(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor, Norm, bool]:
+    """Arguments of a small call of `bn_act_backward`."""
+    u, norm = bn_act.example_inputs(device, dtype)
+    return u, gradient_like(u), norm, True
+
+
+def sums_example_inputs(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor, Norm]:
+    """Arguments of a small call of `bn_act_sums`."""
+    u, dz, norm, _ = example_inputs(device, dtype)
+    return u, dz, norm
+
+
+KERNELS = (
+    Kernel(bn_act_backward, reference, example_inputs),
+    Kernel(bn_act_sums, sums_reference, sums_example_inputs),
+)

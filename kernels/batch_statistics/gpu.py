@@ -19,7 +19,7 @@ from revseg.kernels.gpu.tiles import Parts, Tiles, part_of, pixels_of, place_of
 
 @torch.library.custom_op("revseg::batch_statistics", mutates_args=())
 def batch_statistics(u: Tensor) -> tuple[Tensor, Tensor]:
-    """As `revseg.kernels.bn_act.op.batch_statistics`."""
+    """As `revseg.kernels.batch_statistics.op.batch_statistics`."""
     tiles, channels = Tiles.of(u), u.shape[1]
     count = tiles.parts()
     merged = Parts.of(count, channels)
