@@ -7,6 +7,7 @@ looking at: nothing of this runs.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -25,8 +26,8 @@ class Case(NamedTuple):
     """One operation on one kind of map.
 
     Attributes:
-        operation: A key of `OPERATIONS`.
-        channels: C of the map; of the classes where an operation has scores.
+        operation: A key of `operations()`.
+        channels: C of the map; of the classes where an operation has scores; 0 for those of the example.
         numbers: A key of `DTYPES`, or "tf32": float32 whose products may be rounded.
         layout: A key of `LAYOUTS`.
     """
@@ -42,7 +43,7 @@ class Case(NamedTuple):
         before = torch.backends.cudnn.allow_tf32
         torch.backends.cudnn.allow_tf32 = self.numbers == "tf32"
         try:
-            OPERATIONS[self.operation](_Maps(self.channels, dtype, LAYOUTS[self.layout]))
+            operations()[self.operation](_Maps(self.channels, dtype, LAYOUTS[self.layout]))
         finally:
             torch.backends.cudnn.allow_tf32 = before
 
@@ -139,11 +140,37 @@ OF_VECTORS = ("moved_statistics",)  # which have no layout
 CHANNELS = (8, 16, 32, 64, 128)
 
 
+def operations() -> dict[str, Callable[[_Maps], Any]]:
+    """`OPERATIONS`, and by their examples the kernels that none of these launches."""
+    launched = {f"revseg.kernels.{home}.op" for home in (*OPERATIONS, "running_statistics")}
+    others = {
+        name: partial(_of_example, kernel)
+        for name, kernel in ops.KERNELS.items()
+        if kernel.function.__module__ not in launched and kernel.has_triton
+    }
+    return OPERATIONS | others
+
+
+def _of_example(kernel: ops.Kernel, maps: _Maps) -> None:
+    inputs = kernel.example("cpu", maps.dtype)
+    kernel.function(*(x.contiguous(memory_format=maps.layout) if _is_map(x) else x for x in inputs))
+
+
+def _is_map(x: Any) -> bool:
+    return isinstance(x, Tensor) and x.ndim == 4
+
+
+def _channels(operation: str) -> tuple[int, ...]:
+    if operation not in OPERATIONS:
+        return (0,)
+    return (CLASSES,) if operation in OF_CLASSES else CHANNELS
+
+
 def all_cases() -> list[Case]:
     """Every operation in every dtype, with every number of channels; the convolution in both precisions too."""
     cases = []
-    for operation in OPERATIONS:
-        for channels in (CLASSES,) if operation in OF_CLASSES else CHANNELS:
+    for operation in operations():
+        for channels in _channels(operation):
             for numbers in (*DTYPES, "tf32") if operation == "asymmetric_conv" else DTYPES:
                 layouts = ["contiguous"] if operation in OF_VECTORS else LAYOUTS
                 cases += [Case(operation, channels, numbers, layout) for layout in layouts]

@@ -49,11 +49,15 @@ class Kernel:
             torch.manual_seed(0)
             return self.example_inputs(torch.device(device), dtype)
 
+    @property
+    def has_triton(self) -> bool:
+        """Whether a file `gpu` stands beside the operation's."""
+        return find_spec(self.function.__module__.rpartition(".")[0] + ".gpu") is not None
+
     def is_live(self, inputs: tuple[Any, ...]) -> bool:
         """Whether a call with these arguments runs in Triton, not in plain PyTorch."""
-        in_triton = find_spec(self.function.__module__.rpartition(".")[0] + ".gpu") is not None
         first = next(x for x in inputs if isinstance(x, Tensor))
-        return in_triton and has_kernel(first) and self.rule(*inputs)
+        return self.has_triton and has_kernel(first) and self.rule(*inputs)
 
 
 class Comparison(NamedTuple):

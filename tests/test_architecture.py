@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from revseg import ops
+
 ROOT = Path(__file__).parents[1]
 
 FLOORS = [  # the lowest first; a folder or file imports from floors below its own, or from its own folder
@@ -25,7 +27,8 @@ LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}
 
 
 def modules() -> list[Path]:
-    return sorted(path for path in (ROOT / "revseg").rglob("*.py") if "kernels" not in path.parts)
+    below = ROOT / "revseg" / "kernels"
+    return sorted(path for path in (ROOT / "revseg").rglob("*.py") if below not in path.parents)
 
 
 def part(module: str) -> str:
@@ -105,9 +108,61 @@ def test_a_circle_is_found():
         assert_no_circle({"a": {"b"}, "b": {"a", "c"}, "c": set()})
 
 
-def test_kernels_see_tensors_only():
+KERNEL_FLOORS = [  # inside of kernels; a folder without a line here is an operation
+    {"shapes", "norm", "strides", "interpolation"},
+    {"dispatch"},
+    {"verify"},
+    {"cpu", "gpu"},
+    {"an operation"},
+    {"registry"},
+]
+KERNEL_LEVEL = {name: level for level, names in enumerate(KERNEL_FLOORS) for name in names}
+
+
+def kernel_imports() -> dict[str, set[str]]:
+    """For each file or folder of kernels those that it imports from."""
+    found: dict[str, set[str]] = {}
     for path in (ROOT / "kernels").rglob("*.py"):
-        assert all(part(name) == "kernels" for name in imports(path)), path.name
+        here = path.relative_to(ROOT / "kernels").with_suffix("").parts[0]
+        names = imports(path)
+        assert all(part(name) == "kernels" for name in names), f"{path} imports from outside of kernels"
+        found.setdefault(here, set()).update(name.split(".")[2] for name in names)
+    return found
+
+
+def test_imports_go_down_inside_of_kernels():
+    def level(name: str) -> int:
+        return KERNEL_LEVEL.get(name, KERNEL_LEVEL["an operation"])
+
+    found = kernel_imports()
+    for here, names in found.items():
+        for there in names - {here}:
+            of_operations = level(here) == level(there) == KERNEL_LEVEL["an operation"]
+            assert level(there) < level(here) or of_operations, f"kernels/{here} imports {there}"
+    assert_no_circle(found)
+
+
+def test_the_door_to_kernels_is_ops():
+    doors = [ROOT / "revseg" / "ops.py", ROOT / "revseg" / "commands" / "doctor.py"]
+    for path in (*modules(), *(ROOT / "benchmarks").rglob("*.py")):
+        if path not in doors:
+            assert all(part(name) != "kernels" for name in imports(path)), f"{path} imports from kernels"
+
+
+def test_the_door_hands_on_what_its_types_say():
+    tree = ast.parse((ROOT / "revseg" / "ops.py").read_text())
+    typed = {
+        alias.name: node.module
+        for block in tree.body
+        if isinstance(block, ast.If)
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert typed == {name: f"revseg.kernels.{home}" for name, home in ops._HOME.items()}
+    assert all(getattr(ops, name) is not None for name in ops.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = ops.nothing
 
 
 @pytest.mark.parametrize(
@@ -129,6 +184,7 @@ def test_kernels_see_tensors_only():
             ],
         ),
         ("import revseg.data", ["PIL", "cv2"]),
+        ("import revseg.ops", ["torch"]),
     ],
 )
 def test_imports_are_light(statement, absent):

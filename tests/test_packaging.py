@@ -33,7 +33,11 @@ def test_wheel_made_from_the_source_distribution_holds_every_module(tmp_path):
         for path in (ROOT / "revseg").rglob("*.py")
         if "__pycache__" not in path.parts
     }
-    tree |= {f"revseg/kernels/{path.name}" for path in (ROOT / "kernels").iterdir() if path.is_file()}
+    tree |= {
+        f"revseg/{path.relative_to(ROOT)}"
+        for path in (ROOT / "kernels").rglob("*.*")
+        if path.suffix in (".py", ".md")
+    }
     assert tree | {"revseg/py.typed"} <= packed
     with tarfile.open(source) as archive:  # tests need the whole checkout
         assert not [name for name in archive.getnames() if "/tests/" in name]

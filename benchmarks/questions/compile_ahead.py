@@ -23,7 +23,7 @@ import torch
 
 from benchmarks import record
 from benchmarks.ahead import TARGETS, compile_launches
-from benchmarks.ahead_cases import OPERATIONS, Case, all_cases
+from benchmarks.ahead_cases import Case, all_cases, operations
 from benchmarks.record import Result, Results, Row
 from benchmarks.tables import Table, markdown, source
 
@@ -50,7 +50,7 @@ SPILLS_KNOWN: dict[tuple[str, str, str], tuple[int, str]] = {
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--targets", nargs="+", default=list(TARGETS), choices=list(TARGETS))
-    parser.add_argument("--operations", nargs="+", default=list(OPERATIONS), choices=list(OPERATIONS))
+    parser.add_argument("--operations", nargs="+", default=list(operations()), choices=list(operations()))
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
 
 

@@ -36,7 +36,7 @@ def sum_of_pools_backward(dy: Tensor, x: Tensor, sizes: Sequence[int]) -> Tensor
     return dx
 
 
-@torch.library.custom_op("revseg::sum_of_pools", mutates_args=())
+@torch.library.custom_op("revseg::sum_of_pools", mutates_args=(), schema="(Tensor x, int[] sizes) -> Tensor")
 def _sum_of_pools(x: Tensor, sizes: Sequence[int]) -> Tensor:
     y = _output(x)
     grid, constants = _launch(x, y, sizes, 16)
@@ -45,7 +45,9 @@ def _sum_of_pools(x: Tensor, sizes: Sequence[int]) -> Tensor:
     return y
 
 
-@torch.library.custom_op("revseg::sum_of_pools_backward", mutates_args=())
+@torch.library.custom_op(
+    "revseg::sum_of_pools_backward", mutates_args=(), schema="(Tensor dy, Tensor x, int[] sizes) -> Tensor"
+)
 def _sum_of_pools_backward(dy: Tensor, x: Tensor, sizes: Sequence[int]) -> Tensor:
     dx = torch.empty_like(x)
     grid, constants = _launch(dx, dy, sizes, 8)  # of four pixels each

@@ -19,7 +19,11 @@ from revseg.kernels.gpu.bilinear import column_pieces, grid, row_piece, scores
 LOWEST = tl.constexpr(torch.finfo(torch.float32).min)
 
 
-@torch.library.custom_op("revseg::upsample_argmax", mutates_args=())
+@torch.library.custom_op(
+    "revseg::upsample_argmax",
+    mutates_args=(),
+    schema="(Tensor logits, int[] size, bool align_corners) -> Tensor",
+)
 def argmax(logits: Tensor, size: Sequence[int], align_corners: bool) -> Tensor:
     """Class indices [N, H, W], uint8, of logits [N, C, h, w]; at least one image, at most 255 classes."""
     height, width = size

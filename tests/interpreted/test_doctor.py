@@ -31,7 +31,7 @@ def test_doctor_says_that_the_interpreter_runs():
 
 
 def test_doctor_tells_an_operation_without_kernel(monkeypatch):
-    assert doctor.runs_as(replace(SCALE, function=torch.mul), CPU, torch.float32) == "PyTorch"
+    assert doctor.runs_as(KERNELS["relaid"], CPU, torch.float32) == "PyTorch"
     monkeypatch.setenv("REVSEG_KERNELS", "0")
     assert doctor.runs_as(SCALE, CPU, torch.float32) == "PyTorch"
 
