@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from revseg.ops import plain
 from revseg.models import MODELS, create_model
+from revseg.ops import plain
 
 CLASSES = 19
 MIB = 2**20
