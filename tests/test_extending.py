@@ -99,5 +99,5 @@ def test_a_data_set(monkeypatch, tmp_path):
 def test_the_page_names_the_registries():
     page = textwrap.dedent(DOCS.read_text())
     root = DOCS.parents[1]
-    for name, place in re.findall(r"`(COUPLINGS|KERNELS|MODELS|DATASETS|COMMANDS)` \(`([\w/.]+)`\)", page):
+    for name, place in re.findall(r"`(COUPLINGS|OPERATIONS|MODELS|DATASETS|COMMANDS)` \(`([\w/.]+)`\)", page):
         assert re.search(rf"^{name}\b", (root / place).read_text(), re.MULTILINE), f"{place} has no {name}"
