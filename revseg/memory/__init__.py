@@ -1,5 +1,6 @@
 """What training takes of memory."""
 
+from revseg.memory.batch import find_batch_size as find_batch_size
 from revseg.memory.fit import fit as fit
 from revseg.memory.measure import peak_bytes as peak_bytes
 from revseg.memory.measure import saved_bytes as saved_bytes

@@ -72,7 +72,7 @@ class Step:
             stand_ins = StandIns(follower)
             roots = [model, *(reached(self.loss)[0] if self.loss is not None else ())]
             stack.enter_context(standing_in(roots, stand_ins))
-            args, kwargs = _arguments(stand_ins.without_values(example))
+            args, kwargs = arguments(stand_ins.without_values(example))
             target = stand_ins.without_values(self.target)
             parameters: list[Any] = [p for p in model.parameters() if p.requires_grad]
             _call(follower, [*model.parameters(), *model.buffers()], "parameters")
@@ -136,9 +136,9 @@ def _train(
             ends = [x for x in tree_leaves(output) if isinstance(x, Tensor) and x.requires_grad]
             gradients = [torch.empty_like(x) for x in ends]
         else:
-            if target is None and _takes_target(loss):
+            if target is None and takes_target(loss):
                 count = len(follower.events)
-                target = _target(loss, output, args)
+                target = target_for(loss, output, args)
                 _call(follower, [target], "inputs")
                 del follower.events[count:]  # it stood before
                 standing.append(follower.block(target))
@@ -159,13 +159,14 @@ def _infer(follower: Follower, model: nn.Module, args: tuple[Any, ...], kwargs: 
         model(*args, **kwargs)
 
 
-def _arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and keyword arguments of a network's call."""
     if isinstance(example, dict):
         return (), example
     return (tuple(example) if isinstance(example, (tuple, list)) else (example,)), {}
 
 
-def _takes_target(loss: Loss) -> bool:
+def takes_target(loss: Loss) -> bool:
     """Whether a loss has two arguments at the least."""
     try:
         parameters = inspect.signature(loss.forward if isinstance(loss, nn.Module) else loss).parameters
@@ -175,7 +176,7 @@ def _takes_target(loss: Loss) -> bool:
     return sum(p.kind in kinds and p.default is p.empty for p in parameters.values()) > 1
 
 
-def _target(loss: Loss, output: Any, args: tuple[Any, ...]) -> Tensor:
+def target_for(loss: Loss, output: Any, args: tuple[Any, ...]) -> Tensor:
     """What a loss would compare the output with."""
     first = next(x for x in tree_leaves(output) if isinstance(x, Tensor))
     if isinstance(loss, UpsampleCrossEntropy):
