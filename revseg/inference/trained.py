@@ -24,6 +24,8 @@ from revseg.losses import of_two_classes
 from revseg.models import load_model
 from revseg.ops import upsample_argmax
 
+SHIPPED = Path(__file__).parents[1] / "weights"
+
 
 class TrainedNetwork(nn.Module):
     """A network with weights, its classes, and what is known of its training.
@@ -108,20 +110,28 @@ class TrainedNetwork(nn.Module):
         return next(self.network.parameters()).device
 
 
+def shipped_weights() -> dict[str, Path]:
+    """The weights files that the library brings, by name; beside each lies its model card."""
+    return {path.stem: path for path in sorted(SHIPPED.glob("*.safetensors"))}
+
+
 def load(path: str | os.PathLike[str], **hyperparameters: object) -> TrainedNetwork:
     """The network of a weights file with its classes, in evaluation mode, on the CPU.
 
     Args:
-        path: A safetensors file, as `revseg train` writes it.
+        path: A safetensors file, as `revseg train` writes it; or the name of one that is shipped.
         **hyperparameters: Replace those in the file, as in `memory="lowest"`.
 
     Raises:
         CheckpointError: If the file is damaged, from elsewhere, or does not fit the network.
         FileNotFoundError: If there is no such file.
     """
-    path = Path(path).expanduser()
+    shipped = shipped_weights()
+    path = shipped.get(str(path), Path(path).expanduser())
     if not path.is_file():
-        raise FileNotFoundError(f"expected a weights file, got {path}, which does not exist")
+        raise FileNotFoundError(
+            f"expected a weights file or a name of shipped ones ({', '.join(shipped)}), got {path}, which does not exist"
+        )
     network = load_model(path, **hyperparameters)
     description = load_weights(path)[1]
     return TrainedNetwork(network, classes_of(description), description)
