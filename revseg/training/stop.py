@@ -81,7 +81,7 @@ def watched_signals() -> Iterator[Stop]:
 
 
 def leave_to_the_main_process() -> None:
-    """In a process that loads samples: Ctrl-C and a closed terminal are for the process that trains."""
-    for name in ("SIGINT", "SIGHUP"):
+    """In a process that loads samples: signals to the whole group are for the process that trains, which ends this one."""
+    for name in SIGNALS:
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)

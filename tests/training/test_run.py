@@ -1,6 +1,7 @@
 import io
 import json
 import math
+import multiprocessing
 import os
 import shutil
 import signal
@@ -104,13 +105,14 @@ def test_learning_rate_follows_the_poly_schedule(tmp_path):
 
 
 def stop_after(monkeypatch, steps, number=signal.SIGTERM):
-    """Sends the process a signal in its step of that number."""
+    """Sends the process, and those that load its samples, a signal in its step of that number."""
     real, calls = loop.make_step, []
 
     def make_step(*args):
         calls.append(None)
         if len(calls) == steps:
-            os.kill(os.getpid(), number)
+            for process in (*multiprocessing.active_children(), multiprocessing.current_process()):
+                os.kill(process.pid, number)
         real(*args)
 
     monkeypatch.setattr(loop, "make_step", make_step)
