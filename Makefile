@@ -4,7 +4,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: demo test test-slow lint bench bench-report clean
+.PHONY: help demo test test-slow lint bench bench-report docs clean
+
+help:  ## what there is to make
+	@sed -n 's/^\([a-z-]*\):[^#]*## */  make \1  /p' Makefile
 
 demo: $(INSTALLED)  ## train VNet on generated street scenes; table, curves and picture under runs/demo
 	$(BIN)/revseg train --data synthetic --size 128 256 --train-samples 192 --val-samples 24 --epochs 12 --threads 1 --out runs/demo --overwrite
@@ -27,7 +30,11 @@ bench: $(INSTALLED)  ## measure memory and time here; hours; sizes as large as t
 bench-report: $(INSTALLED)  ## tables and pictures from the files under benchmarks/results
 	$(BIN)/python -m benchmarks report
 
-clean:
+docs: $(INSTALLED)  ## the pages of docs/ as a site under build/site; a warning is an error
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt ".[docs]"
+	$(BIN)/mkdocs build --strict
+
+clean:  ## take .venv and runs away
 	rm -rf .venv runs
 
 $(INSTALLED): pyproject.toml constraints.txt

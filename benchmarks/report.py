@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import record
+from benchmarks.first_table import first_table
 from benchmarks.questions import questions
 from benchmarks.record import Results
 from revseg.files import write_text
@@ -38,20 +39,22 @@ def readme(folder: Path) -> str:
         folder: That of the results; a question without a file gets no section.
     """
     results = Results(folder)
-    return "\n".join([HEAD, *(part for each in questions().values() for part in each.sections(results))])
+    long = (part for each in questions().values() for part in each.sections(results))
+    return "\n".join([HEAD, overview(folder), *long])
 
 
-def fragment(folder: Path) -> str:
-    """What the README of the project shows: a picture, who is right, and what fits, before the rest."""
+def overview(folder: Path) -> str:
+    """What stands before the sections: a picture, who is right, and what fits."""
     results = Results(folder)
     short = [each for each in questions().values() if hasattr(each, "in_short")]
     short.sort(key=lambda each: each.SHORT_ORDER)
     parts = [part for each in short for part in each.in_short(results)]
-    if parts:
-        parts.append(
-            "All figures, with machine, versions and commands: [benchmarks](benchmarks/README.md).\n"
-        )
-    return "\n".join(parts)
+    return "\n".join(["## In short\n", *parts]) if parts else ""
+
+
+def fragment(folder: Path) -> str:
+    """What the README of the project shows: one small table."""
+    return "\n".join(first_table(Results(folder)))
 
 
 def rewrite(path: Path, text: str) -> bool:

@@ -11,7 +11,7 @@ A file has
 
 and where it likes
 
-    SHORT_ORDER, in_short(results)   what stands in the README of the project
+    SHORT_ORDER, in_short(results)   what stands before all sections
     draw(result, path)               a picture, `results/NAME.png`
     complaints(rows)                 what is wrong in the rows, a sentence each: the command then fails
     ASKED_ALONE                      True where it is measured only by its name, not with all the others

@@ -155,7 +155,7 @@ exception is right, and "-" is what a library has no way to do, or none that was
 
 SHORT_FOOT = """\
 FrEIA is ordinary autograd: it saves no memory. The errors of revseg: an output that is written to before the backward
-pass, and a function with hidden state, which nobody else notices. All scenarios: [benchmarks](benchmarks/README.md).
+pass, and a function with hidden state, which nobody else notices.
 """
 
 

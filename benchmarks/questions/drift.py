@@ -120,7 +120,7 @@ gradients, running statistics.
 ![Error of the gradients against depth](results/drift.png)
 """
 
-PICTURE = "![Error of the gradients against depth](benchmarks/results/drift.png)\n"
+PICTURE = "![Error of the gradients against depth](results/drift.png)\n"
 
 
 def sections(results: Results) -> list[str]:

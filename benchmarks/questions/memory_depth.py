@@ -165,7 +165,7 @@ Peak MiB at depth {depth}, by input. The last column is a chain of {deepest} blo
 than this machine has.
 """
 
-PICTURE = "![Peak memory of a training step against depth](benchmarks/results/memory_depth.png)\n"
+PICTURE = "![Peak memory of a training step against depth](results/memory_depth.png)\n"
 
 
 def sections(results: Results) -> list[str]:

@@ -96,9 +96,9 @@ def test_step_time_and_its_tables(tmp_path):
     )
     assert "1 (0.25 s) |\n| revseg |" in table
     assert "0.50 (0.50 to 0.50) |\n| revseg keep=half |" in table
-    assert "0.50" not in report.fragment(tmp_path)  # the first screen is about the main size
+    assert "0.50" not in report.overview(tmp_path)  # the first screen is about the main size
     assert "| mlp | revseg |" in table
-    assert "depth 1: revseg " in report.fragment(tmp_path)
+    assert "depth 1: revseg " in report.overview(tmp_path)
 
 
 def test_spread_of_a_known_row():

@@ -39,7 +39,7 @@ def test_networks_are_counted_timed_and_drawn(tmp_path, rows_of):
     assert f"| vnet | 0.162 | 0.16 | 12.7 | {eager['fps']:.1f}; " in text
     assert (
         f"| vnet | 0.162 | 0.16 | 12.7 | {eager['fps']:.1f} | not run | not run | 37.4 |"
-        in report.fragment(tmp_path)
+        in report.overview(tmp_path)
     )
 
 

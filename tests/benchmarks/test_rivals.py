@@ -93,7 +93,7 @@ def test_the_matrix_and_its_summary(tmp_path):
         },
     ]
     record.write("correctness", "?", rows, {"scenarios": {"a step": "A training step."}}, tmp_path)
-    text, short = report.readme(tmp_path), report.fragment(tmp_path)
+    text, short = report.readme(tmp_path), report.overview(tmp_path)
     assert "| A training step | right | **wrong** |" in text
     assert "- other, a step: wrong; dx: off by 1 \\| of its scale\n" in text
     assert "| other | 0 | 0 | 1 | a step |" in short
@@ -110,7 +110,7 @@ def test_memory_by_depth_and_size_and_its_picture(tmp_path):
     assert "From depth 2 to 4 the peak grows by: revseg" in text
     memory_depth.draw(record.read(path), tmp_path / "memory_depth.png")
     assert (tmp_path / "memory_depth.png").stat().st_size > 10_000
-    assert "memory_depth.png" in report.fragment(tmp_path)
+    assert "memory_depth.png" in report.overview(tmp_path)
 
 
 def test_gradients_that_are_left_behind_are_not_counted():
@@ -133,7 +133,7 @@ def test_training_memory_and_its_tables(tmp_path, monkeypatch):
     assert {"training", "validation"} <= lowest["measured"].keys()
     record.write("training_memory", "?", [row], {"overhead_mib": 500}, tmp_path)
     assert "| vnet | " in report.readme(tmp_path)
-    assert "| vnet | " in report.fragment(tmp_path)
+    assert "| vnet | " in report.overview(tmp_path)
 
 
 def test_largest_batch_by_the_line():

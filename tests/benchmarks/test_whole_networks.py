@@ -75,5 +75,5 @@ def test_a_network_is_measured_its_table_and_picture_made(tmp_path):
     text = report.readme(tmp_path)
     assert "| vnet, batch 1 | peak MiB | time | gradients off by | updates |" in text
     assert "Not run: revseg reversible (no rows of residual blocks)." in text
-    assert "Whole networks, a training step at 32 x 64" in report.fragment(tmp_path)
+    assert "Whole networks, a training step at 32 x 64" in report.overview(tmp_path)
     assert (tmp_path / "whole_networks.png").stat().st_size > 5_000

@@ -1,0 +1,57 @@
+"""The Python of docs/ works when pasted from the top of a page to its end; its links lead somewhere."""
+
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.test_readme import assert_commands, assert_leads_somewhere
+
+ELSEWHERE = ("training", "data")  # their blocks run in tests/training and tests/data
+PAGES = sorted((Path(__file__).parents[1] / "docs").glob("*.md"))
+ROOT = sorted(Path(__file__).parents[1].glob("*.md"))
+LINKS = [
+    (page, link) for page in [*PAGES, *ROOT] for link in re.findall(r"\]\(([^)h#][^)]*)\)", page.read_text())
+]
+
+
+def blocks(page, language):
+    """The code of a page, but for those pages whose code other tests run."""
+    return (
+        []
+        if page.stem in ELSEWHERE
+        else re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+    )
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.stem
+)
+def test_the_python_of_a_page(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "page.py").write_text("\n".join(blocks(page, "python")))
+    threads = torch.get_num_threads()
+    try:
+        runpy.run_path(str(tmp_path / "page.py"))
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "sh")], ids=lambda page: page.stem)
+def test_the_commands_of_a_page(page):
+    for block in blocks(page, "sh"):
+        if not block.startswith("#!"):  # a script for Slurm
+            assert_commands(block)
+
+
+@pytest.mark.parametrize(("page", "link"), LINKS, ids=lambda each: getattr(each, "stem", each))
+def test_a_link(page, link):
+    assert_leads_somewhere(page, link)
+
+
+def test_the_site_lists_every_page():
+    nav = (ROOT[0].parent / "mkdocs.yml").read_text()
+    assert sorted(re.findall(r": ([\w-]+\.md)$", nav, re.MULTILINE)) == [page.name for page in PAGES]

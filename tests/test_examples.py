@@ -1,0 +1,65 @@
+"""The programs of examples/ do what they say, at toy sizes."""
+
+import runpy
+from pathlib import Path
+
+import pytest
+import torch
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+@pytest.fixture
+def main():
+    """The function `main` of an example."""
+
+    def main(name, **sizes):
+        return runpy.run_path(str(EXAMPLES / f"{name}.py"))["main"](**sizes)
+
+    return main
+
+
+def test_the_list_is_whole():
+    listed = (EXAMPLES / "README.md").read_text()
+    for path in EXAMPLES.glob("*.py"):
+        assert f"[{path.name}]({path.name})" in listed
+
+
+def test_unet_that_fits(main):
+    assert main("unet_that_fits", size=128, steps=1) >= 4 / 3
+
+
+def test_classifier(main, capsys):
+    assert main("classifier", size=16, width=8, depth=4, steps=1) > 2
+    assert "'1.0', '1.1', '1.2', '1.3'" in capsys.readouterr().out
+
+
+def test_volumes(main):
+    assert main("volumes", size=8, width=8, blocks=3, steps=1) > 2
+
+
+def test_transformer(main, capsys):
+    assert main("transformer", length=16, width=16, depth=4, steps=4) > 3
+    losses = [float(line.split()[1]) for line in capsys.readouterr().out.splitlines()]
+    assert losses[-1] < losses[0]
+
+
+def test_time_conditioned(main):
+    net = main("time_conditioned", size=8, channels=8, depth=2, steps=1)
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in net.time.parameters())
+
+
+def test_own_coupling(main):
+    learned = main("own_coupling", size=8, depth=2, steps=2)
+    assert all(value != pytest.approx(0.1, abs=1e-6) for value in learned)
+
+
+def test_distributed(main, tmp_path, monkeypatch):
+    """One process; several are tested with the training program."""
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", "0")
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    net = main("distributed", size=8, channels=8, depth=2, steps=1)
+    assert all(p.grad is not None for p in net.parameters())
