@@ -69,6 +69,7 @@ BENCHMARKS = [  # of files and folders of benchmarks/; a file called __main__ is
     {"workload", "scenarios", "micro"},
     {"gradients", "network_ways"},
     {"questions"},
+    {"first_table"},
     {"gpu", "measure", "report", "paired"},
     {"__main__"},
 ]
