@@ -39,7 +39,7 @@ def first_table(results: Results) -> list[str]:
     head = [
         "",
         f"peak MiB, {DEEP} blocks",
-        f"time of a step, {depth} blocks",
+        f"time, plain = 1, {depth} blocks",
         f"gradient error, {DRIFT} blocks",
         "silently wrong",
     ]

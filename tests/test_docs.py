@@ -52,6 +52,21 @@ def test_a_link(page, link):
     assert_leads_somewhere(page, link)
 
 
+def test_messages_are_those_of_the_code():
+    """The words in the first column of the tables of errors, without the values in them, are in the source."""
+    package = Path(__file__).parents[1] / "revseg"
+    source = "\n".join(path.read_text() for path in sorted(package.rglob("*.py")))
+    source = re.sub(r'"\s*\n\s*f?["\']', "", source)  # texts that go over several lines
+    page = (PAGES[0].parent / "troubleshooting.md").read_text()
+    messages = re.findall(r"^\| `([^`]*)` \|", page, re.MULTILINE)
+    assert len(messages) > 20
+    for message in messages:
+        if message == "has been modified by an inplace operation":  # torch's
+            continue
+        parts = re.split(r" ?\d+ ?| ?\.\.\. ?|InversionError: ", message)
+        assert all(part in source for part in parts), message
+
+
 def test_the_site_lists_every_page():
     nav = (ROOT[0].parent / "mkdocs.yml").read_text()
     assert sorted(re.findall(r": ([\w-]+\.md)$", nav, re.MULTILINE)) == [page.name for page in PAGES]
