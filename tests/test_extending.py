@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from revseg import ReversibleSequence, create_model, testing
+from revseg import ReversibleSequence, create_model, load, testing
 from revseg.cli import main
 from revseg.couplings import COUPLINGS
 from revseg.data import DATASETS, ClassTable, SegmentationDataset, create_dataset
@@ -90,6 +90,11 @@ def test_a_data_set(monkeypatch, tmp_path):
     words = ["--data", "chequers", "--epochs", "1", "--batch", "2", "--threads", "1", "--out", str(out)]
     assert main(["train", *words]) == 0
     weights = str(out / "best.safetensors")
+    model = load(weights)
+    assert model.classes == Chequers("val").classes
+    assert model.description["size"] == [32, 32]
+    assert model.description["provenance"]["data"] == "chequers"
+    assert model.predict(Chequers("val")[0][0]).shape == (32, 32)
     assert (
         main(["evaluate", weights, "--data", "chequers", "--out", str(tmp_path / "scores"), "--threads", "1"])
         == 0

@@ -99,6 +99,7 @@ class Parts:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     ema: AveragedModel | None
+    description: dict[str, Any]  # of the network, for its weights file
 
     def to_validate(self) -> nn.Module:
         """The network whose scores count: the averaged one, if there is one."""
@@ -174,14 +175,7 @@ def _save_best(settings: TrainSettings, parts: Parts, progress: Progress, team: 
     weights = full_weights(parts.to_validate())
     if not team.is_first:
         return
-    description = {
-        "model": settings.model,
-        "num_classes": len(record["iou"]),
-        "hyperparameters": settings.hyperparameters(),
-        "classes": list(record["iou"]),
-        "epoch": record["epoch"],
-        "miou": record["miou"],
-    }
+    description = {**parts.description, "epoch": record["epoch"], "miou": record["miou"]}
     save_weights(settings.out / "best.safetensors", weights, description)
 
 
@@ -239,9 +233,7 @@ def take_over(settings: TrainSettings, parts: Parts, progress: Progress, team: T
     if team.is_first:
         _adopt(settings, progress)
     if progress.history and progress.step == 0:
-        _save_best(
-            settings, parts, progress, team
-        )  # a kill can come between the checkpoint and these weights
+        _save_best(settings, parts, progress, team)  # a kill can come between checkpoint and weights
 
 
 def _adopt(settings: TrainSettings, progress: Progress) -> None:

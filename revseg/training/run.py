@@ -50,7 +50,7 @@ from revseg.training.setup import (
     facts_of,
 )
 from revseg.training.stop import Stop, watched_signals
-from revseg.training.weights import load_starting_weights
+from revseg.training.weights import described, load_starting_weights
 
 
 class LoaderError(RuntimeError):
@@ -173,7 +173,8 @@ def prepare(settings: TrainSettings, device: torch.device, team: Team, console: 
     if settings.weights is not None and state is None:
         left_out = load_starting_weights(model, settings.weights, names)
         console.print(f"starts from {settings.weights}, all but {', '.join(left_out) or 'nothing'}")
-    parts = create_parts(settings, model, team, device)
+    description = described(settings, model, train_set.classes, size)
+    parts = create_parts(settings, model, team, device, description)
     facts = facts_of(train_set, val_set, device, team)
     progress = Progress() if state is None else restore_run(settings, state, facts, parts, team)
     weight = None if settings.class_weights == "none" else class_weights(train_set, settings.class_weights)

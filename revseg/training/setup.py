@@ -152,7 +152,9 @@ def build_model(settings: TrainSettings, num_classes: int, *, save_activations: 
     return model
 
 
-def create_parts(settings: TrainSettings, model: nn.Module, team: Team, device: torch.device) -> Parts:
+def create_parts(
+    settings: TrainSettings, model: nn.Module, team: Team, device: torch.device, description: dict[str, Any]
+) -> Parts:
     """The network as it is trained, with its optimizer and what else moves.
 
     Raises:
@@ -173,7 +175,7 @@ def create_parts(settings: TrainSettings, model: nn.Module, team: Team, device: 
     if team.size > 1:
         seed_everything(settings.seed + team.rank)  # dropout of its own for each process
     scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "float16")
-    return Parts(trained, optimizer, scaler, ema)
+    return Parts(trained, optimizer, scaler, ema, description)
 
 
 def facts_of(

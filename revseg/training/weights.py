@@ -6,13 +6,17 @@ anything. The head is left out where it is for other classes.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from revseg import __version__
+from revseg.data import ClassTable
 from revseg.files import CheckpointError, load_weights, safetensors_header
+from revseg.training.settings import TrainSettings
 
 PREFIXES = ("module.", "_orig_mod.", "model.", "ema.")
 HOLDERS = ("state_dict", "model_state_dict", "model_state", "model", "net", "weights")
@@ -39,6 +43,35 @@ def load_starting_weights(model: nn.Module, path: Path, classes: Sequence[str]) 
     fitting = fitting_weights(model, weights, len(classes), same, str(path))
     model.load_state_dict(fitting, strict=False)
     return [name for name in model.state_dict() if name not in fitting]
+
+
+def described(
+    settings: TrainSettings, model: nn.Module, classes: ClassTable, size: Sequence[int]
+) -> dict[str, Any]:
+    """What a weights file says of its network: all that prediction needs, and where the weights come from.
+
+    Args:
+        settings: Of the run.
+        model: The network.
+        classes: What it tells apart.
+        size: (H, W) of the images it is trained on.
+    """
+    normalization = getattr(model, "normalization", None)  # registered models have one
+    own = {} if normalization is None else {"normalization": asdict(normalization)}
+    return own | {
+        "model": settings.model,
+        "num_classes": len(classes),
+        "hyperparameters": settings.hyperparameters(),
+        "classes": list(classes.names),
+        "colours": [list(colour) for colour in classes.colours],
+        "size": list(size),
+        "provenance": {
+            "revseg": __version__,
+            "torch": torch.__version__,
+            "data": settings.data,
+            "seed": settings.seed,
+        },
+    }
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], Sequence[str] | None]:
