@@ -9,8 +9,11 @@ INSTALLED := .venv/installed
 help:  ## what there is to make
 	@sed -n 's/^\([a-z-]*\):[^#]*## */  make \1  /p' Makefile
 
-demo: $(INSTALLED)  ## train VNet on generated street scenes; table, curves and picture under runs/demo
+demo: $(INSTALLED)  ## train VNet on generated street scenes and predict new ones; tables and pictures under runs/demo
 	$(BIN)/revseg train --data synthetic --size 128 256 --train-samples 192 --val-samples 24 --epochs 12 --threads 1 --out runs/demo --overwrite
+	rm -rf runs/demo/scenes
+	$(BIN)/revseg data synthesize --out runs/demo/scenes --size 128 256 --train-samples 1 --val-samples 4
+	$(BIN)/revseg predict runs/demo/best.safetensors runs/demo/scenes/leftImg8bit/val --write colour overlay --out runs/demo/predicted --overwrite
 
 test: $(INSTALLED)  ## all tests; those of the kernels in Triton's interpreter, which a process chooses once
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
