@@ -36,7 +36,8 @@ def test_the_command_writes_rows_and_goals(run):
     assert [row for row in rows if "error" in row] == []
     assert {row["part"] for row in rows if "part" in row} == set(names)
     checks = [row for row in rows if row["case"] == "check"]
-    assert all(row["right"] and row["live"] for row in checks)
+    assert all(row["right"] for row in checks)
+    assert {row["kernel"] for row in checks if not row["live"]} == {"relaid"}  # which PyTorch does by itself
     assert {row["kernel"] for row in checks} == set(parts.KERNELS)
     steps = {row["way"]: row for row in rows if row["case"] == "block step"}
     assert {"revseg", "eager", "compile", "eager reversible"} <= set(steps)
