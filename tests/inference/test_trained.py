@@ -9,7 +9,7 @@ import revseg
 from revseg.data import CAMVID, CITYSCAPES
 from revseg.files import CheckpointError, save_weights
 from revseg.inference.augmented import Augmentation, scores_of
-from revseg.inference.trained import TrainedNetwork, as_images, classes_of
+from revseg.inference.trained import TrainedNetwork, as_images, classes_of, shipped_weights
 from revseg.inference.windows import Windows
 from revseg.losses import predict_labels
 from revseg.models import create_model
@@ -127,6 +127,18 @@ def test_a_network_of_one_class_tells_it_from_what_is_around_it(tmp_path):
     assert labels.unique().tolist() == [0, 1]
     assert torch.equal(labels, predict_labels(network.eval()(photo()[None]), (37, 54))[0])
     assert len(model.classes) == 2
+
+
+def test_shipped_weights_work_by_name_and_have_a_card():
+    shipped = shipped_weights()
+    assert "vnet-camvid" in shipped
+    for name, path in shipped.items():
+        assert path.stat().st_size < 1 << 20
+        model, card = revseg.load(name), path.with_suffix(".md").read_text()
+        assert card.startswith(f"# {name}\n")
+        assert f"{100 * model.description['miou']:.1f} as they are" in card
+        assert "licence" in model.description["provenance"]
+        assert model.predict(photo()).max() < len(model.classes)
 
 
 def test_weights_that_are_missing_or_from_elsewhere(tmp_path):
