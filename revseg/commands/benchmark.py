@@ -16,13 +16,12 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from revseg.inference.export import Deployed, run_onnx, write_onnx
+from revseg.inference.export import AGREEING, Deployed, run_onnx, write_onnx
 from revseg.inference.folded import folded
 from revseg.inference.settings import BenchmarkSettings
 from revseg.inference.trained import load
 from revseg.training.setup import choose_device
 
-AGREEING = 0.999  # share of the pixels whose labels are those of PyTorch
 Run = Callable[[Tensor], Tensor]
 
 

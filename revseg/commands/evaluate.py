@@ -4,7 +4,6 @@ Under torchrun every process takes its share of the images, and their counts are
 """
 
 import json
-import math
 import os
 import time
 from pathlib import Path
@@ -22,6 +21,7 @@ from revseg.inference.settings import EvaluateSettings
 from revseg.inference.trained import load
 from revseg.inference.windows import Windows
 from revseg.metrics import ConfusionMatrix
+from revseg.training.folder import finite_or_none
 from revseg.training.report import result_table
 from revseg.training.setup import choose_device
 
@@ -58,10 +58,8 @@ def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
             f"{settings.data} has {len(dataset.classes)} ({', '.join(dataset.classes.names[:3])}, ...)"
         )
     settings.out.mkdir(parents=True, exist_ok=True)
-    augmentation = None
-    if settings.scales != (1.0,) or settings.flip:
-        augmentation = Augmentation(settings.scales, settings.flip)
-    windows = None if settings.window is None else Windows(*settings.window, settings.overlap)
+    augmentation = Augmentation.of(settings.scales, settings.flip)
+    windows = Windows.of(settings.window, settings.overlap)
     rank, world = _processes()
     matrix = ConfusionMatrix(len(model.classes))
     started = time.perf_counter()
@@ -74,7 +72,8 @@ def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
     if not int(counts.sum()):
         raise ValueError(f"no pixel of {settings.data}, {settings.split} has a label")
     iou = {
-        name: _number(value) for name, value in zip(model.classes.names, matrix.iou().tolist(), strict=True)
+        name: finite_or_none(value)
+        for name, value in zip(model.classes.names, matrix.iou().tolist(), strict=True)
     }
     result: dict[str, Any] = {
         "weights": str(settings.weights),
@@ -85,8 +84,8 @@ def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
         "window": settings.window,
         "scales": settings.scales,
         "flip": settings.flip,
-        "miou": _number(matrix.mean_iou()),
-        "pixel_accuracy": _number(matrix.pixel_accuracy()),
+        "miou": finite_or_none(matrix.mean_iou()),
+        "pixel_accuracy": finite_or_none(matrix.pixel_accuracy()),
         "iou": iou,
         "seconds": round(time.perf_counter() - started, 3),
         "network": model.description,
@@ -115,7 +114,3 @@ def _processes() -> tuple[int, int]:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not distributed.is_initialized():
         distributed.init_process_group("gloo")
     return (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
-
-
-def _number(value: float) -> float | None:
-    return value if math.isfinite(value) else None

@@ -6,6 +6,7 @@ named and passed over, and the command then ends with an error.
 
 import contextlib
 from collections.abc import Generator, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from revseg.data.classes import ClassTable
 from revseg.files import write_atomically
-from revseg.inference.augmented import Augmentation, scores_of
+from revseg.inference.augmented import Augmentation
 from revseg.inference.pictures import converter, write_png
 from revseg.inference.settings import PredictSettings
 from revseg.inference.sources import Source, sources_of
@@ -93,10 +94,8 @@ def predict_one(
     model: TrainedNetwork, source: Source, results: dict[str, Path], settings: PredictSettings
 ) -> None:
     """Predicts one image and writes its results."""
-    augmentation = None
-    if settings.scales != (1.0,) or settings.flip:
-        augmentation = Augmentation(settings.scales, settings.flip)
-    windows = None if settings.window is None else Windows(*settings.window, settings.overlap)
+    augmentation = Augmentation.of(settings.scales, settings.flip)
+    windows = Windows.of(settings.window, settings.overlap)
     if source.rows is not None:
         windows = windows or Windows(*LARGE_WINDOW, settings.overlap)
         for kind, path in results.items():  # one after another: rows are read again rather than kept
@@ -119,13 +118,7 @@ def predict_large(
     augmentation: Augmentation | None,
 ) -> None:
     """Predicts an image by windows into a TIFF, neither of which is in memory as a whole."""
-    device = next(model.parameters()).device
-
-    def scores(part: Tensor) -> Tensor:
-        part = part.to(device)
-        return model(part) if augmentation is None else scores_of(model, part, model.stride, augmentation)
-
-    strips = predict_rows(scores, rows, model.stride, windows)
+    strips = predict_rows(partial(model.scores, augmentation=augmentation), rows, model.stride, windows)
     converted = _converted(strips, rows, kind, model.classes)
     path.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.closing(converted):

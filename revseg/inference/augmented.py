@@ -35,6 +35,11 @@ class Augmentation:
         if not self.scales or not all(0.1 <= scale <= 10 for scale in self.scales):
             raise ValueError(f"expected scales between 0.1 and 10, got {self.scales}")
 
+    @classmethod
+    def of(cls, scales: tuple[float, ...], flip: bool) -> Augmentation | None:
+        """The augmentation of two flags, None for the image as it is."""
+        return None if scales == (1.0,) and not flip else cls(scales, flip)
+
 
 def scores_of(
     network: Callable[[Tensor], Tensor], image: Tensor, stride: int, augmentation: Augmentation

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from revseg.data.classes import ClassTable
 from revseg.files import write_atomically
+from revseg.inference.settings import WRITE
 
-KINDS = ("colour", "overlay", "train-ids", "label-ids")
 OPACITY = 0.5  # of the classes over the image
 
 # The id in the files of Cityscapes of each of the 19 classes. Source: cityscapesScripts, helpers/labels.py.
@@ -23,7 +23,7 @@ def converter(kind: str, classes: ClassTable) -> Callable[[Tensor, Tensor | None
     """The function from labels [n, W] and pixels [3, n, W] to what is written, [n, W] or [n, W, 3], uint8.
 
     Args:
-        kind: One of `KINDS`. "train-ids" are the ids of the table, "label-ids" those of the files of Cityscapes, which
+        kind: One of `WRITE`. "train-ids" are the ids of the table, "label-ids" those of the files of Cityscapes, which
             its benchmark server takes.
         classes: Names and colours.
 
@@ -37,7 +37,7 @@ def converter(kind: str, classes: ClassTable) -> Callable[[Tensor, Tensor | None
     if kind == "train-ids":
         return lambda labels, pixels: labels
     if kind != "label-ids":
-        raise ValueError(f"unknown kind of result {kind!r}; choose one of {', '.join(KINDS)}")
+        raise ValueError(f"unknown kind of result {kind!r}; choose one of {', '.join(WRITE)}")
     if len(classes) != len(CITYSCAPES_IDS):
         raise ValueError(
             f"label-ids are those of the 19 classes of Cityscapes, the network has {len(classes)}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import colorsys
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -96,18 +97,17 @@ class TrainedNetwork(nn.Module):
                 module.training = mode
         return labels[0] if single else torch.stack(labels)
 
-    def _labels(self, image: Tensor, windows: Windows | None, augmentation: Augmentation | None) -> Tensor:
-        def scores(part: Tensor) -> Tensor:
-            part = part.to(self._device())
-            return self(part) if augmentation is None else scores_of(self, part, self.stride, augmentation)
+    def scores(self, image: Tensor, augmentation: Augmentation | None = None) -> Tensor:
+        """Scores [1, C, h, w] of an image [1, 3, H, W] that may lie on another device: logits, or mean probabilities."""
+        image = image.to(next(self.network.parameters()).device)
+        return self(image) if augmentation is None else scores_of(self, image, self.stride, augmentation)
 
+    def _labels(self, image: Tensor, windows: Windows | None, augmentation: Augmentation | None) -> Tensor:
         if windows is None:
-            return upsample_argmax(scores(image), image.shape[2:])[0].cpu()
+            return upsample_argmax(self.scores(image, augmentation), image.shape[2:])[0].cpu()
+        scores = partial(self.scores, augmentation=augmentation)
         strips = predict_rows(scores, TensorRows(image[0]), self.stride, windows)
         return torch.cat([strip.cpu() for strip in strips])
-
-    def _device(self) -> torch.device:
-        return next(self.network.parameters()).device
 
 
 def shipped_weights() -> dict[str, Path]:

@@ -64,6 +64,11 @@ class Windows:
         if not 0 <= self.overlap <= 0.9:
             raise ValueError(f"expected an overlap in [0, 0.9], got {self.overlap}")
 
+    @classmethod
+    def of(cls, size: tuple[int, int] | None, overlap: float) -> Windows | None:
+        """The windows of two flags, None for the whole image."""
+        return None if size is None else cls(*size, overlap)
+
 
 def predict_rows(
     scores: Callable[[Tensor], Tensor], rows: Rows, stride: int, windows: Windows
