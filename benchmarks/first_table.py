@@ -49,7 +49,7 @@ def first_table(results: Results) -> list[str]:
             _cell(peaks.get(way), ",.0f"),
             _cell(ratios.get(way), ".2f"),
             _cell(errors.get(way), ".1e"),
-            _wrong(verdicts.get(way, [])),
+            "the reference" if way == "plain" else _wrong(verdicts.get(way, [])),
         ]
         for way in WAYS
     ]
@@ -62,7 +62,7 @@ def _cell(value: float | None, form: str) -> str:
 
 def _wrong(verdicts: list[str]) -> str:
     wrong = sum(each in ("wrong", "crash") for each in verdicts)
-    return f"{wrong} of {len(verdicts)}" if verdicts else "the reference"
+    return f"{wrong} of {len(verdicts)}" if verdicts else NOT_RUN
 
 
 def _vnet(results: Results) -> list[str]:
