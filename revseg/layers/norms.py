@@ -18,7 +18,7 @@ def plane(x: Tensor) -> Tensor:
 
 
 def batch_statistics(u: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance by channel [C], float64."""
+    """Mean and biased variance by channel [C], float64 where the device has it."""
     return ops.batch_statistics(plane(u))
 
 
@@ -27,7 +27,8 @@ def bn_act(u: Tensor, norm: ops.Norm, out: Tensor | None = None) -> Tensor:
     if u.ndim == 4:
         return ops.bn_act(u, norm, out=out)
     out = torch.empty_like(u) if out is None else out
-    ops.bn_act(plane(u), norm, out=plane(out))
+    flat = plane(u)
+    ops.bn_act(flat, norm, out=_memory(out, u, flat))
     return out
 
 
@@ -36,7 +37,8 @@ def bn_act_add(u: Tensor, norm: ops.Norm, x: Tensor, sign: int) -> Tensor:
     if u.ndim == 4:
         return ops.bn_act_add(u, norm, x, sign)
     out = torch.empty_like(u, dtype=x.dtype)
-    ops.bn_act_add(plane(u), norm, plane(x), sign, out=plane(out))
+    flat = plane(u)
+    ops.bn_act_add(flat, norm, plane(x), sign, out=_memory(out, u, flat))
     return out
 
 
@@ -47,6 +49,12 @@ def bn_act_backward(
     if u.ndim == 4:
         return ops.bn_act_backward(u, dz, norm, batch, out)
     out = torch.empty_like(u) if out is None else out
-    _, *of_norm = ops.bn_act_backward(plane(u), plane(dz), norm, batch, plane(out))
+    flat = plane(u)
+    _, *of_norm = ops.bn_act_backward(flat, plane(dz), norm, batch, _memory(out, u, flat))
     dweight, dbias, dslope = of_norm
     return out, dweight, dbias, dslope
+
+
+def _memory(out: Tensor, u: Tensor, flat: Tensor) -> Tensor:
+    """Where results go, as a plane; of u itself the one plane, by which operations know that u is written over."""
+    return flat if out is u else out.view(flat.shape)

@@ -74,6 +74,17 @@ def test_equals_its_modules(kind, dims, train, runs):
     assert set(runs) == {len(row) // 2 - (len(row) == 6)}
 
 
+@pytest.mark.parametrize("passes", ["whole", "blocks"], indirect=True)
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_gradients_may_replace_raw_maps(dims, passes):
+    """In blocks the first pass wrote over volumes that the second read: their plane was not known to be the same memory."""
+    row = modules("same", dims)
+    for x in layouts(torch.randn(2, 8, *SIZES[dims])):
+        stack, plain = (make(*copy.deepcopy(row)) for make in (Stack, nn.Sequential))
+        ours, theirs = (run_step(module, x.clone().requires_grad_()) for module in (stack, plain))
+        assert_same_result(ours, theirs, 1e-4)
+
+
 @pytest.mark.parametrize("dims", [1, 3])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_large_maps_go_image_by_image(dims, dtype, monkeypatch):
