@@ -8,14 +8,16 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from revseg.kernels.precision import widest
+
 
 @dataclass(frozen=True)
 class Norm:
     """What turns a raw map into an activated one; all vectors are [C], and are not changed while it is in use.
 
     Attributes:
-        mean: Mean by channel, float64, of the batch or running.
-        var: Variance by channel, float64, biased.
+        mean: Mean by channel, float64 where the device has it, of the batch or running.
+        var: Variance by channel, of the same dtype, biased.
         weight: Of batch norm; None for 1.
         bias: Of batch norm; None for 0.
         slope: Of the activation below 0: PReLU's weight, [C] or [1]; a number for a constant; 1.0 for none.
@@ -35,7 +37,7 @@ class Norm:
 
     @cached_property
     def vectors(self) -> Tensor:
-        """Mean, scale, bias and slope of each channel [4, C], float64."""
+        """Mean, scale, bias and slope of each channel [4, C], float64 where the device has it."""
         scale = self.inverse_deviation
         if self.weight is not None:
             scale = scale * self.weight
@@ -44,4 +46,4 @@ class Norm:
             slope = self.slope.expand(self.mean.shape)
         else:
             slope = torch.full_like(self.mean, self.slope)
-        return torch.stack([v.double() for v in (self.mean, scale, bias, slope)])
+        return torch.stack([v.to(widest(self.mean.device)) for v in (self.mean, scale, bias, slope)])

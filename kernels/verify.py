@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from revseg.kernels.dispatch import has_kernel, plain
+from revseg.kernels.precision import widest
 
 Device = str | torch.device
 
@@ -90,7 +91,8 @@ def compare(kernel: Kernel, device: Device, dtype: torch.dtype) -> list[Comparis
     ours = _results(kernel, kernel.function, inputs)
     with plain():
         rounded = _results(kernel, kernel.reference, inputs)
-        exact = _results(kernel, kernel.reference, converted(inputs, torch.float64))
+        where = device if widest(torch.device(device)) == torch.float64 else "cpu"
+        exact = _results(kernel, kernel.reference, converted(inputs, torch.float64, where))
     shapes = [{name: list(x.shape) for name, x in results.items()} for results in (ours, rounded)]
     if shapes[0] != shapes[1]:
         raise ValueError(f"expected results of shapes {shapes[1]} as the reference has, got {shapes[0]}")
@@ -101,17 +103,19 @@ def compare(kernel: Kernel, device: Device, dtype: torch.dtype) -> list[Comparis
     return comparisons
 
 
-def converted(value: Any, dtype: torch.dtype) -> Any:
-    """The same arguments with all floating tensors in another dtype, in tuples, lists and dataclasses too."""
+def converted(value: Any, dtype: torch.dtype, device: Device | None = None) -> Any:
+    """The same arguments with all floating tensors in another dtype, and on a device, in tuples, lists and dataclasses too."""
     if isinstance(value, Tensor):
-        return value.to(dtype) if value.is_floating_point() else value
+        return value.to(device, dtype if value.is_floating_point() else value.dtype)
     if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(converted(each, dtype) for each in value))
+        return type(value)(*(converted(each, dtype, device) for each in value))
     if isinstance(value, tuple | list):
-        return type(value)(converted(each, dtype) for each in value)
+        return type(value)(converted(each, dtype, device) for each in value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-        return dataclasses.replace(value, **{name: converted(each, dtype) for name, each in fields.items()})
+        return dataclasses.replace(
+            value, **{name: converted(each, dtype, device) for name, each in fields.items()}
+        )
     return value
 
 
@@ -145,6 +149,7 @@ def _rounding(dtype: torch.dtype) -> float:
 
 
 def _distance(x: Tensor, exact: Tensor) -> float:
+    x = x.to(exact.device)
     if not exact.is_floating_point():
         return (x != exact).double().mean().item()
     size, error = exact.norm().item(), (x.double() - exact).norm().item()

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from revseg.kernels.dispatch import kernels_are_on as kernels_are_on
     from revseg.kernels.dispatch import plain as plain
     from revseg.kernels.norm import Norm as Norm
+    from revseg.kernels.precision import widest as widest
     from revseg.kernels.registry import KERNELS as KERNELS
     from revseg.kernels.relaid.op import relaid as relaid
     from revseg.kernels.running_statistics.op import move_statistics as move_statistics
@@ -62,6 +63,7 @@ _HOME = {
     "sum_of_pools_backward": "sum_of_pools.op",
     "upsample_argmax": "upsample_argmax.op",
     "upsample_cross_entropy": "upsample_cross_entropy.op",
+    "widest": "precision",
 }
 
 __all__ = list(_HOME)

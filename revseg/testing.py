@@ -13,17 +13,19 @@ import copy
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from revseg import ops
 from revseg.engine.drift import InversionError
 from revseg.engine.replay import Call
 from revseg.engine.steps import Step, Streams, Update
 from revseg.engine.tensors import versions
 from revseg.sequence import ReversibleSequence, set_save_activations
 
+M = TypeVar("M", bound=nn.Module)
 DEPTH = 8  # blocks in a row for the question whether rounding is amplified
 
 
@@ -102,8 +104,8 @@ def check(block: nn.Module, x: Tensor | Sequence[Tensor], depth: int = DEPTH) ->
 
     Raises:
         ContractError: If a function gives other values when it is run again, `uncouple` does not
-            undo `couple`, a gradient or buffer differs from plain autograd in float64, or
-            rounding errors grow too much.
+            undo `couple`, a gradient or buffer differs from plain autograd in float64 (on the CPU, if the
+            device has none), or rounding errors grow too much.
     """
     try:
         _check_steps(block, x)
@@ -133,9 +135,9 @@ def inversion_bound(sequence: ReversibleSequence, x: Tensor) -> float:
         x: The input [N, C, ...] in the dtype of interest.
     """
     unit = torch.finfo(x.dtype).eps / 2
-    sequence = copy.deepcopy(sequence).double()
+    sequence = _doubled(sequence, x.device)
     steps = [step for block in sequence for step in block.steps()]  # type: ignore[operator]
-    start = sequence._enter(x.detach().double())
+    start = sequence._enter(_double(x.detach()))
     worst = 0.0
     with torch.no_grad():
         for draw in range(3):
@@ -156,7 +158,7 @@ def _disturbed(
     """The streams one step on, or back, with random rounding errors."""
 
     def rounded(x: Tensor, units: float) -> Tensor:
-        noise = torch.rand(x.shape, generator=generator, dtype=x.dtype)
+        noise = torch.rand(x.shape, generator=generator, dtype=x.dtype).to(x.device)
         return x * (1 + units * unit * (2 * noise - 1))
 
     if not isinstance(step, Update):
@@ -190,10 +192,10 @@ def _check_update(step: Update, streams: Streams) -> None:
             f"{step.name}: the function gives other values when it is run again on the same input "
             f"(off by {_distance([again], [h]):.2g}): it has hidden state, or draws random numbers that are not torch's"
         )
-    x64, h64 = x.double(), h.double()
+    x64, h64 = _double(x), _double(h)
     rule = step.rule
     if isinstance(rule, nn.Module):
-        rule = copy.deepcopy(rule).double().requires_grad_(False)
+        rule = _doubled(rule, x.device).requires_grad_(False)
     y64 = rule.couple(x64, h64).detach()
     undone = _distance([rule.uncouple(y64, h64)], [x64])
     if not undone <= 1e-9:
@@ -216,8 +218,8 @@ def _check_update(step: Update, streams: Streams) -> None:
 
 
 def _check_against_plain(block: nn.Module, x: Tensor | Sequence[Tensor]) -> None:
-    sequence = ReversibleSequence(copy.deepcopy(block)).double()
-    x64 = tuple(t.double() for t in _tuple(x))
+    x64 = tuple(_double(t) for t in _tuple(x))
+    sequence = _doubled(ReversibleSequence(block), _tuple(x)[0].device)
     inputs = x64[0] if isinstance(x, Tensor) else x64
     found = distances(training_step(sequence, inputs), training_step(plain_twin(sequence), inputs))
     for what, off in found.items():
@@ -228,10 +230,24 @@ def _check_against_plain(block: nn.Module, x: Tensor | Sequence[Tensor]) -> None
 
 
 def _distance(a: Iterable[Tensor], b: Iterable[Tensor]) -> float:
-    pairs = [(s.detach().double(), t.detach().double()) for s, t in zip(a, b, strict=True)]
+    pairs = [(_double(s.detach()), _double(t.detach())) for s, t in zip(a, b, strict=True)]
     error = math.sqrt(sum(float((s - t).square().sum()) for s, t in pairs))
     size = math.sqrt(sum(float(t.square().sum()) for _, t in pairs))
     return error / size if size else error
+
+
+def _double(x: Tensor) -> Tensor:
+    """The tensor in float64, on the CPU if its device has none."""
+    return x.to(_home(x.device)).double()
+
+
+def _doubled(module: M, device: torch.device) -> M:
+    """A copy of a module of this device in float64, on the CPU if the device has none."""
+    return copy.deepcopy(module).to(_home(device)).double()
+
+
+def _home(device: torch.device) -> torch.device:
+    return device if ops.widest(device) == torch.float64 else torch.device("cpu")
 
 
 def _present(gradients: dict[str, Tensor | None]) -> list[Tensor]:

@@ -13,6 +13,7 @@ from revseg.kernels.cpu import native
 from revseg.kernels.cpu.blocks import Matrix
 from revseg.kernels.cpu.compiled import is_compiled, run
 from revseg.kernels.dispatch import has_kernel
+from revseg.kernels.precision import widest
 from revseg.kernels.shapes import has_values
 from revseg.kernels.verify import Kernel
 
@@ -24,7 +25,7 @@ def batch_statistics(u: Tensor) -> tuple[Tensor, Tensor]:
         u: A map [N, C, H, W].
 
     Returns:
-        Two vectors [C], float64.
+        Two vectors [C], float64 where the device has it (`widest`).
     """
     if has_kernel(u):
         from revseg.kernels.batch_statistics import gpu
@@ -32,31 +33,30 @@ def batch_statistics(u: Tensor) -> tuple[Tensor, Tensor]:
         return gpu.batch_statistics(u)  # type: ignore[no-any-return]
     if native.is_small(u):
         return native.statistics(u)
-    matrix = Matrix(u)
+    matrix, wide = Matrix(u), widest(u.device)
     if not has_values(u):
         matrix.one_block(2)
-        mean = u.new_empty(u.shape[1], dtype=torch.float64)
+        mean = u.new_empty(u.shape[1], dtype=wide)
         return mean, torch.empty_like(mean)
     if is_compiled(matrix):
-        mean, rest, square = (v.double() for v in run("statistics", matrix.whole()))
+        mean, rest, square = (v.to(wide) for v in run("statistics", matrix.whole()))
         count = matrix.whole().shape[1]
         return matrix.merged_whole(mean + rest / count, square - rest.square() / count)
     means, squares = [], []
     for x, t in zip(matrix.blocks(), matrix.scratch(), strict=True):
         x = x.to(matrix.dtype)
         mean = x.mean(matrix.dim, keepdim=True)
-        rest = torch.sub(x, mean, out=t).mean(matrix.dim).double()  # what rounding left of the mean
-        square = t.square_().sum(matrix.dim).double()
-        means.append(mean.flatten().double() + rest)
+        rest = torch.sub(x, mean, out=t).mean(matrix.dim).to(wide)  # what rounding left of the mean
+        square = t.square_().sum(matrix.dim).to(wide)
+        means.append(mean.flatten().to(wide) + rest)
         squares.append(square - rest.square() * (x.numel() / rest.numel()))
     return matrix.merged(means, squares)
 
 
 def reference(u: Tensor) -> tuple[Tensor, Tensor]:
     """The meaning of `batch_statistics`."""
-    wide = torch.promote_types(u.dtype, torch.float32)
-    var, mean = torch.var_mean(u.to(wide), (0, 2, 3), correction=0)
-    return mean.double(), var.double()
+    var, mean = torch.var_mean(u.to(torch.promote_types(u.dtype, torch.float32)), (0, 2, 3), correction=0)
+    return mean.to(widest(u.device)), var.to(widest(u.device))
 
 
 def example_inputs(device: torch.device, dtype: torch.dtype) -> tuple[Tensor]:

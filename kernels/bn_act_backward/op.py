@@ -21,6 +21,7 @@ from revseg.kernels.cpu.blocks import Matrix
 from revseg.kernels.cpu.compiled import is_compiled, run
 from revseg.kernels.dispatch import has_kernel
 from revseg.kernels.norm import Norm
+from revseg.kernels.precision import widest
 from revseg.kernels.shapes import has_values
 from revseg.kernels.strides import as_dense, memory_like
 from revseg.kernels.verify import Kernel, gradient_like
@@ -40,7 +41,7 @@ def bn_act_backward(
 
     Returns:
         du [N, C, H, W], of the dtype and strides of u, and the gradients of weight, bias and
-        slope, each [C], float64.
+        slope, each [C], float64 where the device has it.
     """
     du = memory_like(u, u.dtype, out)
     if dz.stride() != u.stride():
@@ -93,8 +94,8 @@ def _sums(u: Matrix, dz: Matrix, du: Matrix, norm: Norm, write: bool) -> Tensor:
     """The sums of dn, of dn * (u - mean) and of dz * n below 0, by channel [3, C]; dn itself into du."""
     if is_compiled(u):
         sums = run("sums", u.whole(), dz.whole(), *u.along(norm.vectors))
-        return u.added_whole(torch.stack(sums).double())
-    blocks = []
+        return u.added_whole(torch.stack(sums).to(widest(u.data.device)))
+    blocks, wide = [], widest(u.data.device)
     for x, g, y, (mean, scale, bias, slope), c, n, t in zip(
         *(each.blocks() for each in (u, dz, du)),
         u.spread(norm.vectors),
@@ -105,7 +106,7 @@ def _sums(u: Matrix, dz: Matrix, du: Matrix, norm: Norm, write: bool) -> Tensor:
         torch.mul(torch.sub(x, mean, out=c), scale, out=n).add_(bias)
         dslope = torch.clamp(n, max=0, out=t).mul_(g).sum(u.dim)
         dn = torch.mul(_factor_(n, slope), g, out=y if write else n)
-        blocks.append(torch.stack((dn.sum(u.dim), c.mul_(dn).sum(u.dim), dslope)).double())
+        blocks.append(torch.stack((dn.sum(u.dim), c.mul_(dn).sum(u.dim), dslope)).to(wide))
     return u.added(blocks)
 
 
@@ -162,7 +163,9 @@ def reference(u: Tensor, dz: Tensor, norm: Norm, batch: bool) -> tuple[Tensor, .
 def sums_reference(u: Tensor, dz: Tensor, norm: Norm) -> Tensor:
     """The meaning of `bn_act_sums`."""
     _, dweight, dbias, dslope = reference(u, dz, norm, False)
-    return torch.stack((dbias, dweight / norm.inverse_deviation.to(dweight.dtype), dslope)).double()
+    return torch.stack((dbias, dweight / norm.inverse_deviation.to(dweight.dtype), dslope)).to(
+        widest(u.device)
+    )
 
 
 def example_inputs(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor, Norm, bool]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from revseg.kernels.dispatch import has_kernel
+from revseg.kernels.precision import widest
 from revseg.kernels.verify import Kernel
 
 
@@ -31,8 +32,8 @@ def move_statistics(
         running_mean: [C], of any float type.
         running_var: [C], unbiased, of the same type.
         batches: How many batches they have seen, int64, one value; None if nobody counts.
-        mean: Of the batch [C], float64.
-        var: Of the batch [C], float64, biased.
+        mean: Of the batch [C], float64 where the device has it.
+        var: Of the batch [C], of the same dtype, biased.
         values: Of each channel in the batch, at least 2.
         momentum: Weight of the batch; None for the mean of all batches, or none at all if nobody counts.
 
@@ -50,8 +51,8 @@ def move_statistics(
         batches.add_(1)
         momentum = 1 / float(batches) if momentum is None else momentum
     share = momentum or 0.0
-    running_mean.copy_(torch.lerp(running_mean.double(), mean, share))
-    running_var.copy_(torch.lerp(running_var.double(), var * (values / (values - 1)), share))
+    running_mean.copy_(torch.lerp(running_mean.to(mean.dtype), mean, share))
+    running_var.copy_(torch.lerp(running_var.to(var.dtype), var * (values / (values - 1)), share))
 
 
 def moved_statistics(
@@ -86,7 +87,7 @@ def example_inputs(
     """Arguments of a small call of `moved_statistics`."""
     running, batch = torch.rand(2, 2, 11, device=device)
     batches = torch.tensor(4, device=device)
-    return *running.to(dtype), batches, *batch.double(), 90, 0.1
+    return *running.to(dtype), batches, *batch.to(widest(device)), 90, 0.1
 
 
 KERNELS = (Kernel(moved_statistics, reference, example_inputs),)

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import reduce
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -113,8 +114,8 @@ def _uses_strips(x: Tensor, sizes: Sequence[int]) -> bool:
 def _boxes(x: Tensor, sizes: Sequence[int]) -> Tensor:
     """The kernel of the sum [C, 1, 2r + 1, 2r + 1]."""
     r = max(sizes) // 2
-    boxes = [F.pad(torch.full((k, k), 1 / k**2, dtype=torch.float64), [r - k // 2] * 4) for k in sizes]
-    kernel = torch.stack(boxes).sum(0).to(x)
+    boxes = [np.pad(np.full((k, k), 1 / k**2), r - k // 2) for k in sizes]
+    kernel = torch.tensor(np.sum(boxes, 0).tolist(), dtype=x.dtype, device=x.device)
     return kernel.expand(x.shape[1], 1, -1, -1).contiguous()
 
 

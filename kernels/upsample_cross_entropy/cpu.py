@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from revseg.kernels.cpu.bilinear import Upsampling
+from revseg.kernels.precision import widest
 from revseg.kernels.upsample_cross_entropy.cpu_band import cross_entropy
 from revseg.kernels.upsample_cross_entropy.inputs import check_labels
 from revseg.kernels.upsample_cross_entropy.targets import Targets
@@ -27,7 +28,7 @@ def sums(
         dloss: Factor of the gradient; None if none is wanted.
 
     Returns:
-        The sums of the losses and of their weights [2], float64, and the gradient [N, C, h, w], float32 at least.
+        The sums of the losses and of their weights [2], float64 where the device has it, and the gradient [N, C, h, w], float32 at least.
 
     Raises:
         ValueError: If a label is out of range.
@@ -38,11 +39,12 @@ def sums(
     if dloss is not None:
         dlogits = torch.zeros_like(logits, dtype=upsampling.dtype)
         dlosses = torch.full((), dloss, dtype=upsampling.dtype, device=logits.device)
-    found = [torch.zeros(2, dtype=torch.float64, device=logits.device)]
+    wide = widest(logits.device)
+    found = [torch.zeros(2, dtype=wide, device=logits.device)]
     for band in upsampling.bands():
         z = upsampling.forward(band)
         losses, weights = cross_entropy(z, targets.at(band.images, band.rows), dlosses)
-        found.append(torch.stack([x.sum(dtype=torch.float64) for x in (losses, weights)]))
+        found.append(torch.stack([x.sum(dtype=wide) for x in (losses, weights)]))
         if dlogits is not None:
             upsampling.add_gradient(band, z, dlogits)
     return torch.stack(found).sum(dim=0), dlogits

@@ -63,7 +63,7 @@ def upsample_cross_entropy(
         Under function transforms (torch.func) it is the `reference`, which stores all scores.
 
     Numerics:
-        Scores and losses are float32 at least, their sums float64. The same input gives the same bits.
+        Scores and losses are float32 at least, their sums float64 where the device has it. The same input gives the same bits.
 
     Raises:
         TypeError: If the logits, the weights, the labels or the counts are of another type.

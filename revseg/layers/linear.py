@@ -56,7 +56,7 @@ class LinearOp(ABC):
     def make_with_statistics(
         self, x: LayerInput, parameters: Sequence[Tensor]
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """The raw map, and its mean and biased variance by channel [C], float64."""
+        """The raw map, and its mean and biased variance by channel [C], float64 where the device has it."""
         u = self.make(x, parameters)
         return u, batch_statistics(u)
 
@@ -75,7 +75,8 @@ class LayerGradients(NamedTuple):
     Attributes:
         dx: Of its input, None if it is not wanted.
         of_op: Of the parameters of its linear op, None for those not wanted.
-        of_norm: Of weight and bias of its norm and of the slope of its activation, each [C], float64.
+        of_norm: Of weight and bias of its norm and of the slope of its activation, each [C], float64 where
+            the device has it.
         sums: `bn_act_sums` of the raw map before with dx, if they were taken on the way.
     """
 

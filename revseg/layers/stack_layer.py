@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -59,7 +58,8 @@ class Layer:
         def statistics() -> tuple[Tensor, Tensor]:
             if not self.uses_batch():
                 running: tuple[Any, Any] = self.bn.running_mean, self.bn.running_var
-                mean, var = (each.to(torch.float64, copy=True) for each in running)  # training moves them on
+                wide = ops.widest(running[0].device)
+                mean, var = (each.to(wide, copy=True) for each in running)  # training moves them on
                 return mean, var
             u, of_batch = op.make_with_statistics(x, parameters)
             made.append(u)

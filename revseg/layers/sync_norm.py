@@ -27,12 +27,13 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
         count = values.numel() // values.shape[1]
         own_mean = values.mean((0, 2, 3))
         own_square = (values - own_mean.view(1, -1, 1, 1)).square().sum((0, 2, 3))
-        total = torch.tensor(float(count), dtype=torch.float64, device=x.device)
-        dist.all_reduce(total)
-        mean = _Sum.apply(own_mean * (count / total).to(values.dtype))  # type: ignore[no-untyped-call]
+        counts = torch.tensor(count, device=x.device)
+        dist.all_reduce(counts)
+        total = int(counts)
+        mean = _Sum.apply(own_mean * (count / total))  # type: ignore[no-untyped-call]
         spread = own_square + count * (own_mean - mean).square()  # around the mean of all
-        var = _Sum.apply(spread) / total.to(values.dtype)  # type: ignore[no-untyped-call]
-        self._move(mean.detach(), var.detach(), float(total))
+        var = _Sum.apply(spread) / total  # type: ignore[no-untyped-call]
+        self._move(mean.detach(), var.detach(), total)
         shape = (1, -1, 1, 1)
         y = (values - mean.view(shape)) * (var + self.eps).rsqrt().view(shape)
         if self.affine:
@@ -40,7 +41,7 @@ class SyncedBatchNorm2d(nn.BatchNorm2d):
         return y.to(x.dtype)  # type: ignore[no-any-return]
 
     @torch.no_grad()
-    def _move(self, mean: Tensor, var: Tensor, total: float) -> None:
+    def _move(self, mean: Tensor, var: Tensor, total: int) -> None:
         """Moves the running statistics as `nn.BatchNorm2d` does."""
         if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
             return
