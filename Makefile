@@ -16,8 +16,8 @@ demo: $(INSTALLED)  ## train VNet on generated street scenes and predict new one
 	$(BIN)/revseg predict runs/demo/best.safetensors runs/demo/scenes/leftImg8bit/val --write colour overlay --out runs/demo/predicted --overwrite
 
 test: $(INSTALLED)  ## all tests; those of the kernels in Triton's interpreter, which a process chooses once
-	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal tests/interpreted
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal --maxfail 20
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal --maxfail 20 tests/interpreted
 
 test-slow: $(INSTALLED)  ## what takes minutes: each network compiled, exported for any size
 	$(BIN)/python -m pytest -m slow --numprocesses 2 --dist worksteal

@@ -1,6 +1,12 @@
 """Empty memory is NaN during tests, so that reading before writing shows."""
 
+import os
+import signal
 from importlib.util import find_spec
+
+# Before torch is loaded: threads that wait for each other sleep, here and in the processes of tests. When
+# they spin on processors that others use too, a test of two threads takes minutes.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
 import torch
@@ -19,6 +25,9 @@ if find_spec("hypothesis"):  # a machine with a GPU, where nothing can be instal
     )
     settings.load_profile("revseg")
 torch.set_num_threads(1)  # tests run in several processes; threads that wait for each other cost minutes
+# As a terminal has them: what a shell starts in the background ignores SIGINT, and under nohup SIGHUP.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 torch.use_deterministic_algorithms(True, warn_only=True)
 torch.utils.deterministic.fill_uninitialized_memory = True
 

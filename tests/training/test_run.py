@@ -269,9 +269,12 @@ def test_only_one_run_at_a_time_writes_to_a_folder(finished, tmp_path):
         train(replace(TINY, epochs=2, out=tmp_path / "run", resume=True))
     holder = os.fork()
     if not holder:  # another process
-        with locked(tmp_path / "run"):
-            (tmp_path / "ready").touch()
-            time.sleep(60)
+        try:
+            with locked(tmp_path / "run"):
+                (tmp_path / "ready").touch()
+                time.sleep(60)
+        finally:
+            os._exit(1)  # it must not go on as the tests of its parent
     while not (tmp_path / "ready").exists():
         time.sleep(0.01)
     with pytest.raises(ValueError, match=rf"another process \({holder}\) is writing to"):
