@@ -16,6 +16,7 @@ from typing import Any
 from torch import nn
 
 from revseg.layers.recompute import Recompute
+from revseg.memory.late import LateLoss, nothing_waits
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,8 @@ def as_it_was(model: nn.Module) -> nn.Module:
             if given is not None:
                 module.__dict__["forward"] = given
     plain.__dict__.pop("plan", None)
+    if isinstance(plain.__dict__.get("loss"), LateLoss):
+        del plain.__dict__["loss"]
     return plain
 
 
@@ -101,7 +104,8 @@ class _Again:
     _kind: type[nn.Module]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.__dict__["_runs"].now(*args, **kwargs)
+        with nothing_waits((args, kwargs)) as (arguments, options):
+            return self.__dict__["_runs"].now(*arguments, **options)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return _bare, (self._kind,), self.__dict__

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from revseg.memory.step import Loss, arguments, takes_target, target_for
+from revseg.memory.late import arguments
+from revseg.memory.step import Loss, takes_target, target_for
 
 _WORDS = ("can't allocate memory", "not enough memory", "out of memory", "std::bad_alloc")
 

@@ -95,7 +95,7 @@ class Estimate:
         found = {}
         for key, those in by_key.items():
             blocks = {block for call in those for block in inside[call]}
-            if blocks and not any(call.writes for call in those):
+            if blocks and not any(call.writes or call.late for call in those):
                 found[key] = Candidate(key, those, sum(call.cost for call in those), blocks)
         return found
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import nn
 
 from revseg.memory.apply import Part, as_it_was
 from revseg.memory.estimate import Estimate
-from revseg.memory.follow import Follower
+from revseg.memory.follow import Block, Follower
 from revseg.memory.plan import MIB, Choice, Plan, choices
 from revseg.memory.prediction import Prediction
 from revseg.memory.step import Loss, Optimizer, Step
@@ -41,6 +42,7 @@ def fit(
     model = fit(model, images, loss=criterion, budget="10GB")   # or factor=4, or time=1.25
     print(model.plan)
     loss = criterion(model(images), labels)                     # as before
+    loss = model.loss(images, labels)                           # or so: the same, by bands if the plan says so
     ```
 
     Args:
@@ -57,10 +59,12 @@ def fit(
         device: Where the step will run.
 
     Returns:
-        The copy, with the plan as `plan`. Its state dict has the names of the model's.
+        The copy, with the plan as `plan`. Its state dict has the names of the model's. `model.loss(images, labels)` is
+        `loss(model(images), labels)`, by bands where the network ends in linear upsampling and the loss is a
+        cross-entropy (`revseg.memory.late`). Where the plan counts on that it says so.
 
     Numerics: gradients are bitwise those of the model where kernels give the same result twice; running statistics
-        count a batch once; dropout masks repeat.
+        count a batch once; dropout masks repeat. Only those of a loss by bands differ, by rounding.
 
     Raises:
         ValueError: If not one of the three is given, or the budget is less than what can be reached: the error
@@ -77,36 +81,84 @@ def fit(
     wanted = None if budget is None else bytes_of(budget)
     if factor is not None:
         wanted = before.before + before.step_bytes / factor
-    return plan_for(model, example, step, before.peak, wanted, time).apply(model)
+    search = _Search(model, example, step, before.peak)
+    return (search.within_time(time) if time is not None else search.within_bytes(wanted)).apply(model, loss)
 
 
-def plan_for(
-    model: nn.Module, example: Any, step: Step, before: int, budget: float | None, time: float | None
-) -> Plan:
-    """The plan of `fit`; `before` is the peak without one."""
-    name = type(model).__name__
-    if budget is not None and before <= budget:
-        return Plan(name, (), before, before, 1.0)
-    tracer, standing = step.run(model, example, Tracer, Tracer.noting)
-    estimate = Estimate(tracer, model, standing)
-    found = choices(estimate)
-    plans: list[Plan] = []
-    if budget is None:
-        assert time is not None
-        allowed = sorted((c for c in found if c.time <= time), key=lambda c: c.peak)[:_TRIES]
-        plans = [_plan(model, example, step, before, choice) for choice in allowed]
-        return min([Plan(name, (), before, before, 1.0), *plans], key=lambda plan: (plan.peak, plan.time))
-    for choice in sorted(found, key=lambda c: (c.time, c.peak)):
-        if _SURE * (choice.peak + estimate.standing) <= budget:
-            plans.append(_plan(model, example, step, before, choice))
-            if plans[-1].peak <= budget:
-                return plans[-1]
-    lowest = sorted(found, key=lambda c: c.peak)[:_TRIES]
-    least = min(plan.peak for plan in [*plans, *(_plan(model, example, step, before, c) for c in lowest)])
-    raise ValueError(
-        f"expected a budget of at least {least / MIB:,.1f} MiB for this network and this input, got "
-        f"{budget / MIB:,.1f} MiB; a smaller batch or smaller images need less"
-    )
+class _Search:
+    """The search for the plan of a network; `before` is the peak without one."""
+
+    def __init__(self, model: nn.Module, example: Any, step: Step, before: int) -> None:
+        self.model, self.example, self.step, self.before = model, example, step, before
+        self.least: Plan | None = None
+
+    def within_bytes(self, budget: float | None) -> Plan:
+        """The fastest that takes no more; the loss is by bands only where it must be.
+
+        Raises:
+            ValueError: If none is found.
+        """
+        assert budget is not None
+        if self.before <= budget:
+            return self._without()
+        plan = self._fastest(self.step, budget)
+        if plan is None and self._can_be_late():
+            plan = self._fastest(replace(self.step, late=True), budget)
+        if plan is not None:
+            return plan
+        assert self.least is not None
+        raise ValueError(
+            f"expected a budget of at least {self.least.peak / MIB:,.1f} MiB for this network and this input, got "
+            f"{budget / MIB:,.1f} MiB; a smaller batch or smaller images need less"
+        )
+
+    def within_time(self, time: float) -> Plan:
+        """The one with the least memory that takes no longer."""
+        step = replace(self.step, late=self._can_be_late())
+        allowed = sorted((c for c in self._choices(step)[0] if c.time <= time), key=lambda c: c.peak)[:_TRIES]
+        plans = [self._plan(step, choice) for choice in allowed]
+        return min([self._without(), *plans], key=lambda plan: (plan.peak, plan.time))
+
+    def _fastest(self, step: Step, budget: float) -> Plan | None:
+        found, standing = self._choices(step)
+        for choice in sorted(found, key=lambda c: (c.time, c.peak)):
+            if _SURE * (choice.peak + standing) <= budget:
+                plan = self._plan(step, choice)
+                if plan.peak <= budget:
+                    return plan
+        for choice in sorted(found, key=lambda c: c.peak)[:_TRIES]:
+            self._plan(step, choice)
+        return None
+
+    def _can_be_late(self) -> bool:
+        """Whether the loss can be by bands."""
+        if self.step.loss is None or hasattr(self.model, "loss"):
+            return False
+        return bool(self._trace(replace(self.step, late=True))[0].late)
+
+    @cache  # noqa: B019, the search is gone soon
+    def _trace(self, step: Step) -> tuple[Tracer, list[Block]]:
+        return step.run(self.model, self.example, Tracer, Tracer.noting)
+
+    @cache  # noqa: B019
+    def _choices(self, step: Step) -> tuple[list[Choice], int]:
+        """What could be chosen, and the bytes that stand before the step."""
+        tracer, standing = self._trace(step)
+        estimate = Estimate(tracer, self.model, standing)
+        return choices(estimate), estimate.standing
+
+    def _without(self) -> Plan:
+        return Plan(type(self.model).__name__, (), self.before, self.before, 1.0)
+
+    def _plan(self, step: Step, choice: Choice) -> Plan:
+        """The plan of a choice, its peak predicted."""
+        parts = tuple(Part(*(key if key[1] >= 0 else key[:1])) for key in choice.chosen)
+        plan = replace(self._without(), parts=parts, time=choice.time, by_bands=step.late)
+        if parts or step.late:
+            plan = replace(plan, peak=_predicted(plan.apply(self.model), self.example, step).peak)
+        if self.least is None or plan.peak < self.least.peak:
+            self.least = plan
+        return plan
 
 
 def bytes_of(budget: int | str | None) -> float:
@@ -119,13 +171,6 @@ def bytes_of(budget: int | str | None) -> float:
     if found is None or found[2].upper() not in _UNITS or float(found[1]) <= 0:
         raise ValueError(f"expected a budget like 10GB or 800MiB, got {budget!r}")
     return float(found[1]) * _UNITS[found[2].upper()]
-
-
-def _plan(model: nn.Module, example: Any, step: Step, before: int, choice: Choice) -> Plan:
-    """The plan of a choice, its peak predicted."""
-    parts = tuple(Part(*(key if key[1] >= 0 else key[:1])) for key in choice.chosen)
-    plan = Plan(type(model).__name__, parts, before, before, choice.time)
-    return replace(plan, peak=_predicted(plan.apply(model), example, step).peak) if parts else plan
 
 
 def _predicted(model: nn.Module, example: Any, step: Step) -> Prediction:

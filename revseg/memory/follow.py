@@ -82,6 +82,7 @@ class Follower(TorchDispatchMode):
         self.alive: dict[int, tuple[Block, weakref.ref[Any]]] = {}  # by storage
         self.costs: dict[tuple[str, str], float] = {}  # seconds by phase and module
         self.spent = 0.0  # and of all together
+        self.late: list[Any] = []  # where upsampling began to wait that losses took by bands
         self._by_sequence: list[str] = []  # the module in which autograd made its node of this number
         self._first_sequence = torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]
 
@@ -89,6 +90,10 @@ class Follower(TorchDispatchMode):
         """Forget what was so far: it stood before."""
         self.events.clear()
         self.costs.clear()
+
+    def where(self) -> Any:
+        """In which calls the run is."""
+        return ()
 
     def block(self, x: Tensor) -> Block:
         """That of a tensor, from now on followed."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from torch import nn
 from revseg.files import write_text
 from revseg.memory.apply import Part, apply_parts
 from revseg.memory.estimate import Candidate, Estimate
+from revseg.memory.late import LateLoss
 from revseg.memory.trace import Key
 
 MIB = 2**20
@@ -37,6 +38,7 @@ class Plan:
         before: The predicted peak of a step without the plan, in bytes, parameters and all.
         peak: That with the plan.
         time: The estimated time of a step, as a multiple of that without the plan.
+        by_bands: Whether `peak` is that of `model.loss(images, labels)`, by bands, and not of the loss of the output.
     """
 
     network: str
@@ -44,15 +46,22 @@ class Plan:
     before: int
     peak: int
     time: float
+    by_bands: bool = False
 
-    def apply(self, model: nn.Module) -> nn.Module:
+    def apply(self, model: nn.Module, loss: Callable[..., Any] | None = None) -> nn.Module:
         """A copy of a network of the same class that runs by this plan.
+
+        Args:
+            model: The network; it is left as it was.
+            loss: The criterion of the copy's `loss` (`revseg.memory.late.LateLoss`); None for no such attribute.
 
         Raises:
             ValueError: If the network lacks a module of the plan.
         """
         fitted = apply_parts(model, self.parts)
         fitted.__dict__["plan"] = self
+        if loss is not None and not hasattr(fitted, "loss"):
+            fitted.__dict__["loss"] = LateLoss(fitted, loss)
         return fitted
 
     def as_json(self) -> dict[str, Any]:
@@ -81,7 +90,8 @@ class Plan:
             f"{self.network}: peak {self.before / MIB:,.1f} -> {self.peak / MIB:,.1f} MiB "
             f"({self.before / self.peak:.1f} x less), about {self.time:.2f} x the time"
         )
-        return "\n".join([head, *(f"  runs again: {part}" for part in self.parts)])
+        bands = ["  by bands: the loss, as model.loss(images, labels)"] if self.by_bands else []
+        return "\n".join([head, *bands, *(f"  runs again: {part}" for part in self.parts)])
 
 
 @dataclass(frozen=True)
@@ -99,7 +109,7 @@ def choices(estimate: Estimate) -> list[Choice]:
     They do not depend on what is asked for, so that a smaller budget never leads to a higher peak.
     """
     peak = int(estimate.live({}).max())
-    found: list[Choice] = []
+    found = [Choice({}, peak, 1.0)]
     target, misses = peak, 0
     while misses < _MISSES and target > 0:
         target = int(_STEP * target)

@@ -33,6 +33,7 @@ def predict(
     target: Any = None,
     autocast: torch.dtype | None = None,
     device: str | torch.device | None = None,
+    by_bands: bool = False,
 ) -> Prediction:
     """What one step of a network takes of memory, in seconds and without that memory.
 
@@ -55,6 +56,7 @@ def predict(
         autocast: The dtype to which autocast casts; None for none.
         device: Where the step will run, "cpu" or "cuda"; by default where the model is. On a CPU the copies that
             convolutions make inside count, on a GPU they are those of cuDNN, which nobody knows beforehand.
+        by_bands: Whether the loss is that of `revseg.memory.late.LateLoss`, as the `loss` of a fitted network is.
 
     Returns:
         The peak, and who stands there.
@@ -67,7 +69,7 @@ def predict(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"expected a torch.nn.Module, got {type(model).__name__}")
-    step = Step(loss, optimizer, train, target, autocast, device)
+    step = Step(loss, optimizer, train, target, autocast, device, by_bands)
     follower, standing = step.run(model, example, Follower)
     return Prediction.of(model, standing, follower)
 

@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from revseg.losses import UpsampleCrossEntropy
 from revseg.memory.follow import Block, Follower
+from revseg.memory.late import Late, arguments
 from revseg.memory.stand_in import StandIns, reached, standing_in, taught_fake_tensors
 
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
@@ -43,6 +44,7 @@ class Step:
     target: Any = None
     autocast: torch.dtype | None = None
     device: str | torch.device | None = None
+    late: bool = False  # whether the loss is by bands where it can be (`revseg.memory.late`)
 
     def run(
         self,
@@ -91,7 +93,12 @@ class Step:
             stack.enter_context(around(follower))
             with torch.autocast("cpu", self.autocast) if self.autocast is not None else nullcontext():
                 if self.train:
-                    _train(follower, model, args, kwargs, self.loss, target, parameters, standing)
+                    with Late(follower.where) if self.late else nullcontext() as late:
+                        ends = _forward(
+                            follower, model, args, kwargs, self.loss, target, parameters, standing
+                        )
+                    follower.late = late.used if late is not None else []
+                    _backward(follower, *ends)
                 else:
                     _infer(follower, model, args, kwargs)
             if optimizer is not None:
@@ -117,7 +124,7 @@ def _call(follower: Follower, tensors: list[Any], kind: str) -> None:
             follower.block(x).kind = kind
 
 
-def _train(
+def _forward(
     follower: Follower,
     model: nn.Module,
     args: tuple[Any, ...],
@@ -126,7 +133,8 @@ def _train(
     target: Any,
     parameters: Sequence[nn.Parameter],
     standing: list[Block],
-) -> None:
+) -> tuple[list[Tensor], list[Tensor] | None]:
+    """Where the backward pass begins, and with which gradients."""
     for p in parameters:
         p.register_post_accumulate_grad_hook(lambda p: _call(follower, [p.grad], "gradients"))  # type: ignore[no-untyped-call]
     with torch.enable_grad():
@@ -134,19 +142,18 @@ def _train(
         output = model(*args, **kwargs)
         if loss is None:
             ends = [x for x in tree_leaves(output) if isinstance(x, Tensor) and x.requires_grad]
-            gradients = [torch.empty_like(x) for x in ends]
-        else:
-            if target is None and takes_target(loss):
-                count = len(follower.events)
-                target = target_for(loss, output, args)
-                _call(follower, [target], "inputs")
-                del follower.events[count:]  # it stood before
-                standing.append(follower.block(target))
-            follower.phase = "loss"
-            value = loss(output, target) if target is not None else loss(output)
-            ends, gradients = [value], None
-            del value
-    del output
+            return ends, [torch.empty_like(x) for x in ends]
+        if target is None and takes_target(loss):
+            count = len(follower.events)
+            target = target_for(loss, output, args)
+            _call(follower, [target], "inputs")
+            del follower.events[count:]  # it stood before
+            standing.append(follower.block(target))
+        follower.phase = "loss"
+        return [loss(output, target) if target is not None else loss(output)], None
+
+
+def _backward(follower: Follower, ends: list[Tensor], gradients: list[Tensor] | None) -> None:
     for block, _ in follower.alive.values():
         block.kept = block.phase in ("forward", "loss")
     follower.phase = "backward"
@@ -157,13 +164,6 @@ def _infer(follower: Follower, model: nn.Module, args: tuple[Any, ...], kwargs: 
     follower.phase = "forward"
     with torch.no_grad():
         model(*args, **kwargs)
-
-
-def arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Positional and keyword arguments of a network's call."""
-    if isinstance(example, dict):
-        return (), example
-    return (tuple(example) if isinstance(example, (tuple, list)) else (example,)), {}
 
 
 def takes_target(loss: Loss) -> bool:

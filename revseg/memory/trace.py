@@ -35,6 +35,7 @@ class Call:
     cost: float = 0.0  # seconds of its forward pass
     inputs: list[Block] = field(default_factory=list)
     writes: bool = False  # whether it, or anybody later, writes to an input
+    late: bool = False  # whether upsampling in it waits for the loss
 
 
 @dataclass(eq=False)
@@ -57,6 +58,10 @@ class Tracer(Follower):  # type: ignore[no-untyped-call]
         self.made: dict[Block, tuple[Call, ...]] = {}
         self.written: dict[Block, int] = {}
         self.clock = 0
+
+    def where(self) -> tuple[Call, ...]:
+        """The calls that are open, the outermost first."""
+        return tuple(self.open)
 
     @property
     def node(self) -> int:
@@ -134,6 +139,9 @@ def _writes(func: Any, args: tuple[Any, ...], x: Tensor) -> bool:
 
 def with_segments(tracer: Tracer, model: nn.Module) -> list[Call]:
     """All calls; those of neighbouring children of a row too, put among the calls of what happens inside of them."""
+    for stack in tracer.late:
+        for call in stack:
+            call.late = True
     rows = {n: [c for c, _ in m.named_children()] for n, m in model.named_modules() if is_row(m)}
     place = {
         f"{row}.{child}".lstrip("."): (row, i) for row, names in rows.items() for i, child in enumerate(names)
@@ -158,6 +166,7 @@ def with_segments(tracer: Tracer, model: nn.Module) -> list[Call]:
             parts = [call for _, call in run[first:last]]
             segment = Call((row, first, last), parts[0].start, parts[-1].end, sum(c.cost for c in parts))
             segment.inputs, segment.writes = parts[0].inputs, parts[0].writes
+            segment.late = any(call.late for call in parts)
             calls.append(segment)
             for part in parts:
                 at.setdefault(part, []).append(segment)

@@ -28,7 +28,7 @@ def trained(model, images, labels):
 
 def measured(model, images, labels):
     def step():
-        LOSS(model(images), labels).backward()
+        model.loss(images, labels).backward()
         model.zero_grad()
 
     return peak_bytes(step, before=step)
@@ -53,7 +53,8 @@ def test_the_plan_is_the_measurement(net):
     model, images = net(), torch.randn(4, 3, 96, 96)
     labels = torch.randint(0, 5, (4, 96, 96))
     fitted = fit(model, images, LOSS, time=1.4)
-    prediction = predict(fitted, images, LOSS)
+    prediction = predict(fitted, images, LOSS, by_bands=True)
+    assert fitted.plan.by_bands == (net is Transformer)
     assert prediction.peak == fitted.plan.peak < fitted.plan.before
     assert prediction.step_bytes == pytest.approx(measured(fitted, images, labels), rel=0.05)
 
@@ -117,7 +118,7 @@ def test_copies_and_pickles():
         assert other.plan == fitted.plan
         for a, b in zip(trained(other, images, labels), trained(fitted, images, labels), strict=True):
             assert torch.equal(a, b)
-        assert predict(other, images, LOSS).peak == fitted.plan.peak
+        assert predict(other, images, LOSS, by_bands=fitted.plan.by_bands).peak == fitted.plan.peak
     assert isinstance(fitted.layers[0], nn.Sequential)
     assert fitted.double().layers[0][0].conv1.weight.dtype == torch.float64
 
