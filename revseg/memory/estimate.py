@@ -8,7 +8,7 @@ Beside the kept blocks stands the working set of the node, which does not depend
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from revseg.memory.follow import Block
-from revseg.memory.trace import Call, Key, Tracer, with_segments
+from revseg.memory.trace import Call, Kept, Key, Tracer, with_segments
 
 Bytes = NDArray[np.int64]
+Changes = list[tuple[int, int]]
 
 
 @dataclass(eq=False)
@@ -53,32 +54,60 @@ class Estimate:
         self.length = 1 + max((event.node for event in tracer.events), default=0)
         self.working = self._working_set(tracer)
         self.candidates = self._candidates(calls)
-        self._by_call = {call: c for c in self.candidates.values() for call in c.calls}
+        self._known: dict[Block, dict[tuple[bool, ...], Changes]] = defaultdict(dict)
+        self._relevant = {  # the keys on which the life of a block depends
+            block: tuple(
+                {c.key for stack in (kept.made, *(s for _, s in kept.saved)) for c in stack}
+                & {*self.candidates}
+            )
+            for block, kept in self.kept.items()
+        }
 
-    def live(self, chosen: dict[Key, Candidate]) -> Bytes:
+    def live(self, chosen: Container[Key]) -> Bytes:
         """Bytes beyond the standing ones while the gradient of each node is computed."""
-        return self.working + self.lives(self.kept, chosen)
-
-    def lives(self, blocks: Iterable[Block], chosen: dict[Key, Candidate]) -> Bytes:
-        """Bytes of these blocks at each node."""
         change = np.zeros(self.length + 1, dtype=np.int64)
-        for block in blocks:
-            kept = self.kept[block]
-            made = [call for call in kept.made if call.key in chosen]
-            since: dict[Call | None, int] = {}  # by the call whose second run it lives in
-            for node, stack in kept.saved:
-                around = [call for call in stack if call.key in chosen]
-                shared = 0
-                while shared < min(len(made), len(around)) and made[shared] is around[shared]:
-                    shared += 1
-                context = around[shared - 1] if shared else None
-                begin = around[shared].start if shared < len(around) else node
-                since[context] = min(since.get(context, begin), begin)
-            for context, begin in since.items():
-                change[begin] += kept.size
-                if context is not None:
-                    change[min(context.end + 1, self.length)] -= kept.size
+        for block in self.kept:
+            for node, size in self._changes(block, chosen):
+                change[node] += size
+        return self.working + np.cumsum(change)[:-1]
+
+    def difference(self, candidate: Candidate, before: Container[Key], after: Container[Key]) -> Bytes:
+        """How the bytes at each node change from one choice to another that differs in this candidate."""
+        change = np.zeros(self.length + 1, dtype=np.int64)
+        for block in candidate.blocks:
+            old, new = self._changes(block, before), self._changes(block, after)
+            if old is not new:
+                for node, size in old:
+                    change[node] -= size
+                for node, size in new:
+                    change[node] += size
         return np.cumsum(change)[:-1]
+
+    def _changes(self, block: Block, chosen: Container[Key]) -> Changes:
+        """Where a block comes and goes: nodes, and bytes more or less from there on."""
+        known = self._known[block]
+        state = tuple(key in chosen for key in self._relevant[block])
+        if state not in known:
+            known[state] = self._changes_of(self.kept[block], chosen)
+        return known[state]
+
+    def _changes_of(self, kept: Kept, chosen: Container[Key]) -> Changes:
+        made = [call for call in kept.made if call.key in chosen]
+        since: dict[Call | None, int] = {}  # by the call whose second run it lives in
+        for node, stack in kept.saved:
+            around = [call for call in stack if call.key in chosen]
+            shared = 0
+            while shared < min(len(made), len(around)) and made[shared] is around[shared]:
+                shared += 1
+            context = around[shared - 1] if shared else None
+            begin = around[shared].start if shared < len(around) else node
+            since[context] = min(since.get(context, begin), begin)
+        changes: Changes = []
+        for context, begin in since.items():
+            changes.append((begin, kept.size))
+            if context is not None:
+                changes.append((min(context.end + 1, self.length), -kept.size))
+        return changes
 
     def extra(self, chosen: Iterable[Candidate]) -> float:
         """The time of a step as a multiple of what it takes without running anything again."""

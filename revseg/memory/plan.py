@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from torch import nn
 
 from revseg.files import write_text
 from revseg.memory.apply import Part, apply_parts
-from revseg.memory.estimate import Candidate, Estimate
+from revseg.memory.estimate import Bytes, Candidate, Estimate
 from revseg.memory.late import LateLoss
 from revseg.memory.trace import Key
 
@@ -130,37 +130,32 @@ def _towards(estimate: Estimate, target: int) -> dict[Key, Candidate]:
         gain, i, candidate, known = heapq.heappop(queue)
         if any(candidate.crosses(other) for other in chosen.values()):
             continue
+        more = {**chosen, candidate.key: candidate}
         if known < round_:  # its gain was that of an earlier choice
-            after = _with(estimate, live, chosen, candidate)
+            after = live + estimate.difference(candidate, chosen, more)
             gain = -_gain(live, after, target) / (candidate.cost + 1e-9)
             if gain < 0:
                 heapq.heappush(queue, (gain, i, candidate, round_))
             continue
-        live = _with(estimate, live, chosen, candidate)
-        chosen[candidate.key] = candidate
+        live = live + estimate.difference(candidate, chosen, more)
+        chosen = more
         round_ += 1
-    return _without_needless(estimate, chosen, target)
+    return _without_needless(estimate, chosen, live, target)
 
 
-def _gain(live: np.ndarray[Any, Any], after: np.ndarray[Any, Any], target: int) -> float:
+def _gain(live: Bytes, after: Bytes, target: int) -> float:
     """How much less there is above the target, summed over the step."""
     return float(np.maximum(live - target, 0).sum() - np.maximum(after - target, 0).sum())
 
 
-def _with(
-    estimate: Estimate, live: np.ndarray[Any, Any], chosen: Mapping[Key, Candidate], candidate: Candidate
-) -> np.ndarray[Any, Any]:
-    """The bytes at each node if the candidate is chosen too."""
-    before, after = dict(chosen), {**chosen, candidate.key: candidate}
-    return live - estimate.lives(candidate.blocks, before) + estimate.lives(candidate.blocks, after)
-
-
-def _without_needless(estimate: Estimate, chosen: dict[Key, Candidate], target: int) -> dict[Key, Candidate]:
+def _without_needless(
+    estimate: Estimate, chosen: dict[Key, Candidate], live: Bytes, target: int
+) -> dict[Key, Candidate]:
     """The choice without what later ones have made needless, the dearest first."""
-    limit = max(target, int(estimate.live(chosen).max()))
+    limit = max(target, int(live.max()))
     for key, candidate in sorted(chosen.items(), key=lambda item: -item[1].cost):
         fewer = {k: c for k, c in chosen.items() if k != key}
-        if int(estimate.live(fewer).max()) <= limit:
-            chosen = fewer
-        del candidate
+        without = live + estimate.difference(candidate, chosen, fewer)
+        if int(without.max()) <= limit:
+            chosen, live = fewer, without
     return chosen
