@@ -62,7 +62,7 @@ def test_imports_go_down(path):
 
 
 BENCHMARKS = [  # of files and folders of benchmarks/; a file called __main__ is a face and stands above all
-    {"peers", "process"},
+    {"peers", "process", "architectures"},
     {"record"},
     {"tables", "picture", "timing", "functions", "rivals", "segmentation", "nets", "ahead", "ahead_cases"},
     {"ways", "inference"},
