@@ -22,14 +22,12 @@ _SMALL = 1 << 16  # bytes; a larger buffer is kept as a copy only if the functio
 @contextmanager
 def swapped_buffers(modules: Sequence[nn.Module], buffers: Sequence[Buffers] | None = None) -> Iterator[None]:
     """Let modules read and write copies, of these buffers or else of their own; then take those away."""
-    present = [dict(module._buffers) for module in modules]
+    present = buffers_of(modules)
     try:
-        for module, given in zip(modules, present if buffers is None else buffers, strict=True):
-            _set_buffers(module, copies_of(given))
+        _set_buffers(modules, copies_of(present if buffers is None else buffers))
         yield
     finally:
-        for module, own in zip(modules, present, strict=True):
-            _set_buffers(module, own)
+        _set_buffers(modules, present)
 
 
 def refuse_gradients(modules: Iterable[nn.Module]) -> None:
@@ -43,25 +41,34 @@ def refuse_gradients(modules: Iterable[nn.Module]) -> None:
                 )
 
 
-def _set_buffers(module: nn.Module, buffers: Buffers) -> None:
-    """One by one, so that a thread that reads them finds each at any moment."""
-    if not buffers and not module._buffers:
-        return
-    for name in module._buffers.keys() - buffers.keys():
-        del module._buffers[name]
-    module._buffers.update(buffers)
+def buffers_of(modules: Iterable[nn.Module]) -> list[Buffers]:
+    """The buffers of each module, themselves."""
+    return [dict(module._buffers) for module in modules]
 
 
-def copies_of(buffers: Buffers) -> Buffers:
-    """Copies of the buffers of one module."""
-    return {name: None if buffer is None else buffer.detach().clone() for name, buffer in buffers.items()}
+def copies_of(buffers: Sequence[Buffers]) -> list[Buffers]:
+    """Copies of the buffers of each module."""
+    return [
+        {name: None if x is None else x.detach().clone() for name, x in each.items()} if each else {}
+        for each in buffers
+    ]
 
 
-def share_unchanged(copies: Buffers, originals: Buffers) -> None:
+def share_unchanged(copies: Sequence[Buffers], originals: Sequence[Buffers]) -> None:
     """Let go of copies of large buffers that the function only read."""
-    for name, copy in copies.items():
-        original = originals[name]
-        if copy is None or original is None or copy.nbytes <= _SMALL:
-            continue
-        if not has_values(copy) or torch.equal(copy, original):
-            copies[name] = original
+    for each, own in zip(copies, originals, strict=True):
+        for name, copy in each.items():
+            original = own[name]
+            if copy is None or original is None or copy.nbytes <= _SMALL:
+                continue
+            if not has_values(copy) or torch.equal(copy, original):
+                each[name] = original
+
+
+def _set_buffers(modules: Sequence[nn.Module], buffers: Sequence[Buffers]) -> None:
+    """One by one, so that a thread that reads them finds each at any moment."""
+    for module, given in zip(modules, buffers, strict=True):
+        if given or module._buffers:
+            for name in module._buffers.keys() - given.keys():
+                del module._buffers[name]
+            module._buffers.update(given)

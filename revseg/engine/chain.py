@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch._compile import _disable_dynamo  # torch.compiler.disable, without importing the compiler
 
-from revseg.engine.context import Autocast, autocast_state, devices_of
+from revseg.engine.context import autocast_state, devices_of
 from revseg.engine.drift import Check, Fingerprint, all_finite, raise_pending, tolerance_of
 from revseg.engine.exact import Exact, exactness
 from revseg.engine.gradients import Grads
@@ -87,7 +87,7 @@ class _Step(torch.autograd.Function):
         ctx: Any, chain: _Chain, i: int, run: UpdatePass | MapPass, x1: Tensor, x2: Tensor, *tensors: Tensor
     ) -> Any:
         streams, residue = run.forward(chain.entered(x1, x2) if i == 0 else (x1, x2))
-        chain.half |= run.half
+        chain.dtypes.update(run.dtypes)
         last = i == chain.last
         outputs = chain.left(streams, (x1, x2)) if last else streams
         ctx.set_materialize_grads(False)
@@ -152,7 +152,7 @@ class _Pass:
 
     def taken(self, tensors: Sequence[Tensor]) -> Grads:
         """What each tensor has so far; of one that stands here twice, once."""
-        return [self.carried.pop(id(x), None) if self.carried else None for x in tensors]
+        return [self.carried.pop(id(x), None) for x in tensors] if self.carried else [None] * len(tensors)
 
     def carry(self, chain: _Chain, i: int, tensors: Sequence[Tensor], found: Grads) -> None:
         """Keep gradients for the first step that uses a tensor, so that they add up as in plain autograd, use by use."""
@@ -187,9 +187,7 @@ class _Chain:
         self.layout: torch.memory_format | None = None  # of streams within, if not that of the caller's
         if self.exact.rounds and len(updates) == len(steps):
             self.layout = inner_layout(streams[0], [step.fn for step in updates.values()])
-        self.half = _is_casting_to_half(
-            self.autocast, streams[0]
-        )  # or a function computes in half precision itself
+        self.dtypes: set[torch.dtype] = set()  # in which functions compute
         self.passes: dict[int, _Pass] = {}
         self.first: dict[int, int] = {}  # which step uses a tensor first, by its id
         self.shared = False  # whether several use one
@@ -210,8 +208,10 @@ class _Chain:
                 self.autocast,
                 i in self.kept,
             )
-        for x in run.tensors:
-            self.shared |= self.first.setdefault(id(x), i) < i
+        used = set(map(id, run.tensors))
+        new = used - self.first.keys()
+        self.shared |= len(new) < len(used)
+        self.first.update(dict.fromkeys(new, i))
         return run
 
     def entered(self, x1: Tensor, x2: Tensor) -> Streams:
@@ -239,14 +239,14 @@ class _Chain:
         """Ask whether the inversion arrived where the forward pass began."""
         if self.fingerprint is not None and under_way.finite is not None:
             y1, y2 = under_way.streams
-            tolerance = tolerance_of(y1.dtype, self.half)
+            tolerance = tolerance_of(y1.dtype, self._is_half(y1))
             self.fingerprint.compare((y1, y2), under_way.finite, self.check, tolerance)
 
-
-def _is_casting_to_half(autocast: Autocast, x: Tensor) -> bool:
-    """Whether functions compute in half precision on float32 streams, whatever they return."""
-    enabled, dtype = autocast.get(x.device.type, (False, x.dtype))
-    return enabled and dtype.itemsize < x.element_size() == 4
+    def _is_half(self, x: Tensor) -> bool:
+        """Whether functions compute in half precision on float32 streams: by autocast, on parameters, or by their values."""
+        enabled, dtype = self.autocast.get(x.device.type, (False, x.dtype))
+        dtypes = [dtype] * enabled + [each for each in self.dtypes if each.is_floating_point]
+        return x.element_size() == 4 and any(each.itemsize < 4 for each in dtypes)
 
 
 def _has_trainable(step: Step, functions: Collection[int]) -> bool:

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
 from revseg.engine.gradients import Grads, alias, gradients, total
-from revseg.engine.replay import Call
+from revseg.engine.reach import modules_of
+from revseg.engine.replay import Call, Turn
 from revseg.engine.steps import Side, overwritten
 from revseg.engine.tensors import versions
 from revseg.engine.tracing import has_hooks
@@ -75,13 +76,21 @@ def function_of(fn: Any, x: Tensor, side: Side, name: str, wanted: bool, keep: b
     """
     if keep:
         return _Kept(fn, side, name, wanted)
-    replayed = Replayed(fn, side, name)
     offer = getattr(fn, "as_function", None)
-    if offer is None or has_hooks(fn):
-        return replayed
-    own: Function | None = offer(x, *side.values)
-    known = {id(p) for p in replayed.tensors}
-    return own if own is not None and all(id(p) in known for p in own.tensors) else replayed
+    if offer is not None and not has_hooks(fn):
+        with Turn():
+            own: Function | None = offer(x, *side.values)
+            if own is not None and _owned(fn, side).issuperset(map(id, own.tensors)):
+                return own
+    return Replayed(fn, side, name)
+
+
+def _owned(fn: Any, side: Side) -> set[int]:
+    """What a function may be differentiated by, by the ids: its parameters and what it is given besides."""
+    found = set(map(id, side.tensors))
+    for module in modules_of(fn):
+        found.update(map(id, module._parameters.values()))
+    return found
 
 
 class Replayed:

@@ -78,14 +78,15 @@ def _refuse_strangers(
     seen.update(todo)
     while todo:
         node = todo.pop()
-        leaf = getattr(node, "variable", None)
-        if isinstance(leaf, Tensor) and id(leaf) not in known:
+        before = node.next_functions
+        leaf = None if before else getattr(node, "variable", None)
+        if leaf is not None and id(leaf) not in known:
             raise RuntimeError(
                 f"{name}: the function uses a tensor {describe(leaf)} that requires grad and is no parameter "
                 "of it, so its gradient would be lost; make the function a torch.nn.Module that owns it "
                 "(sharded by FSDP2: shard the sequence or the Recompute around it, or blocks with per_block=True)"
             )
-        for following, _ in node.next_functions:
-            if following is not None and following not in seen:
-                seen.add(following)
-                todo.append(following)
+        for each, _ in before:
+            if each is not None and each not in seen:
+                seen.add(each)
+                todo.append(each)

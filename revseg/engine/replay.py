@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import _disable_current_modes
 
-from revseg.engine.buffers import copies_of, refuse_gradients, share_unchanged, swapped_buffers
+from revseg.engine.buffers import buffers_of, copies_of, refuse_gradients, share_unchanged, swapped_buffers
 from revseg.engine.context import (
     NO_CHANGE,
     Autocast,
@@ -96,16 +96,17 @@ class Call:
 
     def _collect(self, modules: tuple[nn.Module, ...]) -> None:
         self.modules = modules
-        unique: dict[int, Tensor] = {}
+        self.parameters: list[Tensor] = []  # each once
         self._slots: list[tuple[dict[str, Any], str, int]] = []  # where each parameter stands
-        for module in self.modules:
-            for name, parameter in module._parameters.items():
+        indices: dict[int, int] = {}
+        for module in modules:
+            owner = module._parameters
+            for name, parameter in owner.items():
                 if parameter is not None:
-                    self._slots.append((module._parameters, name, id(parameter)))
-                    unique[id(parameter)] = parameter
-        self.parameters = list(unique.values())
-        order = {key: index for index, key in enumerate(unique)}
-        self._slots = [(owner, name, order[key]) for owner, name, key in self._slots]
+                    index = indices.setdefault(id(parameter), len(indices))
+                    self._slots.append((owner, name, index))
+                    if index == len(self.parameters):
+                        self.parameters.append(parameter)
 
     def run(self, *inputs: Any, parameters: Sequence[Tensor] | None = None) -> tuple[Any, Replay]:
         """The value of the function, and what a second run needs.
@@ -124,20 +125,18 @@ class Call:
         with Turn():
             before = random_state(devices)
             training = [module.training for module in self.modules]
-            present = [dict(module._buffers) for module in self.modules]
             refuse_gradients(self.modules)
-            buffers = [copies_of(each) for each in present]
-            given = self.parameters if parameters is None else parameters
+            present = buffers_of(self.modules)
+            buffers = copies_of(present)
             with (
                 autocast_as(autocast),
                 _without_fast_path(),
-                self.swapped(given),
+                NO_CHANGE if parameters is None else self.swapped(parameters),
                 drawing_refused_in_capture(),
                 noting() as remembered,
             ):
                 value = self.fn(*inputs)
-            for copies, originals in zip(buffers, present, strict=True):
-                share_unchanged(copies, originals)
+            share_unchanged(buffers, present)
             after = random_state(devices)
         if gpu_is_awake() != awake:
             raise RuntimeError(
@@ -194,15 +193,17 @@ class Call:
     def _as_it_was(self, replay: Replay) -> Iterator[None]:
         present = [module.training for module in self.modules]
         try:
-            for module, training in zip(self.modules, replay.training, strict=True):
-                if module.training != training:
-                    module.training = training
+            _set_training(self.modules, replay.training)
             with swapped_buffers(self.modules, replay.buffers):
                 yield
         finally:
-            for module, training in zip(self.modules, present, strict=True):
-                if module.training != training:
-                    module.training = training
+            _set_training(self.modules, present)
+
+
+def _set_training(modules: Sequence[nn.Module], flags: Sequence[bool]) -> None:
+    for module, training in zip(modules, flags, strict=True):
+        if module.training != training:
+            module.training = training
 
 
 @contextmanager

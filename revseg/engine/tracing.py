@@ -62,16 +62,21 @@ class Unscriptable:
         )
 
 
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-_METHODS = ("forward", "_conv_forward", "_call_impl")  # that wrappers replace on one module, not on its class
+_METHODS = {"forward", "_conv_forward", "_call_impl"}  # that wrappers replace on one module, not on its class
 
 
 def has_hooks(*modules: nn.Module) -> bool:
     """Whether somebody waits for the call of one of these modules, or has put another function into its place."""
-    return any(
-        any(getattr(module, name) for name in _HOOKS) or any(name in vars(module) for name in _METHODS)
-        for module in modules
-    )
+    for module in modules:
+        if (
+            module._forward_hooks
+            or module._forward_pre_hooks
+            or module._backward_hooks
+            or module._backward_pre_hooks
+            or not _METHODS.isdisjoint(vars(module))
+        ):
+            return True
+    return False
 
 
 def _is_exporting() -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager, ExitStack
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -19,6 +20,8 @@ from revseg.engine.replay import Call, Turn
 from revseg.engine.residue import Layout
 from revseg.engine.steps import Map, Rule, Side, Streams, Update
 from revseg.engine.tensors import laid_out, versions
+
+_requires_grad, _dtype = attrgetter("requires_grad"), attrgetter("dtype")
 
 
 class UpdatePass:
@@ -53,7 +56,7 @@ class UpdatePass:
         self.tensors = self.function.tensors
         if self.learned is not None:
             self.tensors = [*self.tensors, *self.learned.parameters]
-        wanted[step.target] |= self.source_wanted or any(p.requires_grad for p in self.tensors)
+        wanted[step.target] |= self.source_wanted or any(map(_requires_grad, self.tensors))
         # whether a function may add its value itself, in its last pass
         self.additive = exact.rounds and getattr(step.rule, "additive", False)
         self.layout: Layout | None = None  # of the residue
@@ -69,10 +72,10 @@ class UpdatePass:
         value = h.detach() if isinstance(h, Tensor) else h
         del h
         if added is not None:
-            self.half = self._is_half(added, x)
+            self.dtypes = {added, *map(_dtype, self.tensors)}
             return step.replace(streams, step.accepted(streams, value, before)), []
         y = step.checked(streams, value, before)
-        self.half = self._is_half(value.dtype, x)
+        self.dtypes = {value.dtype, *map(_dtype, self.tensors)}
         residue: list[Tensor] = []
         if not self.exact.rounds:
             with autocast_as(self.autocast):
@@ -160,11 +163,6 @@ class UpdatePass:
         count = len(self.function.tensors)
         return tensors[:count], tensors[count:]
 
-    def _is_half(self, dtype: torch.dtype, x: Tensor) -> bool:
-        """Whether the function computed in half precision on float32 streams: its value, or parameters, are in it."""
-        narrow = (dtype, *(p.dtype for p in self.tensors if p.is_floating_point()))
-        return x.element_size() == 4 and any(each.itemsize < 4 for each in narrow)
-
     def _ruled(self, tensors: Sequence[Tensor]) -> AbstractContextManager[Any]:
         """The rule with these tensors for its parameters."""
         if self.learned is None:
@@ -198,7 +196,7 @@ def learned(rule: Rule, functions: Collection[int]) -> Call | None:
 class MapPass:
     """A map in one forward pass. What undoes it takes gradients back as well."""
 
-    half = False
+    dtypes: Collection[torch.dtype] = ()
 
     def __init__(self, step: Map) -> None:
         self.step = step

@@ -24,7 +24,7 @@ def _whole(x: Tensor) -> Tensor:
     return x
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, slots=True)
 class LayerInput:
     """The input of a layer, [N, C, L], [N, C, H, W] or [N, C, D, H, W].
 

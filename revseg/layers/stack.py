@@ -99,11 +99,11 @@ def _first_layer(row: Sequence[nn.Module]) -> tuple[Layer | None, int]:
     if op is None:  # a weight that is made anew for each use must not be asked for
         return None, 1
     parameters = first.weight, first.bias
-    for length, act in ((3, row[2] if len(row) > 2 else None), (2, nn.Identity())):
-        layer = None if act is None else layer_of(op, parameters, row[1], act)
-        if layer is not None:
-            return layer, length
-    return None, 1
+    layer = layer_of(op, parameters, row[1], row[2]) if len(row) > 2 else None
+    if layer is not None:
+        return layer, 3
+    layer = layer_of(op, parameters, row[1], nn.Identity())
+    return layer, 1 if layer is None else 2
 
 
 def stacks_are_right(x: Tensor, dims: Sequence[int] = (2,)) -> bool:
