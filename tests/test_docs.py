@@ -70,3 +70,10 @@ def test_messages_are_those_of_the_code():
 def test_the_site_lists_every_page():
     nav = (ROOT[0].parent / "mkdocs.yml").read_text()
     assert sorted(re.findall(r": ([\w-]+\.md)$", nav, re.MULTILINE)) == [page.name for page in PAGES]
+
+
+@pytest.mark.parametrize("page", ["api.md", "command-line.md"])
+def test_a_page_of_the_reference_is_what_the_code_says(page):
+    """`python docs/generate.py` writes it anew."""
+    made = runpy.run_path(str(PAGES[0].parent / "generate.py"))["PAGES"][page]()
+    assert (PAGES[0].parent / page).read_text() == made
