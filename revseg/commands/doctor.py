@@ -10,6 +10,7 @@ import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -47,7 +48,7 @@ class Finding:
 
 
 def doctor(settings: DoctorSettings) -> None:
-    """Prints versions, settings and a table of the kernels.
+    """Prints a table of the kernels, then what a report needs: versions, settings, what is wrong.
 
     Args:
         settings: What the command line says.
@@ -58,13 +59,15 @@ def doctor(settings: DoctorSettings) -> None:
     """
     device = choose_device(settings.device)
     console = Console(highlight=False)
-    console.print(installation_table(installation(device)))
     findings = examine(KERNELS, device)
     console.print(findings_table(findings))
+    wrong = [f"{f.kernel} in {f.dtype}" for f in findings if not f.is_right]
+    console.print("\nFor a report, paste this:\n\n```text")
+    console.print(installation_table(installation(device)))
     for f in findings:
         if f.failure:
             console.print(f"{f.kernel} in {f.dtype}: {f.failure}", markup=False, soft_wrap=True)
-    wrong = [f"{f.kernel} in {f.dtype}" for f in findings if not f.is_right]
+    console.print(f"{len(findings) - len(wrong)} of {len(findings)} right\n```")
     if wrong:
         raise WrongKernelError(
             f"not right on {device}: {', '.join(wrong)}; REVSEG_KERNELS=0 in the environment trains without"
@@ -75,7 +78,9 @@ def installation(device: torch.device) -> dict[str, str]:
     """Versions, device and settings, as a user would report them."""
     found = {
         "revseg": __version__,
+        "system": platform.platform(),
         "python": platform.python_version(),
+        "numpy": numpy.__version__,
         "torch": torch.__version__,
         "triton": triton_version(),
         "device": device_name(device),

@@ -50,6 +50,17 @@ def test_all_kernels_are_right_here(run):
         assert len([line for line in lines(out, f"{name} ") if line.endswith(" right")]) == 3
 
 
+def test_the_last_thing_printed_is_a_block_for_a_report(run):
+    _, out, _ = run(scale=SCALE, broken=replace(SCALE, function=lambda *_: 1 / 0))
+    table, block = out.split("For a report, paste this:\n\n")
+    assert block.startswith("```text\nrevseg ")
+    assert block.endswith("3 of 6 right\n```\n")
+    for name in ("system", "python", "numpy", "torch", "triton", "device"):
+        assert lines(block, name), name
+    assert lines(block, "broken in bfloat16: ZeroDivisionError")
+    assert not lines(table, "torch ")
+
+
 def test_versions_and_settings_are_named(run, monkeypatch):
     monkeypatch.setenv("REVSEG_KERNELS", "0")
     _, out, _ = run(scale=SCALE)
