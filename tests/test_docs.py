@@ -43,8 +43,7 @@ def test_the_python_of_a_page(page, tmp_path, monkeypatch):
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "sh")], ids=lambda page: page.stem)
 def test_the_commands_of_a_page(page):
     for block in blocks(page, "sh"):
-        if not block.startswith("#!"):  # a script for Slurm
-            assert_commands(block)
+        assert_commands(block)
 
 
 @pytest.mark.parametrize(("page", "link"), LINKS, ids=lambda each: getattr(each, "stem", each))

@@ -1,10 +1,14 @@
 """The programs of examples/ do what they say, at toy sizes."""
 
+import re
 import runpy
+import subprocess
 from pathlib import Path
 
 import pytest
 import torch
+
+from tests.test_readme import assert_commands
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -21,7 +25,7 @@ def main():
 
 def test_the_list_is_whole():
     listed = (EXAMPLES / "README.md").read_text()
-    for path in EXAMPLES.glob("*.py"):
+    for path in (*EXAMPLES.glob("*.py"), *EXAMPLES.glob("*.sh")):
         assert f"[{path.name}]({path.name})" in listed
 
 
@@ -63,3 +67,33 @@ def test_distributed(main, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     net = main("distributed", size=8, channels=8, depth=2, steps=1)
     assert all(p.grad is not None for p in net.parameters())
+
+
+def batches_seen(net):
+    """What the batch norms of a network have counted: once a batch, though blocks run again."""
+    return {int(value) for name, value in net.state_dict().items() if name.endswith("num_batches_tracked")}
+
+
+def test_lightning(main, tmp_path):
+    net = main("lightning_training", size=(32, 64), samples=4, epochs=1, folder=str(tmp_path))
+    assert all(p.isfinite().all() for p in net.parameters())
+    assert batches_seen(net) == {2}
+
+
+def test_accelerate(main, capsys):
+    """Gradients that are accumulated make one step of two batches."""
+    net = main("accelerate_training", size=(32, 64), samples=4, epochs=1, mixed_precision="bf16")
+    assert re.search(r"epoch 1: loss \d\.\d{3}", capsys.readouterr().out)
+    assert batches_seen(net) == {2}
+    assert all(p.dtype == torch.float32 for p in net.parameters())
+
+
+def test_slurm():
+    """The script is one for the shell, and its last command one for `revseg`."""
+    script = EXAMPLES / "slurm.sh"
+    subprocess.run(["bash", "-n", str(script)], check=True)
+    text = script.read_text().replace("\\\n", " ")
+    (command,) = re.findall(r"-m (revseg train .*)", text)
+    assert_commands(
+        command.replace('"${resume[@]}"', "--resume").replace("$DATA", "data").replace("$out", "runs/x")
+    )
