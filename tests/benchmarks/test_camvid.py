@@ -71,6 +71,7 @@ def test_a_mode_alone_is_not_compared(tmp_path):
     assert camvid.comparison({"rows": [row]}) == ""
 
 
+@pytest.mark.slow
 def test_a_run_is_made_and_one_that_was_cut_off_goes_on(tmp_path, monkeypatch):
     for split in ("train", "val"):
         for kind, shape in (("", (20, 24, 3)), ("annot", (20, 24))):

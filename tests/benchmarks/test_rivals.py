@@ -118,6 +118,7 @@ def test_gradients_that_are_left_behind_are_not_counted():
     assert two < one * 1.2  # of 28 blocks the gradients alone would be four times the peak
 
 
+@pytest.mark.slow
 def test_training_memory_and_its_tables(tmp_path, monkeypatch):
     measured = training_memory.measured
 
@@ -144,6 +145,7 @@ def test_largest_batch_by_the_line():
     assert training_memory.largest_batch(line, 12, 10**9) == 0
 
 
+@pytest.mark.slow
 def test_scale_and_its_table(tmp_path, monkeypatch):
     monkeypatch.setattr(scale, "BASE", scale.BASE | {"height": 64, "width": 128, "channels": 64})
     monkeypatch.setitem(scale.SERIES, "batch", [{"batch": n} for n in (1, 2)])

@@ -1,7 +1,7 @@
 """Kernels compile for GPUs that are not here, without spilling registers and within their shared memory.
 
 A part of the cases of `python -m benchmarks measure compile_ahead`, chosen so that every kernel meets every GPU, and
-every dtype, precision, layout and number of channels meets some.
+every dtype, precision, layout and number of channels meets some. Two GPUs are left to `pytest -m slow`.
 """
 
 import argparse
@@ -60,9 +60,16 @@ ONLY_HERE = {
 }
 
 
+# Between two neighbours that are always compiled for: their code is that of sm_80 and sm_90 but for its instructions.
+LEFT_TO_SLOW = {"sm_86", "sm_100"}
+
+
 @pytest.mark.parametrize(
     ("target", "operation"),
-    sorted(everything()),
+    [
+        pytest.param(*each, marks=pytest.mark.slow if each[0] in LEFT_TO_SLOW else ())
+        for each in sorted(everything())
+    ],
 )
 def test_kernels_compile(target, operation):
     cases = [case for case in (*COVERED, *ONLY_HERE[target]) if case.operation == operation]
