@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
+import torch
 from torch import nn
 
 from revseg.layers.recompute import Recompute
@@ -21,19 +22,23 @@ from revseg.memory.late import LateLoss, nothing_waits
 
 @dataclass(frozen=True)
 class Part:
-    """What runs again: a module, or neighbouring children of a row.
+    """What runs again: a module, or modules called one after the other in it.
 
     Args:
-        name: Of the module or of the row, as in `named_modules`.
-        first: Of a segment, the number of its first child; None for the whole module.
-        behind: The number of the child behind its last.
+        name: Of the module, as in `named_modules`.
+        first: Of a segment, the number of its first call among those in the module; None for the whole module.
+        behind: The number of the call behind its last.
+        members: The names of the modules of a segment; none if it is of the children of a row.
     """
 
     name: str
     first: int | None = None
     behind: int | None = None
+    members: tuple[str, ...] = ()
 
     def __str__(self) -> str:
+        if self.members:
+            return f"{self.members[0]} to {self.members[-1]}"
         return self.name if self.first is None else f"{self.name or 'children'}[{self.first}:{self.behind}]"
 
 
@@ -46,12 +51,18 @@ def apply_parts(model: nn.Module, parts: Iterable[Part]) -> nn.Module:
     fitted = as_it_was(model)
     modules = dict(fitted.named_modules())
     by_name: dict[str, list[Part]] = {}
+    lines: dict[str, list[Part]] = {}
     for part in parts:
-        if part.name not in modules:
-            raise ValueError(f"expected a network with a module {part.name!r}, got {type(model).__name__}")
-        by_name.setdefault(part.name, []).append(part)
+        for name in part.members or (part.name,):
+            if name not in modules:
+                raise ValueError(f"expected a network with a module {name!r}, got {type(model).__name__}")
+            by_name.setdefault(name, []).extend(() if part.members else (part,))
+        if part.members:
+            lines.setdefault(part.name, []).append(part)
     for name, those in by_name.items():
         _run_again(modules[name], those)
+    for those in lines.values():
+        _line_up(modules, those)
     return fitted
 
 
@@ -71,7 +82,7 @@ def as_it_was(model: nn.Module) -> nn.Module:
 
 
 def _run_again(module: nn.Module, parts: list[Part]) -> None:
-    whole = any(part.first is None for part in parts)
+    whole = any(part.first is None for part in parts)  # not if it is only a member of segments
     segments = sorted((p.first, p.behind) for p in parts if p.first is not None and p.behind is not None)
     children = list(module.children())
     if segments and segments[-1][1] > len(children):
@@ -85,12 +96,71 @@ def _run_again(module: nn.Module, parts: list[Part]) -> None:
     module.__dict__["_runs"] = _Runs(Recompute(inner) if whole else inner, given)
 
 
-@dataclass
+def _line_up(modules: dict[str, nn.Module], parts: list[Part]) -> None:
+    """Lets the first member of each segment run all of it."""
+    where = {(part.first or 0) + i: name for part in parts for i, name in enumerate(part.members)}
+    segments = sorted((p.first, p.behind) for p in parts if p.first is not None and p.behind is not None)
+    line = _Line()
+    for i, j in segments:
+        if any(a <= i and j <= b and (a, b) != (i, j) for a, b in segments):
+            continue  # a piece of another one
+        members = [modules[where[k]] for k in range(i, j)]
+        inner = [(a - i, b - i) for a, b in segments if i <= a and b <= j]
+        runs = [member.__dict__["_runs"] for member in members]
+        (segment,) = _parts([each.now for each in runs], 0, j - i, inner)
+        runs[0].leads = _Segment(segment, members[1:], line)
+        for each in runs[1:]:
+            if line not in each.follows:
+                each.follows.append(line)
+
+
+@dataclass(eq=False)
+class _Line:
+    """What segments of the calls in one module share: who is called next, and with what."""
+
+    waiting: list[nn.Module] = field(default_factory=list)
+    value: Any = None
+
+
+@dataclass(eq=False)
+class _Segment:
+    """What the first of its members runs; the others, called with what that returned, return it."""
+
+    module: nn.Module
+    others: list[nn.Module]
+    line: _Line
+
+
+@dataclass(eq=False)
 class _Runs:
     """What a module runs, held where no children are looked for, so that names stay as they are."""
 
     now: nn.Module
     given: Any
+    leads: _Segment | None = None
+    follows: list[_Line] = field(default_factory=list)
+
+    def in_line(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A call in training."""
+        for line in self.follows:
+            if not line.waiting or (line.waiting[0] is not module and args[0] is not line.value):
+                continue
+            if line.waiting[0] is not module or args[0] is not line.value:
+                line.waiting.clear()
+                raise RuntimeError(
+                    f"expected {type(module).__name__} to be called as when the plan was made, with what the module "
+                    "before it returned; fit the network anew, with what it does now"
+                )
+            del line.waiting[0]
+            if not line.waiting:
+                line.value = None
+            return args[0]
+        if self.leads is None:
+            return self.now(*args, **kwargs)
+        line = self.leads.line
+        value = line.value = self.leads.module(*args, **kwargs)
+        line.waiting = list(self.leads.others)
+        return value
 
 
 @cache
@@ -102,10 +172,14 @@ def again(kind: type[nn.Module]) -> type[nn.Module]:
 
 class _Again:
     _kind: type[nn.Module]
+    training: bool
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         with nothing_waits((args, kwargs)) as (arguments, options):
-            return self.__dict__["_runs"].now(*arguments, **options)
+            runs: _Runs = self.__dict__["_runs"]
+            if (runs.leads or runs.follows) and self.training and torch.is_grad_enabled():
+                return runs.in_line(self, arguments, options)  # type: ignore[arg-type]
+            return runs.now(*arguments, **options)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return _bare, (self._kind,), self.__dict__

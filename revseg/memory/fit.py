@@ -152,7 +152,10 @@ class _Search:
 
     def _plan(self, step: Step, choice: Choice) -> Plan:
         """The plan of a choice, its peak predicted."""
-        parts = tuple(Part(*(key if key[1] >= 0 else key[:1])) for key in choice.chosen)
+        parts = tuple(
+            Part(*key, candidate.calls[0].members) if key[1] >= 0 else Part(key[0])
+            for key, candidate in choice.chosen.items()
+        )
         plan = replace(self._without(), parts=parts, time=choice.time, by_bands=step.late)
         if parts or step.late:
             plan = replace(plan, peak=_predicted(plan.apply(self.model), self.example, step).peak)

@@ -81,7 +81,7 @@ class Plan:
         """
         try:
             found = json.loads(Path(path).read_text())
-            return cls(**{**found, "parts": tuple(Part(**part) for part in found["parts"])})
+            return cls(**{**found, "parts": tuple(map(_part, found["parts"]))})
         except (KeyError, TypeError, json.JSONDecodeError) as error:
             raise ValueError(f"expected a plan as JSON, got {path}: {error}") from error
 
@@ -92,6 +92,10 @@ class Plan:
         )
         bands = ["  by bands: the loss, as model.loss(images, labels)"] if self.by_bands else []
         return "\n".join([head, *bands, *(f"  runs again: {part}" for part in self.parts)])
+
+
+def _part(found: dict[str, Any]) -> Part:
+    return Part(**{**found, "members": tuple(found["members"])})
 
 
 @dataclass(frozen=True)

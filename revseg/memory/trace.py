@@ -17,17 +17,18 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._pytree import tree_leaves
 
+from revseg.engine.tracing import has_hooks
 from revseg.memory.follow import Block, Follower
 from revseg.memory.values import tensors_in
 
 Key = tuple[
     str, int, int
-]  # a module's name; of a segment of a row its first child and the one behind its last, else -1, -1
+]  # a module's name; of a segment of the calls in it the first and the one behind the last, else -1, -1
 
 
 @dataclass(eq=False)
 class Call:
-    """A call of a module, or of neighbouring children of a row."""
+    """A call of a module, or of modules called one after the other."""
 
     key: Key
     start: int  # nodes of autograd before it
@@ -36,6 +37,14 @@ class Call:
     inputs: list[Block] = field(default_factory=list)
     writes: bool = False  # whether it, or anybody later, writes to an input
     late: bool = False  # whether upsampling in it waits for the loss
+    parent: Call | None = None  # in which it was called
+    given: int = 0  # the number of the object that it was called with; 0 if there were others
+    made: int = 0  # that of the object that it returned
+    outputs: list[Block] = field(default_factory=list)
+    shapes: tuple[Any, ...] = ()  # of these
+    began: int = 0  # operations before it
+    ended: int = 0  # and until its end
+    members: tuple[str, ...] = ()  # of a segment that is not of a row, the modules by name
 
 
 @dataclass(eq=False)
@@ -57,6 +66,7 @@ class Tracer(Follower):  # type: ignore[no-untyped-call]
         self.kept: dict[Block, Kept] = {}
         self.made: dict[Block, tuple[Call, ...]] = {}
         self.written: dict[Block, int] = {}
+        self.read: dict[Block, list[int]] = {}  # by which operations
         self.clock = 0
 
     def where(self) -> tuple[Call, ...]:
@@ -71,8 +81,13 @@ class Tracer(Follower):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         before = self.spent
         result = super().__torch_dispatch__(func, types, args, kwargs)
-        if self.phase == "forward":
+        if self.phase in ("forward", "loss"):
             self.clock += 1
+            for x in tensors_in((args, kwargs or {})):
+                found = self.alive.get(x.untyped_storage()._cdata)
+                if found is not None:
+                    self.read.setdefault(found[0], []).append(self.clock)
+        if self.phase == "forward":
             for call in self.open:
                 call.cost += self.spent - before
             if func._schema.is_mutable:
@@ -98,18 +113,22 @@ class Tracer(Follower):  # type: ignore[no-untyped-call]
                 return call_of_module(module, *args, **kwargs)
             given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
             noted = Call((name, -1, -1), tracer.node, inputs=[tracer.block(x) for x in given])
+            noted.parent = tracer.open[-1] if tracer.open else None
+            noted.given = id(args[0]) if len(args) == 1 and given and not kwargs else 0
+            noted.began = tracer.clock
             tracer.calls_made.append(noted)
             tracer.open.append(noted)
-            clock = tracer.clock
             del given
             try:
-                return call_of_module(module, *args, **kwargs)
+                result = call_of_module(module, *args, **kwargs)
             finally:
                 tracer.open.pop()
-                noted.end = tracer.node
-                tracer.began[noted] = clock
+                noted.end, noted.ended = tracer.node, tracer.clock
+            made = [x for x in tree_leaves(result) if isinstance(x, Tensor)]
+            noted.made, noted.outputs = id(result), [tracer.block(x) for x in made]
+            noted.shapes = tuple((x.shape, x.dtype) for x in made)
+            return result
 
-        self.began: dict[Call, int] = {}
         nn.Module.__call__ = call  # type: ignore[method-assign]
         try:
             with saved_tensors_hooks(self._save, lambda x: x):
@@ -117,7 +136,7 @@ class Tracer(Follower):  # type: ignore[no-untyped-call]
         finally:
             nn.Module.__call__ = call_of_module  # type: ignore[method-assign]
         for noted in self.calls_made:
-            noted.writes = any(self.written.get(b, 0) > self.began[noted] for b in noted.inputs)
+            noted.writes = any(self.written.get(b, 0) > noted.began for b in noted.inputs)
 
     def _save(self, x: Tensor) -> Tensor:
         if self.phase in ("forward", "loss") and x.layout == torch.strided:
@@ -138,38 +157,39 @@ def _writes(func: Any, args: tuple[Any, ...], x: Tensor) -> bool:
 
 
 def with_segments(tracer: Tracer, model: nn.Module) -> list[Call]:
-    """All calls; those of neighbouring children of a row too, put among the calls of what happens inside of them."""
+    """All calls, those of segments too, put among the calls of what happens inside of them.
+
+    A segment is made of modules that are called one after the other in one place, each with what the one before it
+    returned, which nobody else reads: children of a row, entries of a list, `conv`, `norm` and `act` of a block.
+    """
     for stack in tracer.late:
         for call in stack:
             call.late = True
-    rows = {n: [c for c, _ in m.named_children()] for n, m in model.named_modules() if is_row(m)}
-    place = {
-        f"{row}.{child}".lstrip("."): (row, i) for row, names in rows.items() for i, child in enumerate(names)
-    }
-    at: dict[Call, list[Call]] = {}  # the segments around a call of a child, the largest first
+    modules = dict(model.named_modules())
+    at: dict[Call, list[Call]] = {}  # the segments around a call, the largest first
     calls = list(tracer.calls_made)
-    open_rows: dict[str, list[tuple[int, Call]]] = {}
-    runs: list[tuple[str, list[tuple[int, Call]]]] = []
-    for call in tracer.calls_made:  # children called one after the other make a run
-        row, i = place.get(call.key[0], ("", -1))
-        if i < 0:
-            continue
-        run = open_rows.get(row)
-        if run is None or i != run[-1][0] + 1 or call.start < run[-1][1].end:
-            run = open_rows[row] = []
-            runs.append((row, run))
-        run.append((i, call))
-    for row, run in runs:
-        if len(run) != len(rows[row]):
-            continue
-        for first, last in _cuts(len(run)):
-            parts = [call for _, call in run[first:last]]
-            segment = Call((row, first, last), parts[0].start, parts[-1].end, sum(c.cost for c in parts))
-            segment.inputs, segment.writes = parts[0].inputs, parts[0].writes
-            segment.late = any(call.late for call in parts)
-            calls.append(segment)
-            for part in parts:
-                at.setdefault(part, []).append(segment)
+    for parent, lines in _lines(tracer).items():
+        names = [call.key[0] for call in lines[0]]
+        if any([call.key[0] for call in line] != names for line in lines):
+            continue  # it does not do the same each time
+        row = parent in modules and is_row(modules[parent])
+        linked = [
+            all(_passes_on(tracer, line[i], line[i + 1]) for line in lines) for i in range(len(names) - 1)
+        ]
+        for first, behind in _segments(names, linked, modules):
+            if not row and not _can_lead(names, first, behind, modules, lines):
+                continue
+            for line in lines:
+                parts = line[first:behind]
+                segment = Call(
+                    (parent, first, behind), parts[0].start, parts[-1].end, sum(c.cost for c in parts)
+                )
+                segment.inputs, segment.writes = parts[0].inputs, parts[0].writes
+                segment.late = any(call.late for call in parts)
+                segment.members = () if row else tuple(names[first:behind])
+                calls.append(segment)
+                for part in parts:
+                    at.setdefault(part, []).append(segment)
     for segments in at.values():
         segments.sort(key=lambda s: s.key[1] - s.key[2])
 
@@ -182,17 +202,71 @@ def with_segments(tracer: Tracer, model: nn.Module) -> list[Call]:
     return calls
 
 
+def _lines(tracer: Tracer) -> dict[str, list[list[Call]]]:
+    """By the name of a module, for each call of it the calls in it, in their order."""
+    found: dict[Call | None, list[Call]] = {}
+    for call in tracer.calls_made:
+        found.setdefault(call.parent, []).append(call)
+    lines: dict[str, list[list[Call]]] = {}
+    for parent, line in found.items():
+        lines.setdefault("" if parent is None else parent.key[0], []).append(line)
+    return lines
+
+
+def _passes_on(tracer: Tracer, call: Call, following: Call) -> bool:
+    """Whether a call reads what the one before it returned, and nobody else does."""
+    if call.made != following.given or call.outputs != following.inputs or call.late:
+        return False
+    return not any(
+        call.ended < time and not following.began < time <= following.ended
+        for block in call.outputs
+        if block not in following.outputs  # what is read later is what that one returned
+        for time in tracer.read.get(block, ())
+    ) and not any(
+        call.ended < time <= following.began for block in call.outputs for time in tracer.read.get(block, ())
+    )
+
+
+def _can_lead(
+    names: list[str], first: int, behind: int, modules: dict[str, nn.Module], lines: list[list[Call]]
+) -> bool:
+    """Whether the first can run the others: it is called once, they give no other shapes, nobody looks at them by hooks."""
+    shapes = {call.shapes for line in lines for call in line[first:behind]}
+    hooks = any(has_hooks(modules[name]) for name in names[first:behind])
+    return (
+        names.count(names[first]) == 1
+        and len(shapes) == len({line[first].shapes for line in lines})
+        and not hooks
+    )
+
+
+def _segments(names: list[str], linked: list[bool], modules: dict[str, nn.Module]) -> list[tuple[int, int]]:
+    """First and behind the last of each: runs of linked calls, cut where a module with weights begins."""
+    found: dict[tuple[int, int], None] = {}
+    begin = 0
+    for end in range(1, len(names) + 1):
+        if end < len(names) and linked[end - 1]:
+            continue
+        starts = [i for i in range(begin, end) if i == begin or _has_weights(modules[names[i]])]
+        for i, j in _cuts(len(starts)):
+            found[starts[i], starts[j] if j < len(starts) else end] = None
+        begin = end
+    return [(first, behind) for first, behind in found if behind - first > 1]
+
+
+def _has_weights(module: nn.Module) -> bool:
+    return any(p.ndim > 1 for p in module.parameters())
+
+
 def is_row(module: nn.Module) -> bool:
     """Whether a module calls its children one after the other."""
     return isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
 
 
 def _cuts(length: int) -> list[tuple[int, int]]:
-    """Segments of a row of this length: cut into 2, 3, 4, 6, 8 and more equal pieces of two children at the least."""
+    """Segments of a row of this length: cut into 1, 2, 3, 4, 6, 8 and more equal pieces, and into single ones."""
     found = {}
-    for pieces in (2, 3, 4, 6, 8, 12, 16, 24, 32):
-        if length < 2 * pieces:
-            break
-        bounds = [round(i * length / pieces) for i in range(pieces + 1)]
-        found.update(dict.fromkeys(pairwise(bounds)))
+    for pieces in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, length):
+        if pieces <= length:
+            found.update(dict.fromkeys(pairwise(round(i * length / pieces) for i in range(pieces + 1))))
     return list(found)
