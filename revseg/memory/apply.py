@@ -18,6 +18,7 @@ from torch import nn
 
 from revseg.layers.recompute import Recompute
 from revseg.memory.late import LateLoss, nothing_waits
+from revseg.memory.remake import FromPieces, called_by_pieces, noting
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,8 @@ def apply_parts(model: nn.Module, parts: Iterable[Part]) -> nn.Module:
         _run_again(modules[name], those)
     for those in lines.values():
         _line_up(modules, those)
+    if by_name and not isinstance(fitted, _Again):
+        _run_again(fitted, [])  # what it joins itself is noted too
     return fitted
 
 
@@ -93,7 +96,7 @@ def _run_again(module: nn.Module, parts: list[Part]) -> None:
     else:
         inner = _Original(module, type(module), given)
     module.__class__ = again(type(module))  # type: ignore[arg-type]
-    module.__dict__["_runs"] = _Runs(Recompute(inner) if whole else inner, given)
+    module.__dict__["_runs"] = _Runs(_RunAgain(inner) if whole else inner, given)
 
 
 def _line_up(modules: dict[str, nn.Module], parts: list[Part]) -> None:
@@ -112,6 +115,18 @@ def _line_up(modules: dict[str, nn.Module], parts: list[Part]) -> None:
         for each in runs[1:]:
             if line not in each.follows:
                 each.follows.append(line)
+
+
+class _RunAgain(nn.Module):
+    """A module that runs again, and keeps of its arguments the pieces."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = Recompute(FromPieces(module))
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        with nothing_waits():
+            return called_by_pieces(self.module, args, kwargs)
 
 
 @dataclass(eq=False)
@@ -175,11 +190,11 @@ class _Again:
     training: bool
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        with nothing_waits((args, kwargs)) as (arguments, options):
-            runs: _Runs = self.__dict__["_runs"]
+        runs: _Runs = self.__dict__["_runs"]
+        with noting():
             if (runs.leads or runs.follows) and self.training and torch.is_grad_enabled():
-                return runs.in_line(self, arguments, options)  # type: ignore[arg-type]
-            return runs.now(*arguments, **options)
+                return runs.in_line(self, args, kwargs)  # type: ignore[arg-type]
+            return runs.now(*args, **kwargs)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return _bare, (self._kind,), self.__dict__
@@ -230,6 +245,6 @@ def _parts(
         largest = max(here, key=lambda s: s[1])
         inner = [s for s in segments if s != largest and largest[0] <= s[0] and s[1] <= largest[1]]
         row = nn.ModuleList(_parts(children, *largest, inner))
-        found.append(Recompute(nn.Sequential(*row)))
+        found.append(_RunAgain(nn.Sequential(*row)))
         begin = largest[1]
     return found

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from revseg.memory.follow import Block
-from revseg.memory.trace import Call, Kept, Key, Tracer, with_segments
+from revseg.memory.segments import with_segments
+from revseg.memory.trace import Call, Kept, Key, Tracer
 
 Bytes = NDArray[np.int64]
 Changes = list[tuple[int, int]]
@@ -49,6 +50,20 @@ class Estimate:
     def __init__(self, tracer: Tracer, model: nn.Module, standing: Iterable[Block]) -> None:
         calls = with_segments(tracer, model)
         self.kept = {block: kept for block, kept in tracer.kept.items() if block.kept}
+        spared: dict[int, list[Call]] = defaultdict(list)
+        for call in calls:
+            for node in call.spared:
+                spared[node].append(call)
+        for kept in self.kept.values():
+            kept.spared = {node: spared[node] for node, _ in kept.saved if node in spared}
+        for call in calls:
+            for block, parts in call.remade.items():
+                if block in self.kept:
+                    self.kept[block].remade.add(call)
+                    for piece in parts:
+                        if not piece.kind:
+                            found = Kept(piece.size, tracer.made.get(piece, ()))
+                            self.kept.setdefault(piece, found).pieces.append(call)
         self.standing = sum(block.size for block in standing)
         self.seconds = sum(tracer.costs.values())
         self.length = 1 + max((event.node for event in tracer.events), default=0)
@@ -56,10 +71,7 @@ class Estimate:
         self.candidates = self._candidates(calls)
         self._known: dict[Block, dict[tuple[bool, ...], Changes]] = defaultdict(dict)
         self._relevant = {  # the keys on which the life of a block depends
-            block: tuple(
-                {c.key for stack in (kept.made, *(s for _, s in kept.saved)) for c in stack}
-                & {*self.candidates}
-            )
+            block: tuple({call.key for call in _calls_of(kept)} & {*self.candidates})
             for block, kept in self.kept.items()
         }
 
@@ -94,10 +106,14 @@ class Estimate:
     def _changes_of(self, kept: Kept, chosen: Container[Key]) -> Changes:
         made = [call for call in kept.made if call.key in chosen]
         since: dict[Call | None, int] = {}  # by the call whose second run it lives in
-        for node, stack in kept.saved:
+        pieces = [(call.start, call.outer) for call in kept.pieces if call.key in chosen]
+        saved = [s for s in kept.saved if not any(call.key in chosen for call in kept.spared.get(s[0], ()))]
+        for node, stack in (*saved, *pieces):
             around = [call for call in stack if call.key in chosen]
             shared = 0
             while shared < min(len(made), len(around)) and made[shared] is around[shared]:
+                shared += 1
+            while shared < len(around) and around[shared] in kept.remade:
                 shared += 1
             context = around[shared - 1] if shared else None
             begin = around[shared].start if shared < len(around) else node
@@ -119,7 +135,7 @@ class Estimate:
             by_key[call.key].append(call)
         inside: dict[Call, set[Block]] = defaultdict(set)
         for block, kept in self.kept.items():
-            for call in {call for _, stack in kept.saved for call in stack} | set(kept.made):
+            for call in _calls_of(kept):
                 inside[call].add(block)
         found = {}
         for key, those in by_key.items():
@@ -138,3 +154,10 @@ class Estimate:
             if event.phase == "backward" and event.node >= 0:
                 most[event.node] = max(most[event.node], now)
         return most
+
+
+def _calls_of(kept: Kept) -> set[Call]:
+    """On which the life of a block depends."""
+    outer = {each for call in kept.pieces for each in call.outer}
+    spared = {call for calls in kept.spared.values() for call in calls}
+    return {call for _, stack in kept.saved for call in stack} | {*kept.made, *kept.pieces} | outer | spared

@@ -159,16 +159,15 @@ class Late(TorchFunctionMode):
 
 
 @contextmanager
-def nothing_waits(given: Any) -> Iterator[Any]:
-    """Inside, upsampling is done at once; what is given, with maps at full size."""
+def nothing_waits() -> Iterator[None]:
+    """Inside, upsampling is done at once."""
     late: Late | None = getattr(_here, "late", None)
     if late is None:
-        yield given
+        yield
         return
-    given = materialized(given)
     late.aside += 1
     try:
-        yield given
+        yield
     finally:
         late.aside -= 1
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -17,8 +16,9 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._pytree import tree_leaves
 
-from revseg.engine.tracing import has_hooks
+from revseg.layers.structure import take_apart
 from revseg.memory.follow import Block, Follower
+from revseg.memory.remake import noting, pieces
 from revseg.memory.values import tensors_in
 
 Key = tuple[
@@ -44,6 +44,9 @@ class Call:
     shapes: tuple[Any, ...] = ()  # of these
     began: int = 0  # operations before it
     ended: int = 0  # and until its end
+    remade: dict[Block, list[Block]] = field(default_factory=dict)  # inputs that are made again, of what
+    spared: list[int] = field(default_factory=list)  # nodes of autograd that then are not needed
+    outer: tuple[Call, ...] = ()  # all around it
     members: tuple[str, ...] = ()  # of a segment that is not of a row, the modules by name
 
 
@@ -54,6 +57,9 @@ class Kept:
     size: int
     made: tuple[Call, ...]  # the calls in which it was made, the outermost first
     saved: list[tuple[int, tuple[Call, ...]]] = field(default_factory=list)  # at which node, in which calls
+    remade: set[Call] = field(default_factory=set)  # the calls that make it again if they run again
+    pieces: list[Call] = field(default_factory=list)  # and those that then keep it, to make another
+    spared: dict[int, list[Call]] = field(default_factory=dict)  # by the node that then does not save it
 
 
 class Tracer(Follower):  # type: ignore[no-untyped-call]
@@ -116,6 +122,12 @@ class Tracer(Follower):  # type: ignore[no-untyped-call]
             noted.parent = tracer.open[-1] if tracer.open else None
             noted.given = id(args[0]) if len(args) == 1 and given and not kwargs else 0
             noted.began = tracer.clock
+            for x in given:
+                recipe = pieces(x, [])
+                if recipe is not x:
+                    noted.remade[tracer.block(x)] = [tracer.block(p) for p in take_apart(recipe)[0]]
+                    noted.spared += recipe.made_by()
+                del recipe
             tracer.calls_made.append(noted)
             tracer.open.append(noted)
             del given
@@ -131,7 +143,7 @@ class Tracer(Follower):  # type: ignore[no-untyped-call]
 
         nn.Module.__call__ = call  # type: ignore[method-assign]
         try:
-            with saved_tensors_hooks(self._save, lambda x: x):
+            with saved_tensors_hooks(self._save, lambda x: x), noting(lambda: tracer.node):
                 yield
         finally:
             nn.Module.__call__ = call_of_module  # type: ignore[method-assign]
@@ -143,7 +155,7 @@ class Tracer(Follower):  # type: ignore[no-untyped-call]
             block = self.block(x)
             if not block.kind:
                 kept = self.kept.setdefault(block, Kept(block.size, self.made.get(block, ())))
-                kept.saved.append((self.node, tuple(self.open)))
+                kept.saved.append((self.node - 1, tuple(self.open)))  # the node is there already
         return x if x.is_leaf else x.detach()
 
 
@@ -154,119 +166,3 @@ def _writes(func: Any, args: tuple[Any, ...], x: Tensor) -> bool:
         and any(each is x for each in tensors_in(value))
         for argument, value in zip(func._schema.arguments, args, strict=False)
     )
-
-
-def with_segments(tracer: Tracer, model: nn.Module) -> list[Call]:
-    """All calls, those of segments too, put among the calls of what happens inside of them.
-
-    A segment is made of modules that are called one after the other in one place, each with what the one before it
-    returned, which nobody else reads: children of a row, entries of a list, `conv`, `norm` and `act` of a block.
-    """
-    for stack in tracer.late:
-        for call in stack:
-            call.late = True
-    modules = dict(model.named_modules())
-    at: dict[Call, list[Call]] = {}  # the segments around a call, the largest first
-    calls = list(tracer.calls_made)
-    for parent, lines in _lines(tracer).items():
-        names = [call.key[0] for call in lines[0]]
-        if any([call.key[0] for call in line] != names for line in lines):
-            continue  # it does not do the same each time
-        row = parent in modules and is_row(modules[parent])
-        linked = [
-            all(_passes_on(tracer, line[i], line[i + 1]) for line in lines) for i in range(len(names) - 1)
-        ]
-        for first, behind in _segments(names, linked, modules):
-            if not row and not _can_lead(names, first, behind, modules, lines):
-                continue
-            for line in lines:
-                parts = line[first:behind]
-                segment = Call(
-                    (parent, first, behind), parts[0].start, parts[-1].end, sum(c.cost for c in parts)
-                )
-                segment.inputs, segment.writes = parts[0].inputs, parts[0].writes
-                segment.late = any(call.late for call in parts)
-                segment.members = () if row else tuple(names[first:behind])
-                calls.append(segment)
-                for part in parts:
-                    at.setdefault(part, []).append(segment)
-    for segments in at.values():
-        segments.sort(key=lambda s: s.key[1] - s.key[2])
-
-    def filled(stack: tuple[Call, ...]) -> tuple[Call, ...]:
-        return tuple(each for call in stack for each in (*at.get(call, ()), call))
-
-    for kept in tracer.kept.values():
-        kept.made = filled(kept.made)
-        kept.saved = [(node, filled(stack)) for node, stack in kept.saved]
-    return calls
-
-
-def _lines(tracer: Tracer) -> dict[str, list[list[Call]]]:
-    """By the name of a module, for each call of it the calls in it, in their order."""
-    found: dict[Call | None, list[Call]] = {}
-    for call in tracer.calls_made:
-        found.setdefault(call.parent, []).append(call)
-    lines: dict[str, list[list[Call]]] = {}
-    for parent, line in found.items():
-        lines.setdefault("" if parent is None else parent.key[0], []).append(line)
-    return lines
-
-
-def _passes_on(tracer: Tracer, call: Call, following: Call) -> bool:
-    """Whether a call reads what the one before it returned, and nobody else does."""
-    if call.made != following.given or call.outputs != following.inputs or call.late:
-        return False
-    return not any(
-        call.ended < time and not following.began < time <= following.ended
-        for block in call.outputs
-        if block not in following.outputs  # what is read later is what that one returned
-        for time in tracer.read.get(block, ())
-    ) and not any(
-        call.ended < time <= following.began for block in call.outputs for time in tracer.read.get(block, ())
-    )
-
-
-def _can_lead(
-    names: list[str], first: int, behind: int, modules: dict[str, nn.Module], lines: list[list[Call]]
-) -> bool:
-    """Whether the first can run the others: it is called once, they give no other shapes, nobody looks at them by hooks."""
-    shapes = {call.shapes for line in lines for call in line[first:behind]}
-    hooks = any(has_hooks(modules[name]) for name in names[first:behind])
-    return (
-        names.count(names[first]) == 1
-        and len(shapes) == len({line[first].shapes for line in lines})
-        and not hooks
-    )
-
-
-def _segments(names: list[str], linked: list[bool], modules: dict[str, nn.Module]) -> list[tuple[int, int]]:
-    """First and behind the last of each: runs of linked calls, cut where a module with weights begins."""
-    found: dict[tuple[int, int], None] = {}
-    begin = 0
-    for end in range(1, len(names) + 1):
-        if end < len(names) and linked[end - 1]:
-            continue
-        starts = [i for i in range(begin, end) if i == begin or _has_weights(modules[names[i]])]
-        for i, j in _cuts(len(starts)):
-            found[starts[i], starts[j] if j < len(starts) else end] = None
-        begin = end
-    return [(first, behind) for first, behind in found if behind - first > 1]
-
-
-def _has_weights(module: nn.Module) -> bool:
-    return any(p.ndim > 1 for p in module.parameters())
-
-
-def is_row(module: nn.Module) -> bool:
-    """Whether a module calls its children one after the other."""
-    return isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
-
-
-def _cuts(length: int) -> list[tuple[int, int]]:
-    """Segments of a row of this length: cut into 1, 2, 3, 4, 6, 8 and more equal pieces, and into single ones."""
-    found = {}
-    for pieces in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, length):
-        if pieces <= length:
-            found.update(dict.fromkeys(pairwise(round(i * length / pieces) for i in range(pieces + 1))))
-    return list(found)

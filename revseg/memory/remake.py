@@ -1,0 +1,171 @@
+"""Inputs of what runs again, made again from what they were made of.
+
+Between modules a network joins maps (`torch.cat`), raises them (`F.interpolate`, `F.conv_transpose2d`) and pools them. What
+reads the result and runs again would keep it. What it was made of is smaller, or is kept by others anyway. So inside of
+a fitted network these functions note that on their result, and a module that runs again keeps it in the place of the
+result, whose own node of autograd, and what that has saved, goes.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+from revseg.memory.late import Upsampled
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+_here = threading.local()
+_REMADE = {
+    *(torch.cat, torch.concat, torch.concatenate, F.interpolate),
+    *(F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d),
+    *(torch.max_pool1d, torch.max_pool2d, torch.max_pool3d),
+    *(F.max_pool1d, F.max_pool2d, F.max_pool3d),
+}
+_NOTE = "_revseg_made_of"
+
+
+class Ready:
+    """A value that is there already, for the first run."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
+@dataclass
+class Recipe:
+    """How a map is made; its pieces are tensors or recipes again."""
+
+    function: Any
+    args: Any
+    kwargs: Any
+    ready: Ready
+    nodes: range  # of autograd, that made it
+
+    def made_by(self) -> list[int]:
+        """All nodes that made it."""
+        leaves = tree_leaves((self.args, self.kwargs), is_leaf=lambda x: isinstance(x, Recipe))
+        inner = [node for x in leaves if isinstance(x, Recipe) for node in x.made_by()]
+        return [*self.nodes, *inner]
+
+    def make(self) -> Any:
+        """The map, in the first run that which is there."""
+        if self.ready.value is not None:
+            return self.ready.value
+        args, kwargs = made((self.args, self.kwargs))
+        return self.function(*args, **kwargs)
+
+
+class Notes(TorchFunctionMode):
+    """While it is on, results of these functions know what they were made of.
+
+    Args:
+        node: Says how many nodes autograd has made.
+    """
+
+    def __init__(self, node: Callable[[], int] = lambda: 0) -> None:
+        super().__init__()
+        self.node = node
+        self.noted: list[weakref.ref[Tensor]] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func not in _REMADE or not torch.is_grad_enabled() or "out" in kwargs:
+            return func(*args, **kwargs)
+        before = self.node()
+        result = func(*args, **kwargs)
+        if isinstance(result, Tensor) and not isinstance(result, Upsampled) and result.requires_grad:
+            setattr(result, _NOTE, (func, args, kwargs, range(before, self.node())))
+            self.noted.append(weakref.ref(result))
+        return result
+
+    def forget(self) -> None:
+        """Takes the notes away: they keep pieces alive."""
+        for each in self.noted:
+            result = each()
+            if result is not None and hasattr(result, _NOTE):
+                delattr(result, _NOTE)
+        self.noted.clear()
+
+
+@contextmanager
+def _noting(node: Callable[[], int]) -> Iterator[None]:
+    notes = Notes(node)
+    _here.on = True
+    try:
+        with notes:
+            yield
+    finally:
+        _here.on = False
+        notes.forget()
+
+
+def noting(node: Callable[[], int] = lambda: 0) -> AbstractContextManager[None]:
+    """Joined, raised and pooled maps know what they were made of, in training."""
+    return nullcontext() if getattr(_here, "on", False) or not torch.is_grad_enabled() else _noting(node)
+
+
+def pieces(value: Any, ready: list[Ready]) -> Any:
+    """The value with recipes in the places of maps that have some.
+
+    Args:
+        value: Arguments of a call.
+        ready: Gets what the recipes hold for the first run; to be emptied behind it.
+    """
+
+    def piece(x: Any) -> Any:
+        if isinstance(x, Upsampled):
+            mode = {3: "linear", 4: "bilinear", 5: "trilinear"}[x.low.ndim]
+            options = {"size": tuple(x.shape[2:]), "mode": mode, "align_corners": x.align_corners}
+            note: Any = F.interpolate, (x.low,), options, range(0)
+        else:
+            note = getattr(x, _NOTE, None) if isinstance(x, Tensor) else None
+        if note is None:
+            return x
+        function, args, kwargs, nodes = note
+        ready.append(Ready(x.upsample() if isinstance(x, Upsampled) else x))
+        holder = ready[-1]
+        return Recipe(function, tree_map(piece, args), tree_map(piece, kwargs), holder, nodes)
+
+    return tree_map(piece, value)
+
+
+def made(value: Any) -> Any:
+    """The value with maps in the places of recipes."""
+    return tree_map(
+        lambda x: x.make() if isinstance(x, Recipe) else x, value, is_leaf=lambda x: isinstance(x, Recipe)
+    )
+
+
+class FromPieces(nn.Module):
+    """A module called with recipes in the places of maps."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        args, kwargs = made((args, kwargs))
+        return self.module(*args, **kwargs)
+
+
+def called_by_pieces(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What a `Recompute` of `FromPieces` returns, which keeps the pieces of its arguments."""
+    ready: list[Ready] = []
+    args, kwargs = pieces((args, kwargs), ready)
+    try:
+        return module(*args, **kwargs)
+    finally:
+        for each in ready:
+            each.value = None

@@ -1,0 +1,146 @@
+"""Segments: modules that are called one after the other, and could run again as one.
+
+Children of a row, entries of a list that a network goes through, `conv`, `norm` and `act` of a block: found by what runs, each
+is called with what the one before it returned, which nobody else reads.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from torch import nn
+
+from revseg.engine.tracing import has_hooks
+from revseg.memory.trace import Call, Tracer
+
+
+def with_segments(tracer: Tracer, model: nn.Module) -> list[Call]:
+    """All calls, those of segments too, put among the calls of what happens inside of them.
+
+    A segment is made of modules that are called one after the other in one place, each with what the one before it
+    returned, which nobody else reads: children of a row, entries of a list, `conv`, `norm` and `act` of a block.
+    """
+    for stack in tracer.late:
+        for call in stack:
+            call.late = True
+    modules = dict(model.named_modules())
+    at: dict[Call, list[Call]] = {}  # the segments around a call, the largest first
+    parts_of: dict[Call, Call] = {}  # the first of a segment
+    calls = list(tracer.calls_made)
+    for parent, lines in _lines(tracer).items():
+        names = [call.key[0] for call in lines[0]]
+        if any([call.key[0] for call in line] != names for line in lines):
+            continue  # it does not do the same each time
+        row = parent in modules and is_row(modules[parent])
+        linked = [
+            all(_passes_on(tracer, line[i], line[i + 1]) for line in lines) for i in range(len(names) - 1)
+        ]
+        for begin, behind in _segments(names, linked, modules):
+            if not row and not _can_lead(names, begin, behind, modules, lines):
+                continue
+            for line in lines:
+                parts = line[begin:behind]
+                segment = Call(
+                    (parent, begin, behind), parts[0].start, parts[-1].end, sum(c.cost for c in parts)
+                )
+                segment.inputs, segment.writes = parts[0].inputs, parts[0].writes
+                segment.remade, segment.parent = parts[0].remade, parts[0].parent
+                segment.spared = parts[0].spared
+                segment.late = any(call.late for call in parts)
+                segment.members = () if row else tuple(names[begin:behind])
+                calls.append(segment)
+                parts_of[segment] = parts[0]
+                for part in parts:
+                    at.setdefault(part, []).append(segment)
+    for segments in at.values():
+        segments.sort(key=lambda s: s.key[1] - s.key[2])
+
+    def filled(stack: tuple[Call, ...]) -> tuple[Call, ...]:
+        return tuple(each for call in stack for each in (*at.get(call, ()), call))
+
+    for call in calls:
+        around = () if call.parent is None else filled((*_parents(call.parent), call.parent))
+        first = call if call.key[1] < 0 else parts_of[call]
+        call.outer = (
+            *around,
+            *(s for s in at.get(first, ()) if s.key[2] - s.key[1] > call.key[2] - call.key[1]),
+        )
+    for kept in tracer.kept.values():
+        kept.made = filled(kept.made)
+        kept.saved = [(node, filled(stack)) for node, stack in kept.saved]
+    return calls
+
+
+def _parents(call: Call) -> tuple[Call, ...]:
+    return () if call.parent is None else (*_parents(call.parent), call.parent)
+
+
+def _lines(tracer: Tracer) -> dict[str, list[list[Call]]]:
+    """By the name of a module, for each call of it the calls in it, in their order."""
+    found: dict[Call | None, list[Call]] = {}
+    for call in tracer.calls_made:
+        found.setdefault(call.parent, []).append(call)
+    lines: dict[str, list[list[Call]]] = {}
+    for parent, line in found.items():
+        lines.setdefault("" if parent is None else parent.key[0], []).append(line)
+    return lines
+
+
+def _passes_on(tracer: Tracer, call: Call, following: Call) -> bool:
+    """Whether a call reads what the one before it returned, and nobody else does."""
+    if call.made != following.given or call.outputs != following.inputs or call.late:
+        return False
+    return not any(
+        call.ended < time and not following.began < time <= following.ended
+        for block in call.outputs
+        if block not in following.outputs  # what is read later is what that one returned
+        for time in tracer.read.get(block, ())
+    ) and not any(
+        call.ended < time <= following.began for block in call.outputs for time in tracer.read.get(block, ())
+    )
+
+
+def _can_lead(
+    names: list[str], first: int, behind: int, modules: dict[str, nn.Module], lines: list[list[Call]]
+) -> bool:
+    """Whether the first can run the others: it is called once, they give no other shapes, nobody looks at them by hooks."""
+    shapes = {call.shapes for line in lines for call in line[first:behind]}
+    hooks = any(has_hooks(modules[name]) for name in names[first:behind])
+    return (
+        names.count(names[first]) == 1
+        and len(shapes) == len({line[first].shapes for line in lines})
+        and not hooks
+    )
+
+
+def _segments(names: list[str], linked: list[bool], modules: dict[str, nn.Module]) -> list[tuple[int, int]]:
+    """First and behind the last of each: runs of linked calls, cut where a module with weights begins."""
+    found: dict[tuple[int, int], None] = {}
+    begin = 0
+    for end in range(1, len(names) + 1):
+        if end < len(names) and linked[end - 1]:
+            continue
+        starts = [i for i in range(begin, end) if i == begin or _has_weights(modules[names[i]])]
+        for i, j in _cuts(len(starts)):
+            found[starts[i], starts[j] if j < len(starts) else end] = None
+        begin = end
+    return [(first, behind) for first, behind in found if behind - first > 1]
+
+
+def _has_weights(module: nn.Module) -> bool:
+    return any(p.ndim > 1 for p in module.parameters())
+
+
+def is_row(module: nn.Module) -> bool:
+    """Whether a module calls its children one after the other."""
+    own = type(module).forward is nn.Sequential.forward and "forward" not in module.__dict__
+    return isinstance(module, nn.Sequential) and own
+
+
+def _cuts(length: int) -> list[tuple[int, int]]:
+    """Segments of a row of this length: cut into 1, 2, 3, 4, 6, 8 and more equal pieces, and into single ones."""
+    found = {}
+    for count in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, length):
+        if count <= length:
+            found.update(dict.fromkeys(pairwise(round(i * length / count) for i in range(count + 1))))
+    return list(found)
