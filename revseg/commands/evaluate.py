@@ -14,8 +14,10 @@ from rich.console import Console
 from torch import distributed
 
 from revseg.data import create_dataset
+from revseg.data.cityscapes import Cityscapes
 from revseg.files import write_text
 from revseg.inference.augmented import Augmentation
+from revseg.inference.instances import InstanceScores
 from revseg.inference.matrix import CITYSCAPES_CATEGORIES, category_iou, draw_matrix, matrix_csv
 from revseg.inference.settings import EvaluateSettings
 from revseg.inference.trained import load
@@ -61,13 +63,18 @@ def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
     augmentation = Augmentation.of(settings.scales, settings.flip)
     windows = Windows.of(settings.window, settings.overlap)
     rank, world = _processes()
-    matrix = ConfusionMatrix(len(model.classes))
+    matrix, objects = ConfusionMatrix(len(model.classes)), InstanceScores(model.classes.names)
     started = time.perf_counter()
     for i in range(rank, len(dataset), world):
         image, label = dataset[i]
-        matrix.update(model.predict(image, windows=windows, augmentation=augmentation)[None], label[None])
+        predicted = model.predict(image, windows=windows, augmentation=augmentation)
+        matrix.update(predicted[None], label[None])
+        if settings.instances:
+            assert isinstance(dataset, Cityscapes)
+            objects.update(predicted, label, dataset.load_instances(i))
     if world > 1:
         distributed.all_reduce(matrix.tally)
+        distributed.all_reduce(objects.tally)
     counts = matrix.counts()
     if not int(counts.sum()):
         raise ValueError(f"no pixel of {settings.data}, {settings.split} has a label")
@@ -92,9 +99,17 @@ def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
     }
     if set(CITYSCAPES_CATEGORIES) >= set(model.classes.names):
         result["category_iou"] = category_iou(counts, model.classes.names)
+    if settings.instances:
+        result["instance_iou"] = objects.iou(counts)
+        result["category_instance_iou"] = objects.category_iou(counts)
     if rank == 0:
         write_results(settings.out, result, counts, model.classes.names)
-        console.print(result_table(iou, result["miou"], model.description.get("epoch") or 0))
+        console.print(result_table(f"IoU on {settings.data}, {settings.split}", iou, result["miou"]))
+        if settings.instances:
+            found = [value for value in result["instance_iou"].values() if value is not None]
+            console.print(
+                f"mean iIoU {100 * sum(found) / len(found):.2f} %" if found else "no instance occurs"
+            )
         console.print(
             f"pixel accuracy {100 * result['pixel_accuracy']:.2f} %; everything is in {settings.out}",
             markup=False,

@@ -12,15 +12,17 @@ Source: Cordts et al., The Cityscapes Dataset for Semantic Urban Scene Understan
 ids of cityscapesScripts, helpers/labels.py.
 """
 
+import re
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from revseg.data.base import Transform, check_split
 from revseg.data.classes import CITYSCAPES
 from revseg.data.from_files import FileDataset
-from revseg.data.images import IMAGE_ENDINGS, read_label
+from revseg.data.images import IMAGE_ENDINGS, read_ids, read_label
 from revseg.data.pairs import FilePair, paired, unique_names
 
 SPLITS = ("train", "val", "test", "train_extra")
@@ -85,6 +87,18 @@ class Cityscapes(FileDataset):
             kind = "train ids 0 to 18 or 255" if self.are_train_ids else f"label ids 0 to {HIGHEST_ID} or 255"
             raise ValueError(f"expected {kind}, got {int(unknown[0])} in {unknown.numel()} pixels: {path}")
         return classes.to(torch.uint8)
+
+    def load_instances(self, index: int) -> Tensor:
+        """The instance ids of a sample [H, W], int32: label id * 1000 + number, or the label id where there is no instance.
+
+        Raises:
+            FileNotFoundError: If `_instanceIds.png` does not stand beside the labels.
+        """
+        label = self.pairs[index].label
+        path = label.with_name(re.sub(r"_label(Train)?Ids$", "_instanceIds", label.stem) + ".png")
+        if not path.is_file():
+            raise FileNotFoundError(f"missing {path}; expected instance ids beside the labels")
+        return torch.from_numpy(read_ids(path).astype(np.int32))
 
 
 def _pairs(root: Path, split: str, ground_truth: str) -> tuple[list[FilePair], bool]:

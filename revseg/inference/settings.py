@@ -98,6 +98,8 @@ class EvaluateSettings(Gone):
     """Number of samples; by default all."""
     seed: int = 0
     """Which scenes are generated."""
+    instances: bool = False
+    """Score every object alike too (iIoU), with the instance ids of Cityscapes, at full size."""
     out: Path = Path("runs/evaluate")
     """Folder for evaluation.json, confusion.csv and confusion.png."""
 
@@ -105,6 +107,11 @@ class EvaluateSettings(Gone):
         super().__post_init__()
         if self.samples is not None and self.samples < 1:
             raise ValueError(f"expected --samples of at least 1, got {self.samples}")
+        if self.instances and (self.data != "cityscapes" or self.size is not None):
+            raise ValueError(
+                "--instances needs --data cityscapes at its full size, without --size, "
+                f"got --data {self.data} and --size {self.size}"
+            )
 
 
 @dataclass(frozen=True)

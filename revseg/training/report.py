@@ -64,9 +64,9 @@ def epoch_line(record: Mapping[str, Any], epochs: int) -> str:
     )
 
 
-def result_table(iou: Mapping[str, float | None], miou: float | None, epoch: int) -> Table:
+def result_table(title: str, iou: Mapping[str, float | None], miou: float | None) -> Table:
     """Intersection over union of every class, and their mean."""
-    table = Table(title=f"Validation IoU, best epoch ({epoch})", min_width=40)
+    table = Table(title=title, min_width=40)
     table.add_column("class")
     table.add_column("IoU %", justify="right")
     for name, value in iou.items():

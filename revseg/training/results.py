@@ -58,7 +58,7 @@ def write_results(
 ) -> dict[str, Any]:
     """Writes the summary and returns it; draws curves and samples, and compares the memory with the plain twin."""
     best = best_epoch(progress.history)
-    console.print(result_table(best["iou"], best["miou"], best["epoch"]))
+    console.print(result_table(f"Validation IoU, best epoch ({best['epoch']})", best["iou"], best["miou"]))
     summary = {
         "settings": settings.as_json(),
         "parameters": count_parameters(build_model(settings, len(best["iou"]), save_activations=False)),

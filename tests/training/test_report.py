@@ -55,7 +55,7 @@ def test_tables_say_percent_mebibytes_and_ratios():
     predicted = {"reversible": 2**21, "saved": 5 * 2**20}
     console.print(memory_table({"reversible": 2**20, "saved": 3 * 2**20}, predicted, (4, 3, 128, 256)))
     console.print(memory_table({"reversible": 2**20}, predicted, (4, 3, 128, 256)))
-    console.print(result_table({"road": 0.5, "sky": None}, 0.5, 7))
+    console.print(result_table("Validation IoU, best epoch (7)", {"road": 0.5, "sky": None}, 0.5))
     lines = [" ".join(line.strip("│┃").replace("│", " ").split()) for line in text.getvalue().splitlines()]
     for line in (
         "reversible 1.0 2.0 1.00",
