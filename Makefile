@@ -34,7 +34,7 @@ bench-report: $(INSTALLED)  ## tables and pictures from the files under benchmar
 	$(BIN)/python -m benchmarks report
 
 docs: $(INSTALLED)  ## the pages of docs/ as a site under build/site; a warning is an error
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt ".[docs]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[docs]"
 	$(BIN)/mkdocs build --strict
 
 clean:  ## take .venv and runs away
