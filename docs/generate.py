@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from revseg.cli import COMMANDS
+from revseg.commands import COMMANDS
 
 MODULES = {
     "revseg": "what most users need",

@@ -20,7 +20,8 @@ FLOORS = [  # the lowest first; a folder or file imports from floors below its o
     {"memory"},
     {"models", "testing", "convert"},
     {"training", "inference"},
-    {"cli", "commands"},
+    {"commands"},
+    {"cli"},
 ]
 FOLDERS = {"benchmarks": ("benchmarks", "benchmarks.questions", "benchmarks.gpu")}  # whose files are named
 LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}

@@ -12,7 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from revseg.cli import COMMANDS, _named, _parsed, main, spelled_out
+from revseg.cli import _named, _parsed, main, spelled_out
+from revseg.commands import COMMANDS
 from revseg.data import list_datasets
 from revseg.models import list_models
 from revseg.training import loop, results, run

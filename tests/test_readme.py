@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks import record, report
 from revseg import cli
+from revseg.commands import COMMANDS
 
 README = Path(__file__).parents[1] / "README.md"
 MAKEFILE = README.with_name("Makefile")
@@ -79,8 +80,8 @@ def assert_commands(block):
         if words[:1] == ["make"]:
             assert re.search(rf"^{words[1]}:", MAKEFILE.read_text(), re.MULTILINE)
         elif words[:1] == ["revseg"]:
-            name = next(name for name in (" ".join(words[1:3]), words[1]) if name in cli.COMMANDS)
-            kind = cli._named(cli.COMMANDS[name].settings)
+            name = next(name for name in (" ".join(words[1:3]), words[1]) if name in COMMANDS)
+            kind = cli._named(COMMANDS[name].settings)
             given = words[1 + len(name.split()) :]
             cli._parsed(name, kind, cli.spelled_out(given, kind))
         else:
