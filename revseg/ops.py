@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from revseg.kernels.bn_act.op import bn_act as bn_act
     from revseg.kernels.bn_act.op import bn_act_add as bn_act_add
     from revseg.kernels.bn_act_backward.op import bn_act_backward as bn_act_backward
+    from revseg.kernels.bn_act_backward.op import bn_act_gradient as bn_act_gradient
     from revseg.kernels.bn_act_backward.op import bn_act_sums as bn_act_sums
     from revseg.kernels.cpu.compiled import is_large as is_large
     from revseg.kernels.dispatch import DTYPES as DTYPES
@@ -48,6 +49,7 @@ _HOME = {
     "bn_act": "bn_act.op",
     "bn_act_add": "bn_act.op",
     "bn_act_backward": "bn_act_backward.op",
+    "bn_act_gradient": "bn_act_backward.op",
     "bn_act_sums": "bn_act_backward.op",
     "compare": "verify",
     "converted": "verify",

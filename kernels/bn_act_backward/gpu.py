@@ -33,9 +33,19 @@ def bn_act_backward(
     """As `revseg.kernels.bn_act_backward.op.bn_act_backward`."""
     parameters = parameters_of(norm)
     sums: Tensor = _bn_act_sums(u, dz, *parameters)
-    _bn_act_gradient(u, dz, *parameters, sums if batch else None, out)
+    _bn_act_gradient(u, dz, *parameters, sums if batch else None, u.numel() // u.shape[1], out)
     dbias, _, dslope, dweight = sums.unbind()
     return out, dweight, dbias, dslope
+
+
+def bn_act_gradient(
+    u: Tensor, dz: Tensor, norm: Norm, sums: Tensor | None, values: int, out: Tensor
+) -> Tensor:
+    """As `revseg.kernels.bn_act_backward.op.bn_act_gradient`."""
+    if sums is not None:
+        sums = torch.cat((sums, (sums[1] * norm.inverse_deviation)[None]))
+    _bn_act_gradient(u, dz, *parameters_of(norm), sums, values, out)
+    return out
 
 
 @torch.library.custom_op("revseg::bn_act_sums", mutates_args=())
@@ -60,14 +70,13 @@ def _bn_act_sums(
 @torch.library.custom_op("revseg::bn_act_gradient", mutates_args=("out",))
 def _bn_act_gradient(
     u: Tensor, dz: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None,
-    slope: Tensor | None, fixed: float, eps: float, sums: Tensor | None, out: Tensor,
+    slope: Tensor | None, fixed: float, eps: float, sums: Tensor | None, values: int, out: Tensor,
 ) -> None:  # fmt: skip
     tiles = Tiles.of(u)
     count = tiles.parts()
-    m = float(u.numel() // u.shape[1])
     with torch.cuda.device_of(u):
         _gradient_kernel[count, tiles.groups](
-            u, dz, mean, var, weight, bias, slope, eps, sums, m, out, tiles.pixels, tiles.count, count,
+            u, dz, mean, var, weight, bias, slope, eps, sums, float(values), out, tiles.pixels, tiles.count, count,
             **of_slope(slope, fixed), **tiles.constants, num_warps=8,
         )  # fmt: skip
 

@@ -1,7 +1,8 @@
 """The gradients of `bn_act` (`revseg.kernels.bn_act.op`), in two passes over the raw map.
 
 The first takes three sums by channel, which are the gradients of the parameters; the second makes the
-gradient of the raw map, through the statistics too if they are the batch's.
+gradient of the raw map, through the statistics too if they are the batch's. Each is an operation of its own too,
+for maps that go through them band by band.
 
 Letters: u the raw map [N, C, H, W], n the normalised one, z the activated one; M = N * H * W.
 """
@@ -90,6 +91,37 @@ def bn_act_sums(u: Tensor, dz: Tensor, norm: Norm) -> Tensor:
     return _sums(matrix, gradient, matrix, norm, write=False)
 
 
+def bn_act_gradient(
+    u: Tensor, dz: Tensor, norm: Norm, sums: Tensor | None, values: int, out: Tensor | None = None
+) -> Tensor:
+    """The gradient of a raw map, or of a band of one, whose sums are known.
+
+    Args:
+        u: The raw map [N, C, H, W], or rows of it.
+        dz: The gradient of what norm and activation made of these, of any strides.
+        norm: Statistics and parameters.
+        sums: `bn_act_sums` [3, C] of the whole map; None if the statistics are not the batch's.
+        values: Of each channel of the whole map.
+        out: Written to instead of new memory; may be dz itself, or u.
+
+    Returns:
+        du, of the dtype and strides of u.
+    """
+    du = memory_like(u, u.dtype, out)
+    dz = as_dense(dz, u)
+    if has_kernel(u, dz):
+        from revseg.kernels.bn_act_backward import gpu
+
+        return gpu.bn_act_gradient(u, dz, norm, sums, values, du)
+    maps = Matrix(u), Matrix(dz), Matrix(du)
+    if not has_values(u):
+        maps[0].one_block(2)
+        return du
+    means = None if sums is None else (sums[1] * norm.inverse_deviation / values, sums[0] / values)
+    _apply(*maps, norm, False, means)
+    return du
+
+
 def _sums(u: Matrix, dz: Matrix, du: Matrix, norm: Norm, write: bool) -> Tensor:
     """The sums of dn, of dn * (u - mean) and of dz * n below 0, by channel [3, C]; dn itself into du."""
     if is_compiled(u):
@@ -168,6 +200,18 @@ def sums_reference(u: Tensor, dz: Tensor, norm: Norm) -> Tensor:
     )
 
 
+def gradient_reference(u: Tensor, dz: Tensor, norm: Norm, sums: Tensor | None, values: int) -> Tensor:
+    """The meaning of `bn_act_gradient`: the gradient at fixed statistics, less what goes through these."""
+    (du, *_) = reference(u, dz, norm, False)
+    if sums is None:
+        return du
+    wide = torch.promote_types(u.dtype, torch.float32)
+    mean, scale = (v.to(wide)[:, None, None] for v in norm.vectors[:2])
+    dbias, dot = (v.to(wide)[:, None, None] / values for v in sums[:2])
+    by_u = dot * norm.inverse_deviation.square().to(wide)[:, None, None]
+    return (du.to(wide) - scale * (dbias + (u.to(wide) - mean) * by_u)).to(u.dtype)
+
+
 def example_inputs(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor, Norm, bool]:
     """Arguments of a small call of `bn_act_backward`."""
     u, norm = bn_act.example_inputs(device, dtype)
@@ -180,7 +224,17 @@ def sums_example_inputs(device: torch.device, dtype: torch.dtype) -> tuple[Tenso
     return u, dz, norm
 
 
+def gradient_example_inputs(
+    device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Norm, Tensor, int]:
+    """Arguments of a small call of `bn_act_gradient`: the first image of two."""
+    u, dz, norm, _ = example_inputs(device, dtype)
+    sums = sums_reference(u, dz, norm).detach()
+    return u[:1], gradient_like(u[:1]), norm, sums, u.numel() // u.shape[1]
+
+
 KERNELS = (
     Kernel(bn_act_backward, reference, example_inputs),
     Kernel(bn_act_sums, sums_reference, sums_example_inputs),
+    Kernel(bn_act_gradient, gradient_reference, gradient_example_inputs),
 )

@@ -244,8 +244,8 @@ def test_operations_are_registered_as_torch_wants_them(slope):
     check(bn_act_gpu._bn_act, (given.u, *parameters, given.dz, -1.0, out))
     check(bn_act_backward_gpu._bn_act_sums, (given.u, given.dz, *parameters))
     sums = bn_act_backward_gpu._bn_act_sums(given.u, given.dz, *parameters)
-    check(bn_act_backward_gpu._bn_act_gradient, (given.u, given.dz, *parameters, sums, out))
-    check(bn_act_backward_gpu._bn_act_gradient, (given.u, given.dz, *parameters, None, out))
+    check(bn_act_backward_gpu._bn_act_gradient, (given.u, given.dz, *parameters, sums, 90, out))
+    check(bn_act_backward_gpu._bn_act_gradient, (given.u, given.dz, *parameters, None, 90, out))
 
 
 def test_the_example_runs():
