@@ -209,7 +209,8 @@ def gradient_reference(u: Tensor, dz: Tensor, norm: Norm, sums: Tensor | None, v
     mean, scale = (v.to(wide)[:, None, None] for v in norm.vectors[:2])
     dbias, dot = (v.to(wide)[:, None, None] / values for v in sums[:2])
     by_u = dot * norm.inverse_deviation.square().to(wide)[:, None, None]
-    return (du.to(wide) - scale * (dbias + (u.to(wide) - mean) * by_u)).to(u.dtype)
+    found: Tensor = du.to(wide) - scale * (dbias + (u.to(wide) - mean) * by_u)
+    return found.to(u.dtype)
 
 
 def example_inputs(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor, Norm, bool]:

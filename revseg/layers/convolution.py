@@ -7,6 +7,7 @@ go through a convolution image by image, and their weight's gradient by bands of
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, get_args
 
 import torch
@@ -16,6 +17,9 @@ from torch import Tensor, nn
 from revseg.engine.gradients import Grads
 from revseg.engine.tensors import is_plain
 from revseg.engine.tracing import has_hooks
+from revseg.layers.bands.convolution import BandConvolution
+from revseg.layers.bands.rows import Band
+from revseg.layers.bands.window import Window
 from revseg.layers.layer_input import LayerInput, by_image, gather, is_large
 from revseg.layers.linear import LinearOp, prepared, summed
 
@@ -45,6 +49,7 @@ class Convolution(LinearOp):
         self.padding: Any = conv.padding
         self.transposed, self.output_padding = conv.transposed, conv.output_padding
         self.prepare = prepare
+        self.by_band = _by_band(conv)
         self.asymmetric = None if prepare else _asymmetric(conv)
         self.every = _steps(conv)  # of the pixels that are picked here
         if self.every:
@@ -112,6 +117,38 @@ class Convolution(LinearOp):
                     dx = found
                 del found, shape  # before the next image
         return [dx, *(None if t is None else t.to(p.dtype) for t, p in zip(total, parameters, strict=True))]
+
+    input_gradient_reads_input = False
+
+    def window(self) -> Window | None:
+        return None if self.by_band is None else self.by_band.window
+
+    def shape(self, x: Sequence[int], parameters: Sequence[Tensor]) -> tuple[int, int, int, int]:
+        assert self.by_band is not None
+        n, _, height, width = x
+        return n, len(parameters[0]), self.by_band.window.height(height), self.by_band.width(width)
+
+    def make_band(self, x: Band, first: int, last: int, parameters: Sequence[Tensor]) -> Tensor:
+        if self.by_band is None or self.every:
+            return super().make_band(x, first, last, parameters)
+        return self.by_band.make(self._floats(x, parameters), first, last, parameters)
+
+    def band_parameter_gradients(
+        self, du: Tensor, x: Band, first: int, parameters: Sequence[Tensor], wanted: Sequence[bool]
+    ) -> Grads:
+        if self.by_band is None or self.every:
+            return super().band_parameter_gradients(du, x, first, parameters, wanted)
+        return self.by_band.of_parameters(du, self._floats(x, parameters), first, parameters, wanted)
+
+    def band_input_gradient(
+        self, du: Band, x: Band, first: int, last: int, parameters: Sequence[Tensor]
+    ) -> Tensor:
+        if self.by_band is None or self.every:
+            return super().band_input_gradient(du, x, first, last, parameters)
+        return self.by_band.of_input(du, x.values.shape[3], first, last, parameters)
+
+    def _floats(self, x: Band, parameters: Sequence[Tensor]) -> Band:
+        return replace(x, values=prepared(x.values, self.prepare, parameters[0].dtype))
 
     def _of_input(self, du: Tensor, shape: Tensor, parameters: Sequence[Tensor]) -> Tensor:
         """The gradient of an input of this shape and layout."""
@@ -185,6 +222,15 @@ class Convolution(LinearOp):
             mask,
         )
         return found[: len(parameters) + 1]
+
+
+def _by_band(conv: Conv) -> BandConvolution | None:
+    """What it is for bands of a map; None for those of other dimensions, transposed ones, and windows of nothing but padding."""
+    if conv.transposed or len(conv.kernel_size) != 2 or isinstance(conv.padding, str):
+        return None
+    given: Any = conv
+    found = BandConvolution(given.kernel_size, given.stride, given.padding, given.dilation, conv.groups)
+    return found if found.window.above < found.window.reach else None
 
 
 def _asymmetric(conv: Conv) -> int | None:

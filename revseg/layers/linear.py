@@ -6,6 +6,10 @@ it than they need: it may have to be computed first (`revseg.layers.layer_input`
 
 An op that also does a part of what stands before or behind it, norm and activation, has its own
 `make_with_statistics` and `layer_gradients`.
+
+An op whose rows follow from some rows of its input says from which, by a `window`: it can then go through its map band
+by band (`revseg.layers.bands`). A band is cut out with what it reads, goes through the op like any map, and the rows next to
+the cut, which would have read beyond it, are left away; `Convolution` does without such rows.
 """
 
 from __future__ import annotations
@@ -15,10 +19,14 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from revseg import ops
 from revseg.engine.gradients import Grads
+from revseg.engine.tensors import dense
+from revseg.layers.bands.rows import Band
+from revseg.layers.bands.window import Window
 from revseg.layers.layer_input import LayerInput
 from revseg.layers.norms import batch_statistics, bn_act_backward
 
@@ -52,6 +60,69 @@ class LinearOp(ABC):
             parameters: As given to `make`.
             wanted: Whether the gradient of the input and of each parameter is.
         """
+
+    def window(self) -> Window | None:
+        """Which rows of its input a row follows from; None if any may. `above` is a multiple of `step`."""
+        return None
+
+    def shape(self, x: Sequence[int], parameters: Sequence[Tensor]) -> tuple[int, int, int, int]:
+        """The shape of the raw map of an input [N, C, H, W]; of ops that have a window."""
+        raise NotImplementedError
+
+    input_gradient_reads_input = True  # whether `band_input_gradient` needs values of the input
+
+    def make_band(self, x: Band, first: int, last: int, parameters: Sequence[Tensor]) -> Tensor:
+        """Rows first to last (excluded) of the raw map, from a band that has what they read."""
+        part, before, _ = self._cut(x, first, last)
+        return self.make(LayerInput(part), parameters)[:, :, first - before : last - before]
+
+    def band_parameter_gradients(
+        self,
+        du: Tensor,
+        x: Band,
+        first: int,
+        parameters: Sequence[Tensor],
+        wanted: Sequence[bool],
+    ) -> Grads:
+        """What rows of the gradient of the raw map, from `first` on, add to the gradients of the parameters."""
+        part, before, count = self._cut(x, first, first + du.shape[2])
+        after = count - (first - before) - du.shape[2]
+        whole = F.pad(du, (0, 0, first - before, after))
+        return self.backward(whole, LayerInput(part), parameters, [False, *wanted])[1:]
+
+    def band_input_gradient(
+        self, du: Band, x: Band, first: int, last: int, parameters: Sequence[Tensor]
+    ) -> Tensor:
+        """Rows first to last (excluded) of the gradient of the input; `du` has all rows that read one of these.
+
+        The values of x are empty if none are needed, [n, C, 0, W].
+        """
+        window = self.window()
+        assert window is not None
+        start, stop = window.readers(first, last, du.height)
+        if stop <= start:
+            n, c, _, w = x.values.shape
+            return du.values.new_zeros(n, c, last - first, w)
+        part, before, count = self._cut(x, start, stop)
+        whole = F.pad(du.rows(start, stop), (0, 0, start - before, count - (stop - before)))
+        dx = self.backward(whole, LayerInput(part), parameters, [True] + [False] * len(parameters))[0]
+        assert dx is not None
+        top = before * window.step
+        return F.pad(dx, (0, 0, 0, max(0, last - top - dx.shape[2])))[:, :, first - top : last - top]
+
+    def _cut(self, x: Band, first: int, last: int) -> tuple[Tensor, int, int]:
+        """The part of the input that rows first to last read; which row its first one makes, and how many it makes."""
+        window = self.window()
+        assert window is not None
+        low, high = window.read(first, last)
+        low, high = max(low, 0), min(high, x.height)
+        if x.values.shape[2]:
+            part = dense(x.rows(low, high))
+        else:
+            n, c, _, w = x.values.shape
+            layout = torch.channels_last if x.values.device.type == "cpu" else torch.contiguous_format
+            part = x.values.new_empty(n, c, high - low, w).contiguous(memory_format=layout)
+        return part, low // window.step, window.height(high - low)
 
     def make_with_statistics(
         self, x: LayerInput, parameters: Sequence[Tensor]

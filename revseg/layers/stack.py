@@ -28,6 +28,9 @@ from revseg.engine.gradients import Grads, total
 from revseg.engine.memo import noting, reminding
 from revseg.engine.tensors import is_plain
 from revseg.engine.tracing import Unscriptable, has_hooks, is_traced
+from revseg.layers.bands.cut import BandPlan, Bands
+from revseg.layers.bands.row import BandedRow
+from revseg.layers.bands.rows import Whole
 from revseg.layers.convolution import Convolution
 from revseg.layers.stack_layer import Layer, layer_of
 from revseg.layers.stack_pass import Plan, differentiable, gradients_of
@@ -44,6 +47,8 @@ class Stack(Unscriptable, nn.Sequential):
 
     any_memory_format = True  # for the engine, which may lay out streams as convolutions want them
 
+    bands: Bands | None = None  # by which it runs as a function, if all of its layers are local
+
     def forward(self, x: Tensor) -> Tensor:
         if not stacks_are_right(x, (1, 2, 3)):
             return super().forward(x)  # type: ignore[no-any-return, no-untyped-call]
@@ -53,9 +58,12 @@ class Stack(Unscriptable, nn.Sequential):
         """This stack as a function that needs no graph, in one run; None if it is more than layers, or must not run as such."""
         if side or not stacks_are_right(x, (1, 2, 3)):
             return None
-        parts = list(_parts(self.flat(), x.ndim - 2))
-        layers = [part for part in parts if isinstance(part, Layer)]
-        return _Row(layers, x) if layers and len(layers) == len(parts) else None
+        layers = layers_of(self, x.ndim - 2)
+        if not layers:
+            return None
+        if self.bands is not None and BandPlan.takes(layers, x):
+            return BandedRow(layers, Whole(x), self.bands)
+        return _Row(layers, x)
 
     def flat(self) -> Iterator[nn.Module]:
         """The modules of this stack and of those in it."""
@@ -75,6 +83,13 @@ def _run_stack(modules: Iterable[nn.Module], x: Tensor) -> Tensor:
             x = part(run_layers(layers, x) if layers else x)
             layers = []
     return run_layers(layers, x) if layers else x
+
+
+def layers_of(module: nn.Module, dims: int = 2) -> list[Layer] | None:
+    """The layers of a stack, or a module that is one layer; None if it is more than layers."""
+    parts = list(_parts(module.flat() if isinstance(module, Stack) else [module], dims))
+    layers = [part for part in parts if isinstance(part, Layer)]
+    return layers if len(layers) == len(parts) else None
 
 
 def _parts(modules: Iterable[nn.Module], dims: int) -> Iterator[Layer | nn.Module]:

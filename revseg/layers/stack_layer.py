@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -57,23 +58,28 @@ class Layer:
 
         def statistics() -> tuple[Tensor, Tensor]:
             if not self.uses_batch():
-                running: tuple[Any, Any] = self.bn.running_mean, self.bn.running_var
-                wide = ops.widest(running[0].device)
-                mean, var = (each.to(wide, copy=True) for each in running)  # training moves them on
-                return mean, var
+                return self.running()
             u, of_batch = op.make_with_statistics(x, parameters)
             made.append(u)
-            self._move_running(u, *of_batch)
+            self.move_running(u.shape, *of_batch)
             return of_batch
 
         found = remember(statistics)
         return made[0] if made else op.make(x, parameters), found
 
-    def _move_running(self, u: Tensor, mean: Tensor, var: Tensor) -> None:
+    def running(self) -> tuple[Tensor, Tensor]:
+        """The running mean and variance as they are now [C], float64 where the device has it."""
+        running: tuple[Any, Any] = self.bn.running_mean, self.bn.running_var
+        wide = ops.widest(running[0].device)
+        mean, var = (each.to(wide, copy=True) for each in running)  # training moves them on
+        return mean, var
+
+    def move_running(self, shape: Sequence[int], mean: Tensor, var: Tensor) -> None:
+        """Move running statistics on by those of a batch, of a raw map of this shape."""
         bn = self.bn
-        F._verify_batch_size(u.size())  # type: ignore[attr-defined]
+        F._verify_batch_size(list(shape))  # type: ignore[attr-defined]
         if bn.training and bn.running_mean is not None and bn.running_var is not None:
-            values = u.numel() // u.shape[1]
+            values = math.prod(shape) // shape[1]
             ops.move_statistics(
                 bn.running_mean, bn.running_var, bn.num_batches_tracked, mean, var, values, bn.momentum
             )

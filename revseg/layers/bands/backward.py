@@ -1,0 +1,247 @@
+"""A row of layers by bands, backward: a pass for each layer, from the last one to the first.
+
+The gradient of a raw map needs two sums over all of it, of dn and of dn * (u - mean), where dn is the gradient of the
+normalised map. So a pass goes over the bands of layer j with the sums of its map at hand, and
+
+    makes raw map j, and what it was made of, once more from the nearest raw map that is kept,
+    takes the gradient of raw map j, of the weight, and of the activated map j - 1,
+    and adds up, of the latter, the sums that the next pass will need.
+
+Gradients of maps exist in the bands that the next pass has not read yet: one map in all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, MutableMapping, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from revseg import ops
+from revseg.engine.gradients import Grads
+from revseg.engine.tensors import dense
+from revseg.layers.bands.cut import BandPlan
+from revseg.layers.bands.rows import Band, Images, Kept, Sliding, Whole
+from revseg.layers.bands.walk import Walk
+from revseg.layers.linear import summed
+
+Incoming = Callable[[Images, int, int], Tensor]  # rows of the gradient of an activated map
+
+
+def gradients_by_bands(
+    plan: BandPlan,
+    x: Whole,
+    parameters: Sequence[Tensor],
+    dz: Whole,
+    wanted: Sequence[bool],
+    kept: MutableMapping[int, Kept],
+    make_dx: Callable[[], Whole] | None,
+    keep: Sequence[int] = (),
+) -> Grads:
+    """The gradient of each parameter; that of the input is written to what `make_dx` gives.
+
+    Args:
+        plan: The row of layers, which has its statistics.
+        x: The input.
+        parameters: Of all layers.
+        dz: The gradient of the output.
+        wanted: Whether the gradient of each parameter is.
+        kept: Raw maps that are there; used up.
+        make_dx: Memory for the gradient of the input, asked for when it is needed; None if that is not wanted.
+        keep: Raw maps that are to be kept as they are first made.
+    """
+    norms = plan.norms(parameters)
+    found: Grads = [None] * len(parameters)
+    incoming: Incoming = partial(dz.rows, layout=plan.layout)
+    keeping = {j: Kept() for j in keep}
+    last = len(plan.layers)
+    sums = _sums_of_last(plan, x, norms, parameters, incoming, kept, keeping)
+    kept.update(keeping)
+    for j in range(last, 0, -1):
+        slots = plan.slots[j - 1]
+        _put(
+            found,
+            parameters,
+            slots[-3:],
+            [sums[1] * norms[j - 1].inverse_deviation, sums[0], sums[2]],
+            wanted,
+        )
+        below = [slot for each in plan.slots[: j - 1] for slot in each if slot is not None]
+        of_op = [slot for slot in slots[:-3] if slot is not None]
+        asked = [wanted[slot] for slot in of_op]
+        deeper = any(wanted[slot] for slot in below)
+        dx = make_dx() if j == 1 and make_dx is not None else None
+        if not (any(asked) or deeper or make_dx is not None):
+            break
+        a_pass = _Pass(plan, x, norms, parameters, j, sums, kept, asked, deeper or make_dx is not None, dx)
+        of_weights = a_pass.run(incoming)
+        for slot, gradient in zip(of_op, of_weights, strict=True):
+            found[slot] = None if gradient is None else gradient.to(parameters[slot].dtype)
+        incoming, sums = partial(a_pass.gradient.rows, spend=True), a_pass.sums
+    return found
+
+
+def _sums_of_last(
+    plan: BandPlan,
+    x: Whole,
+    norms: Sequence[ops.Norm],
+    parameters: Sequence[Tensor],
+    incoming: Incoming,
+    kept: MutableMapping[int, Kept],
+    keeping: MutableMapping[int, Kept],
+) -> Tensor:
+    last = len(plan.layers)
+    sums = norms[-1].mean.new_zeros(3, len(norms[-1].mean))
+    for images in plan.groups:
+        walk = Walk(plan, x, norms, parameters, images, kept, None, keeping)
+        for first, end in plan.cuts(last):
+            sums += ops.bn_act_sums(walk.raw(last, first, end), incoming(images, first, end), norms[-1])
+        walk.finish()
+    return sums
+
+
+def _put(
+    found: Grads,
+    parameters: Sequence[Tensor],
+    slots: Sequence[int | None],
+    gradients: Sequence[Tensor],
+    wanted: Sequence[bool],
+) -> None:
+    """The gradients of a norm [C] in their places."""
+    for slot, gradient in zip(slots, gradients, strict=True):
+        if slot is not None and wanted[slot]:
+            p = parameters[slot]
+            whole = gradient if p.numel() == len(gradient) else gradient.sum()  # one slope for all channels
+            found[slot] = whole.view(p.shape).to(p.dtype)
+
+
+class _Pass:
+    """The pass for layer j.
+
+    Attributes:
+        gradient: Of the activated map j - 1, for the next pass.
+        sums: What that needs of it [3, C].
+    """
+
+    def __init__(
+        self,
+        plan: BandPlan,
+        x: Whole,
+        norms: Sequence[ops.Norm],
+        parameters: Sequence[Tensor],
+        j: int,
+        sums: Tensor,
+        kept: MutableMapping[int, Kept],
+        asked: Sequence[bool],
+        deeper: bool,
+        dx: Whole | None,
+    ) -> None:
+        self.plan, self.x, self.norms, self.parameters, self.j = plan, x, norms, parameters, j
+        self.of_map = sums if plan.batch[j - 1] else None
+        self.own = kept.pop(j, None)
+        self.kept, self.asked, self.deeper, self.dx = kept, asked, deeper, dx
+        self.op, self.window = plan.op(j), plan.windows[j - 1]
+        self.of_op = plan.parameters_of(j, parameters)
+        self.height, self.rows = plan.shapes[j - 1][2], plan.shapes[j][2]
+        self.gradient = Kept()
+        if j > 1:
+            self.sums = norms[j - 2].mean.new_zeros(3, plan.shapes[j - 1][1])
+        else:
+            self.sums = sums
+
+    def run(self, incoming: Incoming) -> Grads:
+        """The gradients of the op's parameters."""
+        total: Grads = [None] * len(self.of_op)
+        for images in self.plan.groups:
+            total = self._group(images, incoming, total)
+        return total
+
+    def _group(self, images: Images, incoming: Incoming, total: Grads) -> Grads:
+        walk = Walk(self.plan, self.x, self.norms, self.parameters, images, self.kept)
+        before = _Before(walk, self.j - 1)
+        held, done = _Held(), 0
+        for first, last in self.plan.cuts(self.j):
+            end = self.height if last == self.rows else self.window.finished(last)
+            end = min(max(end, done), self.height) if self.deeper else done
+            low, high = self.window.read(first, last)
+            low, high = max(low, 0), min(high, self.height)
+            start = self.window.readers(done, max(end, done + 1), self.rows)[0]
+            if end > done and self.op.input_gradient_reads_input:
+                low = min(low, max(self.window.read(start, start + 1)[0], 0))
+            x = Band(before.rows(low, high, end), low, self.height)
+            u = self._own_map(images, first, last, x)
+            of_map, count = self.of_map, self.plan.values(self.j)
+            du = ops.bn_act_gradient(u, incoming(images, first, last), self.norms[self.j - 1], of_map, count)
+            del u
+            if any(self.asked):
+                more = self.op.band_parameter_gradients(du, x, first, self.of_op, self.asked)
+                total = more if all(t is None for t in total) else summed(total, more)
+            if not self.deeper:
+                continue
+            band = Band(held.with_more(du, first, start), held.first, self.rows)
+            del du
+            if end > done:
+                if not self.op.input_gradient_reads_input:
+                    x = Band(x.values[:, :, :0], 0, self.height)
+                self._hand_on(
+                    images, done, dense(self.op.band_input_gradient(band, x, done, end, self.of_op)), before
+                )
+                done = end
+        return total
+
+    def _own_map(self, images: Images, first: int, last: int, x: Band) -> Tensor:
+        """Rows of raw map j."""
+        if self.own is not None:
+            return dense(self.own.rows(images, first, last, spend=True))
+        return dense(self.op.make_band(x, first, last, self.of_op))
+
+    def _hand_on(self, images: Images, first: int, dz: Tensor, before: _Before) -> None:
+        """Rows of the gradient of the activated map j - 1."""
+        if self.j == 1:
+            assert self.dx is not None
+            self.dx.write(images, first, dz)
+            return
+        u = before.raw(first, first + dz.shape[2])
+        self.sums += ops.bn_act_sums(u, dz, self.norms[self.j - 2])
+        self.gradient.append(images, first, dz)
+
+
+class _Before:
+    """Map j - 1, raw and activated; or the input, if that is it."""
+
+    def __init__(self, walk: Walk, j: int) -> None:
+        self.walk, self.j = walk, j
+        self.raws = Sliding(partial(walk.raw, j))
+        self.activated = Sliding(self._activate)
+
+    def rows(self, first: int, last: int, raw_last: int) -> Tensor:
+        """Activated rows first to last (excluded); raw ones are there then from `first` on, to the later of two ends."""
+        if self.j == 0:
+            return self.walk.input(first, last)
+        self.raws.rows(first, max(last, raw_last))
+        return self.activated.rows(first, last)
+
+    def raw(self, first: int, last: int) -> Tensor:
+        return dense(self.raws.peek(first, last))
+
+    def _activate(self, first: int, last: int) -> Tensor:
+        return ops.bn_act(self.raw(first, last), self.walk.norms[self.j - 1])
+
+
+class _Held:
+    """Rows of the gradient of raw map j that rows to come read again."""
+
+    def __init__(self) -> None:
+        self.first = 0
+        self.values: Tensor | None = None
+
+    def with_more(self, du: Tensor, first: int, start: int) -> Tensor:
+        """The rows from `start` on, the new ones, from `first` on, below those that were there."""
+        if self.values is None or start >= first:
+            self.first, joined = first, du
+        else:
+            joined = torch.cat((self.values[:, :, max(0, start - self.first) :], du), 2)
+            self.first = max(self.first, start)
+        self.values = joined
+        return joined

@@ -1,0 +1,127 @@
+"""How a row of layers goes by bands: what is fixed about one run, and how its maps are cut."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from revseg import ops
+from revseg.layers.bands.rows import Images, Whole
+from revseg.layers.bands.window import Window
+from revseg.layers.layer_input import lowered
+from revseg.layers.linear import LinearOp
+from revseg.layers.stack_layer import Layer
+from revseg.layers.stack_pass import Plan
+
+
+@dataclass(frozen=True)
+class Bands:
+    """How much of a map exists at a time, and what may be kept whole.
+
+    Args:
+        bytes: Of one band. Each layer needs a few; smaller ones cost time, as every band is some calls.
+        kept: Raw maps that the backward pass of a row keeps besides the one that it goes through: each spares runs of
+            layers, and is a map of memory.
+
+    Raises:
+        ValueError: If there is no room for a band, or `kept` is below 0.
+    """
+
+    bytes: int = 1 << 20
+    kept: int = 1
+
+    def __post_init__(self) -> None:
+        if self.bytes < 1 or self.kept < 0:
+            raise ValueError(
+                f"expected bytes of at least 1 and kept of at least 0, got {self.bytes} and {self.kept}"
+            )
+
+
+class BandPlan(Plan):
+    """What is fixed about one run of a row of layers by bands.
+
+    Args:
+        layers: All of ops with a window.
+        x: The input.
+        bands: How it is cut.
+    """
+
+    def __init__(self, layers: Sequence[Layer], x: Whole, bands: Bands) -> None:
+        first = x.parts[0]
+        super().__init__(layers, first)
+        self.ops = [layer.op for layer in layers]
+        self.bands = bands
+        self.windows: list[Window] = [window for op in self.ops if (window := op.window()) is not None]
+        self.shapes: list[Sequence[int]] = [x.shape]
+        for i, op in enumerate(self.ops):
+            self.shapes.append(op.shape(self.shapes[-1], self.of_op(i, self.parameters)))
+        weights = self.of_op(0, self.parameters)
+        self.dtype = weights[0].dtype if weights else lowered(first[:0], self.cast).dtype  # of raw maps
+        # a CPU copies other layouts into this one
+        self.layout = torch.channels_last if first.device.type == "cpu" else None
+        self.groups = list(self._groups(x.shape[0]))
+
+    @staticmethod
+    def takes(layers: Sequence[Layer], x: Tensor) -> bool:
+        """Whether a row goes by bands: maps of two dimensions, ops that are local."""
+        return x.ndim == 4 and all(layer.op.window() is not None for layer in layers)
+
+    def _groups(self, count: int) -> Iterator[Images]:
+        """Images that go together: one, or as many as are small enough."""
+        image = max(self._row(j) * self.shapes[j][2] for j in range(len(self.shapes)))
+        step = max(1, self.bands.bytes // max(1, image))
+        for first in range(0, count, step):
+            yield slice(first, min(first + step, count))
+
+    def _row(self, j: int) -> int:
+        """Bytes of a row of a map of one image."""
+        _, channels, _, width = self.shapes[j]
+        return channels * width * self.dtype.itemsize
+
+    def cuts(self, j: int) -> Iterator[tuple[int, int]]:
+        """First and last row (excluded) of the bands of raw map j, 1 for the first; the input is 0."""
+        height = self.shapes[j][2]
+        images = self.groups[0].stop - self.groups[0].start
+        row = max(self._row(j), self._row(j - 1) * self.windows[j - 1].step) * images
+        rows = max(1, self.bands.bytes // max(1, row))
+        for first in range(0, height, rows):
+            yield first, min(first + rows, height)
+
+    def values(self, j: int) -> int:
+        """Of each channel of map j."""
+        n, _, height, width = self.shapes[j]
+        return n * height * width
+
+    def parameters_of(self, j: int, parameters: Sequence[Tensor]) -> list[Tensor]:
+        """Of the op that makes raw map j."""
+        return self.of_op(j - 1, parameters)
+
+    def norms(self, parameters: Sequence[Tensor]) -> list[ops.Norm]:
+        """What follows each raw map, once statistics are found."""
+        return [self.norm(i, parameters) for i in range(len(self.layers))]
+
+    def op(self, j: int) -> LinearOp:
+        return self.ops[j - 1]
+
+    def kept(self) -> set[int]:
+        """The raw maps that the way back keeps, evenly spread, without the last one."""
+        count, last = self.bands.kept, len(self.layers)
+        return {round(last * k / (count + 1)) for k in range(1, count + 1)} - {0, last}
+
+
+def statistics_of(parts: Sequence[tuple[Tensor, Tensor, int]]) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance [C], float64, from those of bands and the values of each channel in them."""
+    mean, var = (torch.stack([part[k] for part in parts]) for k in (0, 1))  # type: ignore[misc]
+    counts = mean.new_tensor([part[2] for part in parts])[:, None]
+    total = counts.sum()
+    middle = (mean * counts).sum(0) / total
+    return middle, ((var + (mean - middle).square()) * counts).sum(0) / total
+
+
+def of_band(u: Tensor) -> tuple[Tensor, Tensor, int]:
+    """What `statistics_of` takes of a band [n, C, rows, W]."""
+    return *ops.batch_statistics(u), math.prod(u.shape) // u.shape[1]

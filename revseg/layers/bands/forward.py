@@ -1,0 +1,85 @@
+"""A row of layers by bands, forward: the statistics first, layer by layer, then the values.
+
+The statistics of a raw map are those of its bands, added up. While they are taken its bands are kept, so that the next layer
+reads them, and are let go as it does: at no time is there more than one raw map. Once statistics are known, a second run
+takes all layers in one pass, and keeps nothing but what it is told to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from revseg import ops
+from revseg.engine.function import Onto
+from revseg.engine.memo import remember
+from revseg.layers.bands.cut import BandPlan, of_band, statistics_of
+from revseg.layers.bands.rows import Kept, Whole
+from revseg.layers.bands.walk import Walk
+
+
+def find_statistics(plan: BandPlan, x: Whole, parameters: Sequence[Tensor]) -> Mapping[int, Kept]:
+    """Sets `plan.statistics`, and moves running ones on, unless they are remembered; the raw map that is there then, if any."""
+    plan.statistics = []
+    there: dict[int, Kept] = {}
+    norms: list[ops.Norm] = []
+    for j, layer in enumerate(plan.layers, 1):
+
+        def take() -> tuple[Tensor, Tensor]:
+            if not layer.uses_batch():  # noqa: B023, called at once
+                return layer.running()  # noqa: B023
+            made = Kept()
+            found = statistics_of(
+                [
+                    of_band(walk.raw(j, *rows))  # noqa: B023
+                    for walk in walks(plan, x, norms, parameters, there, {j: made})  # noqa: B023
+                    for rows in plan.cuts(j)  # noqa: B023
+                ]
+            )
+            layer.move_running(plan.shapes[j], *found)  # noqa: B023
+            there.clear()
+            there[j] = made  # noqa: B023
+            return found
+
+        plan.statistics.append(remember(take))
+        norms.append(plan.norm(j - 1, parameters))
+    return there
+
+
+def write_values(
+    plan: BandPlan,
+    x: Whole,
+    parameters: Sequence[Tensor],
+    there: Mapping[int, Kept],
+    keep: Mapping[int, Kept],
+    y: Whole,
+    onto: Onto | None,
+) -> None:
+    """The output into y, or the sum of a stream and it; `there` is used up."""
+    norms = plan.norms(parameters)
+    last = len(plan.layers)
+    stream, sign = onto or (None, 0)
+    added = None if stream is None else Whole(stream)
+    for walk in walks(plan, x, norms, parameters, there, keep):
+        for first, end in plan.cuts(last):
+            u = walk.raw(last, first, end)
+            if added is None:
+                z = ops.bn_act(u, norms[-1])
+            else:
+                z = ops.bn_act_add(u, norms[-1], added.rows(walk.images, first, end, plan.layout), sign)
+            y.write(walk.images, first, z)
+        walk.finish()
+
+
+def walks(
+    plan: BandPlan,
+    x: Whole,
+    norms: Sequence[ops.Norm],
+    parameters: Sequence[Tensor],
+    there: Mapping[int, Kept],
+    keep: Mapping[int, Kept],
+) -> list[Walk]:
+    """A walk for each group of images; a raw map that is there is used up."""
+    spent = max(there, default=None)
+    return [Walk(plan, x, norms, parameters, images, there, spent, keep) for images in plan.groups]

@@ -1,0 +1,126 @@
+"""Maps of which a part exists: some rows of some images, [n, C, rows, W].
+
+A `Band` is such a part. A `Whole` is a map that is there, and gives bands of itself; `Kept` a map in pieces, which is given
+back as it is used up; `Sliding` a map that is made in order, and never more of it at a time than is needed.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from revseg.engine.tensors import dense
+
+Images = slice  # which of a batch
+
+
+@dataclass(frozen=True)
+class Band:
+    """Rows of a map.
+
+    Args:
+        values: [n, C, rows, W].
+        first: Which row of the map the first one is.
+        height: How many rows the map has.
+    """
+
+    values: Tensor
+    first: int
+    height: int
+
+    def rows(self, first: int, last: int) -> Tensor:
+        """Some of the rows that are here; a view."""
+        return self.values[:, :, first - self.first : last - self.first]
+
+    def padded(self, first: int, last: int) -> Tensor:
+        """The same; zeros for rows outside of the map."""
+        inside = self.rows(max(first, 0), min(last, self.height))
+        above, below = max(-first, 0), max(last - self.height, 0)
+        return F.pad(inside, (0, 0, above, below)) if above or below else inside
+
+
+class Whole:
+    """A map that is there.
+
+    Args:
+        parts: The map [N, C, H, W]; or several that stand for one, joined by their channels.
+    """
+
+    def __init__(self, *parts: Tensor) -> None:
+        self.parts = parts
+        n, _, height, width = parts[0].shape
+        self.shape = n, sum(part.shape[1] for part in parts), height, width
+
+    def rows(self, images: Images, first: int, last: int, layout: torch.memory_format | None) -> Tensor:
+        """Rows of some images without gaps, in this layout or that of the map."""
+        found = [part[images, :, first:last] for part in self.parts]
+        band = found[0] if len(found) == 1 else torch.cat(found, 1)
+        return dense(band) if layout is None else band.contiguous(memory_format=layout)
+
+    def write(self, images: Images, first: int, band: Tensor) -> None:
+        """Rows of some images, from a band [n, C, rows, W]."""
+        of_parts = torch.split(band, [part.shape[1] for part in self.parts], 1)
+        for part, values in zip(self.parts, of_parts, strict=True):
+            part[images, :, first : first + band.shape[2]] = values
+
+
+class Kept:
+    """A map in pieces, written and read in order, group of images by group."""
+
+    def __init__(self) -> None:
+        self.pieces: dict[int, deque[tuple[int, Tensor]]] = {}
+
+    def append(self, images: Images, first: int, band: Tensor) -> None:
+        """Rows that follow those before."""
+        if band.shape[2]:
+            self.pieces.setdefault(images.start, deque()).append((first, band))
+
+    def rows(self, images: Images, first: int, last: int, spend: bool) -> Tensor:
+        """Rows of a group. Whoever spends the map asks for every row once, in order: what was read is let go."""
+        pieces = self.pieces[images.start]
+        found = [
+            piece[:, :, max(first - start, 0) : last - start]
+            for start, piece in pieces
+            if start < last and start + piece.shape[2] > first
+        ]
+        while spend and pieces and pieces[0][0] + pieces[0][1].shape[2] <= last:
+            pieces.popleft()
+        return found[0] if len(found) == 1 else torch.cat(found, 2)
+
+
+class Sliding:
+    """Rows that are made in order, and let go of once no later call can ask for them.
+
+    Args:
+        make: Makes rows first to last (excluded); called with rows that follow each other.
+    """
+
+    def __init__(self, make: Callable[[int, int], Tensor]) -> None:
+        self.make = make
+        self.first = self.last = 0
+        self.held: Tensor | None = None
+
+    def rows(self, first: int, last: int) -> Tensor:
+        """These rows; none before `first` will be asked for again."""
+        if self.held is None or first >= self.last:
+            self.held = None
+            self.held, self.first, self.last = self.make(first, last), first, last
+            return self.held
+        if first > self.first or last > self.last:
+            parts = [self.held[:, :, first - self.first :]]
+            self.held = None
+            if last > self.last:
+                parts.append(self.make(self.last, last))
+            self.held = parts[0] if len(parts) == 1 else torch.cat(parts, 2)
+            self.first, self.last = first, max(last, self.last)
+        return self.held[:, :, : last - first]
+
+    def peek(self, first: int, last: int) -> Tensor:
+        """Rows that are here."""
+        assert self.held is not None
+        return self.held[:, :, first - self.first : last - self.first]
