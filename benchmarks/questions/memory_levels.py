@@ -37,12 +37,15 @@ CASES: dict[str, tuple[bool, str, dict[str, Any], int | None]] = {
     "fastest": (False, "float32", {"memory": "fastest"}, None),
     "balanced": (False, "float32", {"memory": "balanced"}, 900),
     "lowest": (False, "float32", {"memory": "lowest"}, 487),
+    "least": (False, "float32", {"memory": "least"}, 232),
     "balanced, exact": (False, "float32", {"memory": "balanced", "exact": True}, None),
     "lowest, exact": (False, "float32", {"memory": "lowest", "exact": True}, None),
     "lowest, alpha 8, beta 16": (False, "float32", {"memory": "lowest", "alpha": 8, "beta": 16}, None),
+    "least, alpha 8, beta 16": (False, "float32", {"memory": "least", "alpha": 8, "beta": 16}, None),
     "plain, bfloat16": (True, BF16, {"memory": "fastest"}, None),
     "balanced, lossless, bfloat16": (False, BF16, {"memory": "balanced", "exact": "lossless"}, 500),
     "lowest, lossless, bfloat16": (False, BF16, {"memory": "lowest", "exact": "lossless"}, 250),
+    "least, lossless, bfloat16": (False, BF16, {"memory": "least", "exact": "lossless"}, 116),
 }
 TIMED = ("fastest", "balanced", "lowest", "balanced, exact")
 

@@ -31,7 +31,7 @@ from revseg.engine.gradients import Grads
 from revseg.engine.memory_format import inner_layout, joined, relaid, restored
 from revseg.engine.replay import Call
 from revseg.engine.steps import Map, Side, Step, Streams, Update, Values
-from revseg.engine.tensors import dense, own
+from revseg.engine.tensors import dense, memory
 from revseg.engine.update import MapPass, UpdatePass, learned
 
 
@@ -89,7 +89,7 @@ class _Step(torch.autograd.Function):
         streams, residue = run.forward(chain.entered(x1, x2) if i == 0 else (x1, x2))
         chain.dtypes.update(run.dtypes)
         last = i == chain.last
-        outputs = chain.left(streams, (x1, x2)) if last else streams
+        outputs = chain.left(streams) if last else streams
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors, *residue, *(outputs if last else ()))
         ctx.chain, ctx.i, ctx.run = chain, i, run
@@ -219,13 +219,15 @@ class _Chain:
         streams = relaid(x1, self.layout), relaid(x2, self.layout)
         self.fingerprint = Fingerprint.of(streams, not self.exact.rounds) if self.check else None
         self.exact.begin(streams)
+        self.inputs = {memory(x1), memory(x2)}
         return streams
 
-    def left(self, streams: Streams, inputs: Streams) -> tuple[Tensor, ...]:
-        """The output as the caller has the input, in memory of its own."""
+    def left(self, streams: Streams) -> tuple[Tensor, ...]:
+        """The output as the caller has the input, in other memory than that."""
         if self.join:
             return (joined(streams, self.layout),)
-        return tuple(own(restored(y, self.layout), *inputs) for y in streams)
+        restored_streams = (restored(y, self.layout) for y in streams)
+        return tuple(y.clone() if memory(y) in self.inputs else y for y in restored_streams)
 
     def reentered(self, outputs: Sequence[Tensor]) -> list[Tensor]:
         """The output streams in the layout of the chain."""

@@ -35,10 +35,14 @@ def laid_out(x: Tensor, strides: tuple[int, ...]) -> Tensor:
     )
 
 
+def memory(x: Tensor) -> int:
+    """A number for the memory of a tensor, its own as long as that is in use."""
+    return x.untyped_storage()._cdata
+
+
 def own(y: Tensor, *others: Tensor) -> Tensor:
     """The tensor with memory of its own: a copy if one of the others lies in the same."""
-    memory = y.untyped_storage()._cdata
-    return y.clone() if any(memory == x.untyped_storage()._cdata for x in others) else y
+    return y.clone() if memory(y) in map(memory, others) else y
 
 
 def has_values(x: Tensor) -> bool:

@@ -1,11 +1,12 @@
 """Memory policies: what a network computes again instead of keeping.
 
-A network hands its parts to a policy while it is built, and gets back what stands in their places. Three
+A network hands its parts to a policy while it is built, and gets back what stands in their places. Four
 policies have names, the memory levels:
 
     fastest    keeps what its layers need, one raw map each; the twin of the other two
     balanced   reversible parts are undone, not kept
     lowest     and the other large parts run again from their input
+    least      and what is local goes by bands: its maps are never whole (`revseg.layers.bands`)
 
 In a network without reversible parts the blocks (a residual unit, or two to four layers that belong
 together) run again from their input at all levels but the fastest; at the lowest whole stages do, and
@@ -22,7 +23,11 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from revseg.engine.exact import Exact
+from revseg.layers.bands.cut import Bands
+from revseg.layers.bands.head import HeadByBands
+from revseg.layers.bands.module import ByBands
 from revseg.layers.recompute import Recompute
+from revseg.layers.stack import Stack
 from revseg.sequence import ReversibleSequence
 
 
@@ -36,12 +41,14 @@ class MemoryPolicy:
         sequences: Reversible blocks are undone.
         save_activations: Nothing of this happens, but could (`revseg.sequence.set_save_activations`): the
             network trains by ordinary autograd, and is made of the same modules.
+        bands: How rows of layers go by bands; None for maps as a whole.
     """
 
     blocks: bool = True
     stages: bool = False
     sequences: bool = True
     save_activations: bool = False
+    bands: Bands | None = None
 
     @classmethod
     def of(cls, memory: Memory, save_activations: bool = False) -> MemoryPolicy:
@@ -71,6 +78,32 @@ class MemoryPolicy:
         """What stands in the place of a stage, a row of blocks."""
         return self._again(module) if self.stages else module
 
+    def inner(self, module: nn.Module) -> nn.Module:
+        """What stands in the place of a block inside of a row, or of a function: the whole goes by bands, if anything does."""
+        return module if self.bands is not None else self.block(module)
+
+    def row(self, module: nn.Module, streams: bool = False) -> nn.Module:
+        """What stands in the place of a block that is a row of layers.
+
+        Args:
+            module: A `Stack`, or a module that is one layer.
+            streams: Whether a sequence reads it, and would take its halves. By bands they are made as such.
+        """
+        if self.bands is None:
+            return self.block(module)
+        return ByBands(module, self.bands, streams=streams, save_activations=self.save_activations)
+
+    def function(self, module: Stack) -> Stack:
+        """The function of a coupling."""
+        module.bands = self.bands
+        return module
+
+    def head(self, module: nn.Module) -> nn.Module:
+        """What stands in the place of a convolution that ends a network."""
+        if self.bands is None:
+            return module
+        return HeadByBands(module, self.bands, save_activations=self.save_activations)
+
     def sequence(self, couplings: Iterable[nn.Module], exact: Exact = False) -> nn.Module:
         """The couplings of a stage, in a row."""
         saved = self.save_activations or not self.sequences
@@ -83,6 +116,7 @@ class MemoryPolicy:
 Memory = str | MemoryPolicy  # what a network takes: the name of a level, or a policy
 
 LEVELS = {
+    "least": MemoryPolicy(stages=True, bands=Bands()),
     "lowest": MemoryPolicy(stages=True),
     "balanced": MemoryPolicy(),
     "fastest": MemoryPolicy(blocks=False, sequences=False),

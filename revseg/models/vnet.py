@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from revseg.couplings import COUPLINGS
 from revseg.engine.exact import Exact
 from revseg.layers.blocks import ConvBNAct, ImageConvBNAct, asymmetric_pairs
+from revseg.layers.recompute import Recompute
 from revseg.layers.stack import Stack
 from revseg.memory.policy import Memory, MemoryPolicy
 from revseg.models.network import Network
@@ -132,7 +133,7 @@ class VNet(Network):
             activation=activation,
             eps=bn_eps,
             momentum=bn_momentum,
-            wrap=policy.block,
+            wrap=policy.inner,
         )
 
         def v_modules(channels: int, count: int, stage: Dilations) -> nn.Module:
@@ -140,7 +141,9 @@ class VNet(Network):
             for i in range(count):
                 module = stage[i % len(stage)]
                 for block in [module] if layout == "block_per_module" else [(d,) for d in module]:
-                    functions = [pairs(channels // 2, block) for _ in range(FUNCTIONS[coupling])]
+                    functions = [
+                        policy.function(pairs(channels // 2, block)) for _ in range(FUNCTIONS[coupling])
+                    ]
                     blocks.append(COUPLINGS[coupling](*functions))
             return policy.sequence(blocks, exact)
 
@@ -148,16 +151,22 @@ class VNet(Network):
         first = ImageConvBNAct(
             in_channels, w1, stride=2, activation=activation, eps=bn_eps, momentum=bn_momentum
         )
-        stem = policy.block(Stack(first, conv(w1, w1), conv(w1, w1)))  # 1/2
-        self.stem = policy.block(Stack(stem, cpp(w1, w2)))  # 1/4
+        stem = policy.inner(Stack(first, conv(w1, w1), conv(w1, w1)))  # 1/2
+        self.stem = policy.row(Stack(stem, cpp(w1, w2)), streams=True)  # 1/4
         self.stage2 = v_modules(w2, alpha, dilations[0])
-        self.down = policy.block(cpp(w2, w3))  # 1/8
+        self.down = policy.row(cpp(w2, w3), streams=True)  # 1/8
         self.stage3 = v_modules(w3, beta, dilations[1])
-        self.classifier = nn.Conv2d(w3, num_classes, 1, bias=classifier_bias)
+        self.classifier = policy.head(nn.Conv2d(w3, num_classes, 1, bias=classifier_bias))
+        self._all_again = (
+            policy.bands is not None
+        )  # whether what stage 3 reads is made of the images once more
 
     def logits(self, images: Tensor) -> Tensor:  # [N, 3, H, W] -> [N, C, h, w]
+        front: nn.Module = nn.Sequential(self.stem, self.stage2, self.down)
+        if self._all_again:
+            front = Recompute(front, save_activations=self.stage2.save_activations)  # type: ignore[arg-type]
         # One expression: a name would hold the map of one stage while the next one runs.
-        return self.classifier(self.stage3(self.down(self.stage2(self.stem(images)))))  # type: ignore[no-any-return]
+        return self.classifier(self.stage3(front(images)))  # type: ignore[no-any-return]
 
 
 def _check(

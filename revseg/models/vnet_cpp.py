@@ -18,6 +18,7 @@ from revseg import ops
 from revseg.engine.gradients import Grads
 from revseg.engine.tensors import dense
 from revseg.engine.tracing import has_hooks
+from revseg.layers.bands.window import Window
 from revseg.layers.blocks import BNAct
 from revseg.layers.convolution import Convolution
 from revseg.layers.layer_input import LayerInput, gather
@@ -78,7 +79,7 @@ class CPP(LayerModule):
             in_channels, out_channels - in_channels, 1, bias=False
         )  # of every second pixel
         self.pools = nn.ModuleList(_pool(pool, style, k) for k in sizes)
-        self.merge, self.sizes = merge, tuple(sizes)
+        self.merge, self.sizes, self.style = merge, tuple(sizes), style
         self.post_norm = post_norm
         normed = out_channels if post_norm else out_channels - in_channels
         self.norm = BNAct(normed, activation=activation, eps=eps, momentum=momentum)
@@ -101,18 +102,35 @@ class CPP(LayerModule):
         pointwise = Convolution.of(self.pointwise)
         if pointwise is None or not self.post_norm or has_hooks(self.pools, *self.pools):
             return None
-        op = _CPPOp(pointwise, self.pooled)
+        reach = max(self.sizes) // 2 if self.style == "strided" else None
+        op = _CPPOp(pointwise, self.pooled, reach)
         if all(isinstance(pool, nn.AvgPool2d) for pool in self.pools):
             share = 1 / len(self.sizes) if self.merge == "mean" else 1.0
-            op = _AveragePools(pointwise, self.pooled, self.sizes, share)
+            op = _AveragePools(pointwise, self.pooled, max(self.sizes) // 2, self.sizes, share)
         return op, (self.pointwise.weight,)
 
 
 class _CPPOp(LinearOp):
-    """The raw map of CPP, an image at a time: new channels from every second pixel, old ones from the pools."""
+    """The raw map of CPP, an image at a time: new channels from every second pixel, old ones from the pools.
 
-    def __init__(self, pointwise: Convolution, pooled: Callable[[Tensor], Tensor]) -> None:
-        self.pointwise, self.pooled = pointwise, pooled
+    Args:
+        pointwise: Makes the new ones.
+        pooled: Makes the old ones.
+        reach: How far a pool sees up and down; None if it sees the whole map.
+    """
+
+    def __init__(self, pointwise: Convolution, pooled: Callable[[Tensor], Tensor], reach: int | None) -> None:
+        self.pointwise, self.pooled, self.reach = pointwise, pooled, reach
+
+    def window(self) -> Window | None:
+        if self.reach is None:
+            return None
+        above = self.reach + self.reach % 2  # so that a band begins at a row of its own
+        return Window(above + self.reach + 1, 2, above, self.reach)
+
+    def shape(self, x: Sequence[int], parameters: Sequence[Tensor]) -> tuple[int, int, int, int]:
+        n, old, height, width = x
+        return n, len(parameters[0]) + old, (height + 1) // 2, (width + 1) // 2
 
     def forward(self, x: Tensor, *parameters: Tensor) -> Tensor:
         return torch.cat((self.pointwise.forward(_every_second(x), *parameters), self.pooled(x)), 1)
@@ -158,14 +176,17 @@ class _CPPOp(LinearOp):
 class _AveragePools(_CPPOp):
     """The same for average pools at stride 2, whose gradient does not depend on their input."""
 
+    input_gradient_reads_input = False
+
     def __init__(
         self,
         pointwise: Convolution,
         pooled: Callable[[Tensor], Tensor],
+        reach: int,
         sizes: Sequence[int],
         share: float,
     ) -> None:
-        super().__init__(pointwise, pooled)
+        super().__init__(pointwise, pooled, reach)
         self.sizes, self.share = sizes, share
 
     def input_of_pools(self, x: LayerInput) -> Tensor:

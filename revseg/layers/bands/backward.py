@@ -212,15 +212,14 @@ class _Before:
 
     def __init__(self, walk: Walk, j: int) -> None:
         self.walk, self.j = walk, j
-        self.raws = Sliding(partial(walk.raw, j))
-        self.activated = Sliding(self._activate)
+        self.raws, self.activated = Sliding(), Sliding()
 
     def rows(self, first: int, last: int, raw_last: int) -> Tensor:
         """Activated rows first to last (excluded); raw ones are there then from `first` on, to the later of two ends."""
         if self.j == 0:
             return self.walk.input(first, last)
-        self.raws.rows(first, max(last, raw_last))
-        return self.activated.rows(first, last)
+        self.raws.rows(first, max(last, raw_last), partial(self.walk.raw, self.j))
+        return self.activated.rows(first, last, self._activate)
 
     def raw(self, first: int, last: int) -> Tensor:
         return dense(self.raws.peek(first, last))

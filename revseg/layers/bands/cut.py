@@ -112,6 +112,10 @@ class BandPlan(Plan):
         count, last = self.bands.kept, len(self.layers)
         return {round(last * k / (count + 1)) for k in range(1, count + 1)} - {0, last}
 
+    def kept_last(self) -> list[int]:
+        """The last raw map, which the gradient of the one before then takes the place of, band by band."""
+        return [len(self.layers)] if len(self.layers) > 1 else []
+
 
 def statistics_of(parts: Sequence[tuple[Tensor, Tensor, int]]) -> tuple[Tensor, Tensor]:
     """Mean and biased variance [C], float64, from those of bands and the values of each channel in them."""

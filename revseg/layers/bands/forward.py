@@ -7,7 +7,7 @@ takes all layers in one pass, and keeps nothing but what it is told to.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from torch import Tensor
 
@@ -70,6 +70,7 @@ def write_values(
                 z = ops.bn_act_add(u, norms[-1], added.rows(walk.images, first, end, plan.layout), sign)
             y.write(walk.images, first, z)
         walk.finish()
+        del walk  # with the rows that it holds, before the next one
 
 
 def walks(
@@ -79,7 +80,8 @@ def walks(
     parameters: Sequence[Tensor],
     there: Mapping[int, Kept],
     keep: Mapping[int, Kept],
-) -> list[Walk]:
+) -> Iterator[Walk]:
     """A walk for each group of images; a raw map that is there is used up."""
     spent = max(there, default=None)
-    return [Walk(plan, x, norms, parameters, images, there, spent, keep) for images in plan.groups]
+    for images in plan.groups:
+        yield Walk(plan, x, norms, parameters, images, there, spent, keep)

@@ -48,12 +48,12 @@ class BandedRow:
     ) -> Grads:
         """The gradient of each tensor in a second run, whose output nobody asks for; that of the input into `make_dx`'s memory."""
         plan = self.plan
-        last = len(plan.layers)
-        keep = sorted(plan.kept() | ({last} if last > 1 else set()))
         with torch.no_grad(), plan.no_autocast():
             with reminding(self.noted):
                 find_statistics(plan, x, tensors)
-            return gradients_by_bands(plan, x, tensors, dz, wanted, {}, make_dx, keep)
+            return gradients_by_bands(
+                plan, x, tensors, dz, wanted, {}, make_dx, [*plan.kept(), *plan.kept_last()]
+            )
 
     def run(self, x: Tensor, onto: Onto | None) -> Coupled:
         onto = self._fitting(onto)
@@ -66,7 +66,7 @@ class BandedRow:
     ) -> tuple[Coupled, Differentiate | None]:
         plan, onto = self.plan, self._fitting(onto)
         asked = wanted if wanted and any(wanted) else None
-        kept = {j: Kept() for j in {*plan.kept(), len(plan.layers)}} if asked else {}
+        kept = {j: Kept() for j in plan.kept()} if asked else {}
         y = self._output(x, onto)
         with plan.no_autocast():
             with reminding(self.noted):
@@ -86,7 +86,14 @@ class BandedRow:
 
             with plan.no_autocast():
                 of_tensors = gradients_by_bands(
-                    plan, Whole(x), tensors, Whole(dh), asked[1:], kept, make_dx if asked[0] else None
+                    plan,
+                    Whole(x),
+                    tensors,
+                    Whole(dh),
+                    asked[1:],
+                    kept,
+                    make_dx if asked[0] else None,
+                    plan.kept_last(),
                 )
             found = [dx[0] if dx else None, *of_tensors]
             return [total(more, so_far, dh) for more, so_far in zip(found, before, strict=True)]

@@ -78,6 +78,8 @@ class Kept:
     def append(self, images: Images, first: int, band: Tensor) -> None:
         """Rows that follow those before."""
         if band.shape[2]:
+            if band.untyped_storage().nbytes() > band.nbytes:
+                band = band.clone()  # or what it was cut out of would stay with it
             self.pieces.setdefault(images.start, deque()).append((first, band))
 
     def rows(self, images: Images, first: int, last: int, spend: bool) -> Tensor:
@@ -94,28 +96,29 @@ class Kept:
 
 
 class Sliding:
-    """Rows that are made in order, and let go of once no later call can ask for them.
+    """Rows that are made in order, and let go of once no later call can ask for them."""
 
-    Args:
-        make: Makes rows first to last (excluded); called with rows that follow each other.
-    """
-
-    def __init__(self, make: Callable[[int, int], Tensor]) -> None:
-        self.make = make
+    def __init__(self) -> None:
         self.first = self.last = 0
         self.held: Tensor | None = None
 
-    def rows(self, first: int, last: int) -> Tensor:
-        """These rows; none before `first` will be asked for again."""
+    def rows(self, first: int, last: int, make: Callable[[int, int], Tensor]) -> Tensor:
+        """These rows; none before `first` will be asked for again.
+
+        Args:
+            first: The first row.
+            last: The row after the last one.
+            make: Makes rows that follow those made before. Not kept: its owner, in a circle, would keep all rows.
+        """
         if self.held is None or first >= self.last:
             self.held = None
-            self.held, self.first, self.last = self.make(first, last), first, last
+            self.held, self.first, self.last = make(first, last), first, last
             return self.held
         if first > self.first or last > self.last:
             parts = [self.held[:, :, first - self.first :]]
             self.held = None
             if last > self.last:
-                parts.append(self.make(self.last, last))
+                parts.append(make(self.last, last))
             self.held = parts[0] if len(parts) == 1 else torch.cat(parts, 2)
             self.first, self.last = first, max(last, self.last)
         return self.held[:, :, : last - first]

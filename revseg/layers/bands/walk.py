@@ -81,8 +81,8 @@ class Walk:
         if j == 0:
             return self.input(first, last)
         if j not in self.sliding:
-            self.sliding[j] = Sliding(partial(self._activate, j))
-        return self.sliding[j].rows(first, last)
+            self.sliding[j] = Sliding()
+        return self.sliding[j].rows(first, last, partial(self._activate, j))
 
     def _activate(self, j: int, first: int, last: int) -> Tensor:
         u = self.raw(j, first, last)
