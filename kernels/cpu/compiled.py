@@ -131,7 +131,15 @@ def _tried(dtype: torch.dtype, by_row: bool) -> bool:
 
 def run(name: str, *args: Tensor) -> Any:
     """One of `PASSES`, compiled."""
-    return _compiled(name, _kind(args[0].dtype, args[0].ndim == 2))(*args)
+    return _compiled(name, _kind(args[0].dtype, args[0].ndim == 2))(*map(_by_itself, args))
+
+
+def _by_itself(x: Tensor) -> Tensor:
+    """A part of a larger tensor as one of its own, in the same memory: loops would be made anew for each shape of the larger one."""
+    base = x._base
+    if base is None or base.numel() == x.numel():
+        return x
+    return x.new_empty(0).set_(x.untyped_storage(), x.storage_offset(), x.shape, x.stride())
 
 
 @cache

@@ -37,7 +37,8 @@ def laid_out(x: Tensor, strides: tuple[int, ...]) -> Tensor:
 
 def memory(x: Tensor) -> int:
     """A number for the memory of a tensor, its own as long as that is in use."""
-    return x.untyped_storage()._cdata
+    number: int = x.untyped_storage()._cdata
+    return number
 
 
 def own(y: Tensor, *others: Tensor) -> Tensor:

@@ -118,6 +118,7 @@ class Convolution(LinearOp):
                 del found, shape  # before the next image
         return [dx, *(None if t is None else t.to(p.dtype) for t, p in zip(total, parameters, strict=True))]
 
+    band_share = 1
     input_gradient_reads_input = False
 
     def window(self) -> Window | None:

@@ -69,6 +69,7 @@ class LinearOp(ABC):
         """The shape of the raw map of an input [N, C, H, W]; of ops that have a window."""
         raise NotImplementedError
 
+    band_share = 2  # a band is cut into so many, as more of it is there at a time
     input_gradient_reads_input = True  # whether `band_input_gradient` needs values of the input
 
     def make_band(self, x: Band, first: int, last: int, parameters: Sequence[Tensor]) -> Tensor:

@@ -12,7 +12,8 @@ In a network without reversible parts the blocks (a residual unit, or two to fou
 together) run again from their input at all levels but the fastest; at the lowest whole stages do, and
 the blocks inside of them once more.
 
-The numbers, the parameters and the names in the state dict do not depend on the policy.
+The numbers, the parameters and the names in the state dict do not depend on the policy; at the least level sums
+go by bands, and round otherwise.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ class CFPNet(Network):
         dilations: r of each module, for each row.
         activation: "prelu_shared", "prelu" or "relu".
         in_channels: Of the images.
-        memory: "lowest", "balanced" or "fastest", or a policy, see `revseg.memory.policy`.
+        memory: "least", "lowest", "balanced" or "fastest", or a policy, see `revseg.memory.policy`.
 
     Raises:
         ValueError: If an argument is unknown or out of its range.

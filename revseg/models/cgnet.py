@@ -46,7 +46,7 @@ class CGNet(Network):
         reductions: How much narrower the middle of the gate is in stages 2 and 3.
         dropout: Probability of dropping a channel before the classifier.
         in_channels: Of the images.
-        memory: "lowest", "balanced" or "fastest", or a policy, see `revseg.memory.policy`.
+        memory: "least", "lowest", "balanced" or "fastest", or a policy, see `revseg.memory.policy`.
 
     Raises:
         ValueError: If an argument is unknown or out of its range.

@@ -40,7 +40,7 @@ class DABNet(Network):
         widths: Channels of the stem and the two rows, the last two even.
         dilations: Of the far pair of each bottleneck, for each row.
         in_channels: Of the images.
-        memory: "lowest", "balanced" or "fastest", or a policy, see `revseg.memory.policy`.
+        memory: "least", "lowest", "balanced" or "fastest", or a policy, see `revseg.memory.policy`.
 
     Raises:
         ValueError: If an argument is unknown or out of its range.

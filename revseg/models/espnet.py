@@ -57,7 +57,7 @@ class ESPNet(Network):
         in_channels: Of the images.
         reversible: The blocks of each level form one `ReversibleSequence`, which keeps only its output for
             the backward pass, however deep it is.
-        memory: "lowest", "balanced" or "fastest", or a policy, see `revseg.memory.policy`.
+        memory: "least", "lowest", "balanced" or "fastest", or a policy, see `revseg.memory.policy`.
         save_activations: Train with ordinary autograd: same numbers, same state dict, more memory.
         exact: Bit-for-bit inversion, if reversible: True, or "lossless"; see `ReversibleSequence`.
 

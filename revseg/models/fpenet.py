@@ -45,7 +45,7 @@ class FPENet(Network):
         dilations: Of the parts of a block. Their number divides `widths[0]` and the last two widths
             times `expansion`.
         in_channels: Of the images.
-        memory: "lowest", "balanced" or "fastest", or a policy, see `revseg.memory.policy`.
+        memory: "least", "lowest", "balanced" or "fastest", or a policy, see `revseg.memory.policy`.
 
     Raises:
         ValueError: If an argument is unknown or out of its range.

@@ -41,7 +41,7 @@ class FSSNet(Network):
         dilations: Of each block at 1/8.
         activation: "prelu_shared", "prelu" or "relu".
         in_channels: Of the images.
-        memory: "lowest", "balanced" or "fastest", or a policy, see `revseg.memory.policy`.
+        memory: "least", "lowest", "balanced" or "fastest", or a policy, see `revseg.memory.policy`.
 
     Raises:
         ValueError: If an argument is unknown or out of its range.

@@ -44,7 +44,7 @@ class ICNet(Network):
         width: Channels of the first convolutions; all others follow, up to 32 times as many.
         aux: Whether there are auxiliary heads.
         in_channels: Of the images.
-        memory: "lowest", "balanced" or "fastest", or a policy, see `revseg.memory.policy`. Predicted peak of a training
+        memory: "least", "lowest", "balanced" or "fastest", or a policy, see `revseg.memory.policy`. Predicted peak of a training
             step, one image of 1024 x 2048 in float32: 230, 302 and 781 MiB (1,723 with PyTorch's own
             modules and loss).
 

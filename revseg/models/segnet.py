@@ -43,7 +43,7 @@ class SegNet(Network):
         num_classes: C, the number of classes.
         widths: Channels of the five stages.
         in_channels: Of the images.
-        memory: "lowest", "balanced" or "fastest", or a policy, see `revseg.memory.policy`. Predicted peak of a training
+        memory: "least", "lowest", "balanced" or "fastest", or a policy, see `revseg.memory.policy`. Predicted peak of a training
             step, one image of 1024 x 2048 in float32: 2,716, 2,881 and 7,692 MiB (10,324 with PyTorch's own
             modules and loss).
 

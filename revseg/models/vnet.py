@@ -68,8 +68,8 @@ class VNet(Network):
         classifier_bias: Whether the last convolution has a bias.
         dropout: Probability of dropping a channel at the end of each F.
         in_channels: Of the images.
-        memory: "lowest", "balanced" or "fastest", or a policy, see `revseg.memory.policy`. The V modules are undone at the
-            first two; at the lowest level the stem and CPP run again too. Peak of a training step,
+        memory: "least", "lowest", "balanced" or "fastest", or a policy, see `revseg.memory.policy`. The V modules are
+            undone at all but the fastest; at "lowest" the stem and CPP run again too, at "least" all goes by bands. Peak of a training step,
             batch 4 at 1024 x 2048 in float32: 416, 768 and 1,280 MiB (4,640 with
             PyTorch's own modules and loss), in 0.83, 0.66 and 0.56 of their time on a CPU.
         save_activations: Train with ordinary autograd: same numbers, same state dict, more memory.
@@ -126,7 +126,7 @@ class VNet(Network):
             eps=bn_eps,
             momentum=bn_momentum,
         )
-        pairs: Callable[..., nn.Module] = partial(
+        pairs: Callable[..., Stack] = partial(
             asymmetric_pairs,
             kernel=kernel,
             dropout=dropout,

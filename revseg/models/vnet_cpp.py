@@ -148,15 +148,20 @@ class _CPPOp(LinearOp):
         old = x.raw.shape[1]
         points = x.values(_every_second)
         shapes = self.input_of_pools(x) if wanted[0] else x.raw
-        dx = torch.empty_like(x.raw, dtype=du.dtype) if wanted[0] else None
+        alone = len(x.raw) == 1  # then its gradient is all of it
+        dx = torch.empty_like(x.raw, dtype=du.dtype) if wanted[0] and not alone else None
         of_weight: Grads = [None]
         for i, (d, point, image) in enumerate(
             zip(torch.split(du, 1), torch.split(points, 1), torch.split(shapes, 1), strict=True)
         ):
             dpoint, *more = self.pointwise.backward(d[:, :-old], LayerInput(point), parameters, wanted)
             of_weight = summed(of_weight, more)
-            if dx is not None and dpoint is not None:
-                dx[i : i + 1] = self.pool_backward(d[:, -old:], image.to(du.dtype))
+            if dpoint is not None:
+                of_image = self.pool_backward(d[:, -old:], image.to(du.dtype))
+                if dx is None:
+                    dx = of_image
+                else:
+                    dx[i : i + 1] = of_image
                 dx[i : i + 1, :, ::2, ::2] += dpoint
         return [dx, *of_weight]
 

@@ -73,7 +73,7 @@ def advice(settings: TrainSettings, num_classes: int, size: Sequence[int], room:
     batch = plain.batch
     while batch > 1:
         batch //= 2
-        tried.append(("lowest", batch))
+        tried.append((MEMORY_LEVELS[0], batch))
     for level, batch in tried:
         if level == settings.memory and batch == settings.batch and not settings.save_activations:
             continue

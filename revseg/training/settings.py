@@ -29,7 +29,7 @@ OUTPUTS = (
 )
 
 CHOICES = {
-    "memory": ("lowest", "balanced", "fastest"),
+    "memory": ("least", "lowest", "balanced", "fastest"),
     "loss": ("cross_entropy", "ohem"),
     "class_weights": ("none", "enet", "erfnet"),
     "optimizer": ("adam", "adamw", "sgd"),
@@ -78,7 +78,7 @@ class TrainSettings:
     weights: Path | None = None
     """Weights to start from, all but the head where the classes differ: safetensors or a state dict of torch."""
     memory: str = "balanced"
-    """Memory level: lowest, balanced or fastest; the same numbers with more or less computed again."""
+    """Memory level: least, lowest, balanced or fastest; the same numbers with more or less computed again."""
     save_activations: bool = False
     """Train the plain twin: same numbers, ordinary autograd, more memory."""
     exact: bool = False

@@ -154,7 +154,8 @@ def test_each_level_keeps_less(name):
             model, x = create_model(name, memory=memory), torch.empty(1, 3, 64, 64, dtype=torch.uint8)
         return saved_bytes(lambda: model(x))
 
-    lowest, balanced, fastest = map(kept, MEMORY_LEVELS)
+    least, lowest, balanced, fastest = map(kept, MEMORY_LEVELS)
+    assert least <= lowest
     assert lowest < 0.8 * balanced
     assert balanced < 0.55 * fastest
 
@@ -189,7 +190,7 @@ def test_what_it_does_not_know_is_refused(name):
     with pytest.raises(ValueError, match=f"unknown hyperparameter 'widht' of {name}; choose one of .*memory"):
         network(name, widht=3)
     with pytest.raises(
-        ValueError, match="unknown memory level 'low'; choose one of lowest, balanced, fastest"
+        ValueError, match="unknown memory level 'low'; choose one of least, lowest, balanced, fastest"
     ):
         network(name, memory="low")
     with pytest.raises(ValueError, match="num_classes of at least 1, got 0"):

@@ -47,7 +47,7 @@ def test_the_prediction_is_near_the_measurement():
 @pytest.fixture
 def simple(monkeypatch):
     """A prediction that takes no time: so many bytes an image at each level."""
-    each = {"lowest": 100, "balanced": 200, "fastest": 300}
+    each = {"least": 50, "lowest": 100, "balanced": 200, "fastest": 300}
     monkeypatch.setattr(memory, "predicted_step", lambda settings, *_: each[settings.memory] * settings.batch)
     return each
 
@@ -56,10 +56,10 @@ def test_a_budget_chooses_the_fastest_level_that_fits(simple):
     for level, each in simple.items():
         assert level_within(replace(SETTINGS, budget=f"{4 * each}B"), 19, SIZE).memory == level
     with pytest.raises(
-        ValueError, match=r"no memory level of vnet fits --budget 399B: .*--memory lowest --batch 2 would"
+        ValueError, match=r"no memory level of vnet fits --budget 199B: .*--memory least --batch 2 would"
     ):
-        level_within(replace(SETTINGS, budget="399B"), 19, SIZE)
-    assert "give a smaller --size" in advice(SETTINGS, 19, SIZE, 99)
+        level_within(replace(SETTINGS, budget="199B"), 19, SIZE)
+    assert "give a smaller --size" in advice(SETTINGS, 19, SIZE, 49)
 
 
 def test_errors_of_all_allocators_are_known():

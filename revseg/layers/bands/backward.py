@@ -94,7 +94,7 @@ def _sums_of_last(
     last = len(plan.layers)
     sums = norms[-1].mean.new_zeros(3, len(norms[-1].mean))
     for images in plan.groups:
-        walk = Walk(plan, x, norms, parameters, images, kept, None, keeping)
+        walk = Walk(plan, x, norms, parameters, images, kept, None, plan.of_images(images, keeping))
         for first, end in plan.cuts(last):
             sums += ops.bn_act_sums(walk.raw(last, first, end), incoming(images, first, end), norms[-1])
         walk.finish()
@@ -192,7 +192,7 @@ class _Pass:
 
     def _own_map(self, images: Images, first: int, last: int, x: Band) -> Tensor:
         """Rows of raw map j."""
-        if self.own is not None:
+        if self.own is not None and self.own.has(images):
             return dense(self.own.rows(images, first, last, spend=True))
         return dense(self.op.make_band(x, first, last, self.of_op))
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from revseg import ops
-from revseg.layers.bands.rows import Images, Whole
+from revseg.layers.bands.rows import Images, Kept, Whole
 from revseg.layers.bands.window import Window
 from revseg.layers.layer_input import lowered
 from revseg.layers.linear import LinearOp
@@ -25,14 +25,14 @@ class Bands:
     Args:
         bytes: Of one band. Each layer needs a few; smaller ones cost time, as every band is some calls.
         kept: Raw maps that the backward pass of a row keeps besides the one that it goes through: each spares runs of
-            layers, and is a map of memory.
+            layers, and is a map of memory. A part of one is kept of a part of the images.
 
     Raises:
         ValueError: If there is no room for a band, or `kept` is below 0.
     """
 
     bytes: int = 1 << 20
-    kept: int = 1
+    kept: float = 0.75
 
     def __post_init__(self) -> None:
         if self.bytes < 1 or self.kept < 0:
@@ -87,7 +87,7 @@ class BandPlan(Plan):
         height = self.shapes[j][2]
         images = self.groups[0].stop - self.groups[0].start
         row = max(self._row(j), self._row(j - 1) * self.windows[j - 1].step) * images
-        rows = max(1, self.bands.bytes // max(1, row))
+        rows = max(1, self.bands.bytes // self.op(j).band_share // max(1, row))
         for first in range(0, height, rows):
             yield first, min(first + rows, height)
 
@@ -109,8 +109,15 @@ class BandPlan(Plan):
 
     def kept(self) -> set[int]:
         """The raw maps that the way back keeps, evenly spread, without the last one."""
-        count, last = self.bands.kept, len(self.layers)
+        count, last = math.ceil(self.bands.kept), len(self.layers)
         return {round(last * k / (count + 1)) for k in range(1, count + 1)} - {0, last}
+
+    def of_images(self, images: Images, keep: Mapping[int, Kept]) -> dict[int, Kept]:
+        """What is kept of a group: all, or the last raw map alone."""
+        count = math.ceil(self.bands.kept)
+        groups = max(1, round(len(self.groups) * self.bands.kept / count)) if count else 0
+        among = images in self.groups[:groups]
+        return {j: kept for j, kept in keep.items() if among or j == len(self.layers)}
 
     def kept_last(self) -> list[int]:
         """The last raw map, which the gradient of the one before then takes the place of, band by band."""
@@ -118,7 +125,7 @@ class BandPlan(Plan):
 
 
 def statistics_of(parts: Sequence[tuple[Tensor, Tensor, int]]) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance [C], float64, from those of bands and the values of each channel in them."""
+    """Mean and biased variance [C] from those of bands and the values of each channel in them."""
     mean, var = (torch.stack([part[k] for part in parts]) for k in (0, 1))  # type: ignore[misc]
     counts = mean.new_tensor([part[2] for part in parts])[:, None]
     total = counts.sum()

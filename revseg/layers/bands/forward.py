@@ -7,7 +7,8 @@ takes all layers in one pass, and keeps nothing but what it is told to.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 
 from torch import Tensor
 
@@ -24,27 +25,35 @@ def find_statistics(plan: BandPlan, x: Whole, parameters: Sequence[Tensor]) -> M
     plan.statistics = []
     there: dict[int, Kept] = {}
     norms: list[ops.Norm] = []
-    for j, layer in enumerate(plan.layers, 1):
-
-        def take() -> tuple[Tensor, Tensor]:
-            if not layer.uses_batch():  # noqa: B023, called at once
-                return layer.running()  # noqa: B023
-            made = Kept()
-            found = statistics_of(
-                [
-                    of_band(walk.raw(j, *rows))  # noqa: B023
-                    for walk in walks(plan, x, norms, parameters, there, {j: made})  # noqa: B023
-                    for rows in plan.cuts(j)  # noqa: B023
-                ]
-            )
-            layer.move_running(plan.shapes[j], *found)  # noqa: B023
-            there.clear()
-            there[j] = made  # noqa: B023
-            return found
-
-        plan.statistics.append(remember(take))
+    for j in range(1, len(plan.layers) + 1):
+        plan.statistics.append(remember(partial(_statistics, plan, x, norms, parameters, there, j)))
         norms.append(plan.norm(j - 1, parameters))
     return there
+
+
+def _statistics(
+    plan: BandPlan,
+    x: Whole,
+    norms: Sequence[ops.Norm],
+    parameters: Sequence[Tensor],
+    there: dict[int, Kept],
+    j: int,
+) -> tuple[Tensor, Tensor]:
+    """Mean and variance of raw map j; the map takes the place of the one that was there."""
+    layer = plan.layers[j - 1]
+    if not layer.uses_batch():
+        return layer.running()
+    made, spent = Kept(), max(there, default=None)
+    parts = []
+    for images in plan.groups:
+        walk = Walk(plan, x, norms, parameters, images, there, spent, {j: made})
+        parts += [of_band(walk.raw(j, *rows)) for rows in plan.cuts(j)]
+        del walk  # with the rows that it holds, before the next one
+    found = statistics_of(parts)
+    layer.move_running(plan.shapes[j], *found)
+    there.clear()
+    there[j] = made
+    return found
 
 
 def write_values(
@@ -61,27 +70,15 @@ def write_values(
     last = len(plan.layers)
     stream, sign = onto or (None, 0)
     added = None if stream is None else Whole(stream)
-    for walk in walks(plan, x, norms, parameters, there, keep):
+    spent = max(there, default=None)
+    for images in plan.groups:
+        walk = Walk(plan, x, norms, parameters, images, there, spent, plan.of_images(images, keep))
         for first, end in plan.cuts(last):
             u = walk.raw(last, first, end)
             if added is None:
                 z = ops.bn_act(u, norms[-1])
             else:
-                z = ops.bn_act_add(u, norms[-1], added.rows(walk.images, first, end, plan.layout), sign)
-            y.write(walk.images, first, z)
+                z = ops.bn_act_add(u, norms[-1], added.rows(images, first, end, plan.layout), sign)
+            y.write(images, first, z)
         walk.finish()
         del walk  # with the rows that it holds, before the next one
-
-
-def walks(
-    plan: BandPlan,
-    x: Whole,
-    norms: Sequence[ops.Norm],
-    parameters: Sequence[Tensor],
-    there: Mapping[int, Kept],
-    keep: Mapping[int, Kept],
-) -> Iterator[Walk]:
-    """A walk for each group of images; a raw map that is there is used up."""
-    spent = max(there, default=None)
-    for images in plan.groups:
-        yield Walk(plan, x, norms, parameters, images, there, spent, keep)

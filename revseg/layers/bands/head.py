@@ -45,7 +45,9 @@ class HeadByBands(Recompute):
         """The scores [N, C, h, w] of a map [N, C, H, W], or of its halves."""
         parts = (x,) if isinstance(x, Tensor) else tuple(x)
         traced = torch.compiler.is_compiling() or is_traced(parts)
-        op = None if self.save_activations or traced else Convolution.of(self.module)
+        inference = not (torch.is_grad_enabled() or self.training)  # has the bits of all levels
+        whole = self.save_activations or traced or inference
+        op = None if whole else Convolution.of(self.module)
         if op is None or op.by_band is None or not all(map(stacks_are_right, parts)):
             return super().forward(parts[0] if len(parts) == 1 else torch.cat(parts, 1))
         conv: Any = self.module

@@ -67,7 +67,9 @@ class ByBands(Recompute):
         """
         parts = (x,) if isinstance(x, Tensor) else tuple(x)
         traced = torch.compiler.is_compiling() or is_traced(parts)
-        layers = None if self.save_activations or traced else self._layers(parts)
+        inference = not (torch.is_grad_enabled() or self.training)  # has the bits of all levels
+        whole = self.save_activations or traced or inference
+        layers = None if whole else self._layers(parts)
         if layers is None:
             y = super().forward(parts[0] if len(parts) == 1 else torch.cat(parts, 1))
             return tuple(y.chunk(2, 1)) if self.streams else y

@@ -75,6 +75,10 @@ class Kept:
     def __init__(self) -> None:
         self.pieces: dict[int, deque[tuple[int, Tensor]]] = {}
 
+    def has(self, images: Images) -> bool:
+        """Whether there is anything of this group."""
+        return images.start in self.pieces
+
     def append(self, images: Images, first: int, band: Tensor) -> None:
         """Rows that follow those before."""
         if band.shape[2]:

@@ -43,7 +43,8 @@ class Walk:
         keep: Mapping[int, Kept] | None = None,
     ) -> None:
         self.plan, self.x, self.norms, self.parameters, self.images = plan, x, norms, parameters, images
-        self.stored, self.spent, self.keep = stored, spent, keep or {}
+        self.stored = {j: kept for j, kept in stored.items() if kept.has(images)}
+        self.spent, self.keep = spent, keep or {}
         self.sliding: dict[int, Sliding] = {}
         self.made = dict.fromkeys(self.keep, 0)  # rows of what is kept
 
