@@ -16,6 +16,7 @@ from torch import Tensor
 from revseg.data.classes import ClassTable
 from revseg.files import write_atomically
 from revseg.inference.augmented import Augmentation
+from revseg.inference.folded import folded
 from revseg.inference.pictures import converter, write_png
 from revseg.inference.settings import PredictSettings
 from revseg.inference.sources import Source, sources_of
@@ -49,7 +50,9 @@ def predict(settings: PredictSettings) -> list[Path]:
     device = choose_device(settings.device)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    model = load(settings.weights).to(device)
+    model = load(settings.weights)
+    model.network = folded(model.network)
+    model = model.to(device)
     for kind in settings.write:
         converter(kind, model.classes)  # what does not fit the network is said before any work
     written: list[Path] = []

@@ -12,6 +12,7 @@ from tyro.conf import Positional
 
 WRITE = ("colour", "overlay", "train-ids", "label-ids")
 FORMATS = ("onnx", "torch-export", "torchscript")
+RUNTIMES = ("pytorch", "compile", "onnx", "onnx-int8")
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,14 @@ class ExportSettings(Using):
     """Take images of any size and any number; refused for networks whose layers depend on the size."""
     labels: bool = True
     """Give labels at the size of the image; --no-labels gives the scores at the network's stride."""
+    int8: bool = False
+    """Convolutions in 8-bit integers, for onnx; ranges from training images, the price told on validation images."""
+    data: str = "synthetic"
+    """With --int8: data set, as for `revseg train`."""
+    root: Path | None = None
+    """With --int8: folder of the data set, for data sets that are read from files."""
+    samples: int = 32
+    """With --int8: so many training images, and at most so many validation images."""
     overwrite: bool = False
     """Replace a file that is there."""
 
@@ -136,6 +145,12 @@ class ExportSettings(Using):
             raise ValueError(f"unknown --format {self.format}; choose one of {', '.join(FORMATS)}")
         if min(self.size) < 32:
             raise ValueError(f"expected --size of at least 32 x 32, got {self.size[0]} x {self.size[1]}")
+        if self.int8 and not (self.format == "onnx" and self.labels and self.dynamic):
+            raise ValueError(
+                "--int8 goes with --format onnx, labels and any size; leave --no-labels and --no-dynamic out"
+            )
+        if self.samples < 1:
+            raise ValueError(f"expected --samples of at least 1, got {self.samples}")
 
 
 @dataclass(frozen=True)
@@ -146,12 +161,12 @@ class BenchmarkSettings(Using):
     """Height and width of the image."""
     rounds: int = 5
     """How often each runtime is timed, in turn with the others."""
-    runtimes: tuple[str, ...] = field(default=("pytorch", "compile", "onnx"))
-    """What to time: pytorch, compile (torch.compile), onnx (ONNX Runtime)."""
+    runtimes: tuple[str, ...] = field(default=RUNTIMES)
+    """What to time: pytorch, compile (torch.compile), onnx and onnx-int8 (ONNX Runtime)."""
 
     def __post_init__(self) -> None:
         if self.rounds < 1:
             raise ValueError(f"expected --rounds of at least 1, got {self.rounds}")
         for runtime in self.runtimes:
-            if runtime not in ("pytorch", "compile", "onnx"):
-                raise ValueError(f"unknown runtime {runtime!r}; choose some of pytorch, compile, onnx")
+            if runtime not in RUNTIMES:
+                raise ValueError(f"unknown runtime {runtime!r}; choose some of {', '.join(RUNTIMES)}")

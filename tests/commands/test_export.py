@@ -1,13 +1,18 @@
 """`revseg export`: what is written is run, and compared, before it gets its name."""
 
 import importlib.util
+import re
 
 import pytest
 import torch
 
 from revseg.cli import main
+from revseg.data import CITYSCAPES, create_dataset
 from revseg.files import save_weights
-from revseg.inference.export import FORMATS, ExportError, export
+from revseg.inference.export import FORMATS, Deployed, ExportError, export, run_onnx, write_onnx
+from revseg.inference.folded import folded
+from revseg.inference.int8 import write_int8
+from revseg.inference.trained import load
 from revseg.models import create_model
 
 needs_onnx = pytest.mark.skipif(
@@ -62,3 +67,43 @@ def test_layers_that_depend_on_the_size_are_refused(tmp_path):
     with pytest.raises(ExportError, match="--no-dynamic writes a file for this size alone"):
         export(Sized(), tmp_path / "x.ts", "torchscript", (32, 64), dynamic=True, labels=False)
     assert export(Sized(), tmp_path / "x.ts", "torchscript", (32, 64), dynamic=False, labels=False) == 0
+
+
+@needs_onnx
+def test_integers_and_their_price(tmp_path, capsys):
+    """The file takes any size; the words tell the mIoU that a run over the same images gives."""
+    model, val = load("vnet-camvid"), create_dataset("synthetic", "val", size=(64, 128), samples=2)
+    whole, part = tmp_path / "whole.onnx", tmp_path / "int8.onnx"
+    images = [image for image, _ in val]
+    with torch.no_grad():
+        write_onnx(Deployed(folded(model.network), True).eval(), torch.stack(images), whole, True)
+    write_int8(whole, part, images)
+    assert part.stat().st_size < 0.7 * whole.stat().st_size
+    ours, theirs = (run_onnx(path) for path in (part, whole))
+    for image in (images[0], images[1][:, :48, :72].contiguous()):
+        assert (ours(image[None]) == theirs(image[None])).double().mean() > 0.9
+    with pytest.raises(ValueError, match="expected images to take the ranges of the maps from, got none"):
+        write_int8(whole, part, [])
+
+
+@needs_onnx
+def test_integers_by_the_command(tmp_path, capsys):
+    torch.manual_seed(0)
+    description = {"model": "vnet", "num_classes": 19, "hyperparameters": {"widths": (4, 8, 16)}}
+    description |= {"classes": list(CITYSCAPES.names)}
+    network = create_model("vnet", 19, widths=(4, 8, 16))
+    save_weights(tmp_path / "w.safetensors", network.state_dict(), description)
+    words = ["--size", "64", "96", "--int8", "--samples", "2", "--threads", "1"]
+    assert main(["export", str(tmp_path / "w.safetensors"), *words]) == 0
+    assert re.search(
+        r"int8: mIoU \d+\.\d\d % on 2 validation images, float32", " ".join(capsys.readouterr().out.split())
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["w.int8.onnx", "w.safetensors"]
+
+
+def test_integers_want_the_data_of_the_network(weights, capsys):
+    assert main(["export", str(weights), "--int8", "--samples", "2"]) == 2
+    assert "the network tells apart 4 classes, synthetic has 19" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["export", str(weights), "--int8", "--format", "torchscript"])
+    assert "--int8 goes with --format onnx" in capsys.readouterr().err
