@@ -1,5 +1,6 @@
 """The programs of examples/ do what they say, at toy sizes."""
 
+import json
 import re
 import runpy
 import subprocess
@@ -25,7 +26,7 @@ def main():
 
 def test_the_list_is_whole():
     listed = (EXAMPLES / "README.md").read_text()
-    for path in (*EXAMPLES.glob("*.py"), *EXAMPLES.glob("*.sh")):
+    for path in (path for kind in ("py", "sh", "ipynb") for path in EXAMPLES.glob(f"*.{kind}")):
         assert f"[{path.name}]({path.name})" in listed
 
 
@@ -97,3 +98,20 @@ def test_slurm():
     assert_commands(
         command.replace('"${resume[@]}"', "--resume").replace("$DATA", "data").replace("$out", "runs/x")
     )
+
+
+def test_notebook(tmp_path, monkeypatch, capsys):
+    """Its cells run one after the other; what stands below them was printed by them."""
+    monkeypatch.chdir(tmp_path)
+    cells = [
+        c for c in json.loads((EXAMPLES / "camvid.ipynb").read_text())["cells"] if c["cell_type"] == "code"
+    ]
+    assert all(cell["outputs"] for cell in cells[1:])
+    names = {}
+    for cell in cells:
+        code = "".join(cell["source"]).replace("else 24", "else 4").replace("epochs=2", "epochs=1")
+        exec(compile(code, "camvid.ipynb", "exec"), names)  # noqa: S102
+        if "predict(" in code and "model" in names and "meta" in code:
+            assert capsys.readouterr().out == "".join(cell["outputs"][0]["text"])
+    assert names["predicted"].shape == names["label"].shape
+    assert (tmp_path / "runs/notebook/best.safetensors").is_file()
