@@ -14,9 +14,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import get_gradient_edge
 
-from revseg.engine.gradients import gradients
+from revseg.engine.gradients import edge_of, gradients
 from revseg.engine.steps import Step, Streams, Update, run_inverse, run_plain
 
 
@@ -74,7 +73,7 @@ class Coupling(nn.Module):
         """
         with torch.enable_grad():
             x, h = x.detach().requires_grad_(), h.detach().requires_grad_()
-            edge = get_gradient_edge(self.couple(x, h))
+            edge = edge_of(self.couple(x, h))
         dx, dh = gradients([edge], [x, h], [dy], f"{type(self).__name__}.couple")
         return dx, dh
 

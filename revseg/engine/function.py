@@ -14,9 +14,8 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import get_gradient_edge
 
-from revseg.engine.gradients import Grads, alias, gradients, total
+from revseg.engine.gradients import Grads, alias, edge_of, gradients, total
 from revseg.engine.reach import modules_of
 from revseg.engine.replay import Call, Turn
 from revseg.engine.steps import Side, overwritten
@@ -136,7 +135,7 @@ class Replayed:
     def _differentiable(self, value: Tensor, inputs: list[Tensor]) -> tuple[Coupled, Differentiate | None]:
         if not value.requires_grad:
             return (value, None), None
-        edge = get_gradient_edge(value)  # the value itself would stay alive while its gradients take room
+        edge = edge_of(value)  # the value itself would stay alive while its gradients take room
 
         def differentiate(dh: Tensor, before: Grads) -> Grads:
             return gradients([edge], inputs, [dh], self.name, before)

@@ -51,6 +51,17 @@ def gradients(
     return [next(found) if x.requires_grad else dx for x, dx in zip(inputs, before, strict=True)]
 
 
+def edge_of(y: Tensor) -> GradientEdge:
+    """Where the graph of y ends; it stays alive though y goes.
+
+    The node of a Python function is alive as long as what leads to it, and not every torch counts an edge: a view does.
+    """
+    if isinstance(y.grad_fn, torch._C._FunctionBase):
+        with torch.enable_grad():
+            y = y.view_as(y)
+    return get_gradient_edge(y)
+
+
 def total(dx: Tensor | None, before: Tensor | None, dh: Tensor) -> Tensor | None:
     """The gradient of an input and what was found before, in its own memory, as one more map would be a third.
 

@@ -73,12 +73,14 @@ def has_hooks(*modules: nn.Module) -> bool:
             or module._forward_pre_hooks
             or module._backward_hooks
             or module._backward_pre_hooks
-            or not _METHODS.isdisjoint(vars(module))
+            or not _METHODS.isdisjoint(module.__dict__)
         ):
             return True
     return False
 
 
 def _is_exporting() -> bool:
-    is_exporting = getattr(torch.compiler, "is_exporting", None)  # torch 2.7 and later
-    return bool(is_exporting and is_exporting())
+    flag: bool | None = getattr(torch.compiler, "_is_exporting_flag", None)
+    if flag is None:
+        return torch.compiler.is_exporting()
+    return flag  # in torch.compile some releases say is_exporting() though nobody exports

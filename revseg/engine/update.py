@@ -9,12 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import get_gradient_edge
 
 from revseg.engine.context import NO_CHANGE, Autocast, autocast_as
 from revseg.engine.exact import Exactness
 from revseg.engine.function import function_of
-from revseg.engine.gradients import Grads, alias, gradients
+from revseg.engine.gradients import Grads, alias, edge_of, gradients
 from revseg.engine.reach import modules_in
 from revseg.engine.replay import Call, Turn
 from revseg.engine.residue import Layout
@@ -151,7 +150,7 @@ class UpdatePass:
         own, of_rule = self._split(aliases)
         h = self.function.rerun_with_graph(source, own)
         with autocast_as(self.autocast), self._ruled(of_rule):
-            edge = get_gradient_edge(rule.couple(x, h))
+            edge = edge_of(rule.couple(x, h))
         so_far = [None, grads[s], *before]
         grads[t], grads[s], *found = gradients(
             [edge], [x, source, *aliases], [dy], self.step.name, so_far, create_graph=True
@@ -179,7 +178,7 @@ class UpdatePass:
         assert self.learned is not None
         inputs = [x.detach().requires_grad_(), h.detach().requires_grad_(), *self.learned.leaves(tensors)]
         with torch.enable_grad(), self._ruled(inputs[2:]):
-            edge = get_gradient_edge(self.step.rule.couple(*inputs[:2]))
+            edge = edge_of(self.step.rule.couple(*inputs[:2]))
         return gradients([edge], inputs, [dy], self.step.name, [None, None, *before])
 
 

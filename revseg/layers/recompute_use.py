@@ -11,11 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import get_gradient_edge
 
 from revseg.engine.drift import Check, Fingerprint, complain, report
 from revseg.engine.function import Function
-from revseg.engine.gradients import Grads, alias, gradients
+from revseg.engine.gradients import Grads, alias, edge_of, gradients
 from revseg.engine.replay import Call
 from revseg.engine.tensors import versions
 from revseg.layers.structure import Structure, closed_objects, put_together, take_apart
@@ -106,7 +105,7 @@ class Use(_Checked):
             with torch.enable_grad():
                 ys = [_Entry.apply(found, *ys)]  # type: ignore[no-untyped-call]
             found = [torch.ones_like(ys[0])]
-        edges = [get_gradient_edge(y) for y in ys]
+        edges = [edge_of(y) for y in ys]
         del ys  # freed before its gradients take room
         return gradients(edges, [*leaves, *own], found, self.name, create_graph=again)
 
@@ -138,7 +137,7 @@ class UseWithoutGraph(_Checked):
             given = [alias(x) for x in given]
             value = self.function.rerun_with_graph(given[0], given[1:])
             self._compare([value])
-            return gradients([get_gradient_edge(value)], given, [dy], self.name, create_graph=True)
+            return gradients([edge_of(value)], given, [dy], self.name, create_graph=True)
         wanted = [x.requires_grad for x in given]
         (value, _), differentiate = self.function.rerun(inputs[0], parameters, None, wanted)
         self._compare([value])
