@@ -28,6 +28,7 @@ _BAND = 1 << 20
 
 
 Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
+_CONVS = get_args(Conv)
 
 
 class Convolution(LinearOp):
@@ -62,9 +63,9 @@ class Convolution(LinearOp):
         prepare: Callable[[Tensor], Tensor] | None = None,
     ) -> Convolution | None:
         """The op of this module; None if it is no ordinary convolution."""
-        if not isinstance(conv, Conv) or has_hooks(conv):
+        if not isinstance(conv, _CONVS) or has_hooks(conv):
             return None
-        ordinary = type(conv) in get_args(Conv)
+        ordinary = type(conv) in _CONVS
         zeros = conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
         if not ordinary or not zeros or not is_plain(conv.weight):
             return None

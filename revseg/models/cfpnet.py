@@ -18,7 +18,6 @@ slope for all channels of a PReLU. Ours alone is that classes get no batch norm 
 
 from collections.abc import Sequence
 from functools import partial
-from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
@@ -103,8 +102,10 @@ class CFPModule(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         z = self.narrow(x)
-        sums = accumulate(channel(z) for channel in self.pyramid)
-        return x + self.mix(torch.cat(list(sums), dim=1))  # type: ignore[no-any-return]
+        sums: list[Tensor] = []
+        for channel in self.pyramid:
+            sums.append(sums[-1] + channel(z) if sums else channel(z))
+        return x + self.mix(torch.cat(sums, dim=1))  # type: ignore[no-any-return]
 
 
 class FPChannel(nn.Module):

@@ -20,7 +20,6 @@ and activation.
 
 from collections.abc import Sequence
 from functools import partial
-from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
@@ -107,8 +106,10 @@ class FPEBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         parts = self.widen(x).chunk(len(self.pyramid), dim=1)
-        sums = accumulate(layer(part) for layer, part in zip(self.pyramid, parts, strict=True))
-        y = self.narrow(torch.cat(list(sums), dim=1))
+        sums: list[Tensor] = []
+        for layer, part in zip(self.pyramid, parts, strict=True):
+            sums.append(sums[-1] + layer(part) if sums else layer(part))
+        y = self.narrow(torch.cat(sums, dim=1))
         return x + y if self.adds else y  # type: ignore[no-any-return]
 
 
