@@ -23,7 +23,7 @@ torch.set_num_threads(1)
 from revseg.losses import UpsampleCrossEntropy
 from tests.models.test_models_contract import CLASSES, images, labels_of, network
 model, x, criterion = network(sys.argv[1]), images(2, (64, 96)), UpsampleCrossEntropy()
-step, losses = torch.compile(model), []
+step, losses = torch.compile(model, dynamic=None if sys.argv[2:] == [] else False), []
 optimizer = torch.optim.SGD(model.parameters(), 1e-2)
 for _ in range(3):
     optimizer.zero_grad()
@@ -79,8 +79,13 @@ def test_a_pyramid_trains():
     assert done.stdout.endswith("three steps\n"), (done.returncode, done.stderr[-2000:])
 
 
+# Up to torch 2.14 the compiler cannot write the gradient of a batch norm for shapes that vary and then turn out not to
+# ("Cannot convert expression to float"), as those of frames between graph breaks may; sizes are fixed there.
+FIXED = ["erfnet_rev"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", list_models())
 def test_it_trains(name):
-    done = run(STEPS, name)
+    done = run(STEPS, name, *(["fixed"] if name in FIXED else []))
     assert done.stdout.endswith("three steps\n"), (done.returncode, done.stderr[-2000:])
