@@ -2,9 +2,11 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+OLDEST ?= $(lastword python3.10 $(wildcard $(HOME)/.pyenv/versions/3.10.*/bin/python))
+NEWEST ?= $(lastword python3.13 $(wildcard $(HOME)/.pyenv/versions/3.13.*/bin/python))
 INSTALLED := .venv/installed
 
-.PHONY: help demo test test-slow lint bench bench-report docs clean
+.PHONY: help demo test test-slow test-oldest test-newest lint bench bench-report docs clean
 
 help:  ## what there is to make
 	@sed -n 's/^\([a-z-]*\):[^#]*## */  make \1  /p' Makefile
@@ -22,6 +24,18 @@ test: $(INSTALLED)  ## all tests; those of the kernels in Triton's interpreter, 
 test-slow: $(INSTALLED)  ## what takes minutes: each network compiled, exported for any size
 	$(BIN)/python -m pytest -m slow --numprocesses 2 --dist worksteal
 
+# One case of every test; those of the kernels in Triton's interpreter, which a process chooses once.
+define one_case_of_each
+OMP_NUM_THREADS=1 $(1)/bin/python -m pytest --cases 1 --numprocesses 2 --dist worksteal --ignore tests/benchmarks
+OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(1)/bin/python -m pytest --cases 1 --numprocesses 2 --dist worksteal tests/interpreted
+endef
+
+test-oldest: .venv-oldest/installed  ## a case of every test with the oldest supported Python, torch, Triton and numpy; some GB
+	$(call one_case_of_each,.venv-oldest)
+
+test-newest: .venv-newest/installed  ## the same with the newest Python, and the newest of all others there is; some GB
+	$(call one_case_of_each,.venv-newest)
+
 lint: $(INSTALLED)  ## style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -37,10 +51,20 @@ docs: $(INSTALLED)  ## the pages of docs/ as a site under build/site; a warning 
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[docs]"
 	$(BIN)/mkdocs build --strict
 
-clean:  ## take .venv and runs away
-	rm -rf .venv runs
+clean:  ## take .venv, those of test-oldest and test-newest, and runs away
+	rm -rf .venv .venv-oldest .venv-newest runs
 
 $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+.venv-oldest/installed: pyproject.toml constraints-oldest.txt
+	$(OLDEST) -m venv --clear .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet --constraint constraints-oldest.txt --editable ".[dev]"
+	touch $@
+
+.venv-newest/installed: pyproject.toml
+	$(NEWEST) -m venv --clear .venv-newest
+	.venv-newest/bin/python -m pip install --quiet --editable ".[dev]"
 	touch $@

@@ -3,6 +3,7 @@
 import gc
 import os
 import signal
+from collections import defaultdict
 from importlib.util import find_spec
 
 # Before torch is loaded: threads that wait for each other sleep, here and in the processes of tests. When
@@ -33,12 +34,30 @@ torch.use_deterministic_algorithms(True, warn_only=True)
 torch.utils.deterministic.fill_uninitialized_memory = True
 
 
-def pytest_collection_modifyitems(items):
-    """Tests marked `needs_cuda` are skipped without a GPU; `pytest -m needs_cuda` lists and runs them alone."""
+def pytest_addoption(parser):
+    parser.addoption(
+        "--cases", type=int, metavar="K", help="of each test run at most K of its cases, spread over all"
+    )
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leaves cases out if `--cases` says so, and skips tests marked `needs_cuda` without a GPU."""
+    if most := config.getoption("cases"):
+        tests = defaultdict(list)
+        for case in items:
+            tests[_function(case)].append(case)
+        kept = {case for cases in tests.values() for case in cases[:: -(-len(cases) // most)]}
+        config.hook.pytest_deselected(items=[case for case in items if case not in kept])
+        items[:] = [case for case in items if case in kept]
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("needs_cuda"):
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+def _function(item):
+    """The name of a test without that of its case."""
+    return item.nodeid.split("[")[0]
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -37,6 +37,9 @@ needs_cuda = pytest.mark.needs_cuda
 
 Loss = Callable[..., Tensor]
 
+# Maps that torch keeps alive during a backward pass: the gradient that came, where a function cannot take it over.
+HELD_BY_TORCH = 0 if hasattr(torch.autograd.Function, "boxed_grads_call") else 1
+
 
 def small_f(channels: int = 4, out_channels: int | None = None) -> nn.Sequential:
     """conv 3x1, batch norm, PReLU, conv 1x3, batch norm, PReLU: the paper's F, small."""
