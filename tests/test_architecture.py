@@ -69,6 +69,7 @@ BENCHMARKS = [  # of files and folders of benchmarks/; a file called __main__ is
     {"ways", "inference"},
     {"workload", "scenarios", "micro"},
     {"gradients", "network_ways"},
+    {"any_network_ways"},
     {"questions"},
     {"first_table"},
     {"gpu", "measure", "report", "paired"},
