@@ -17,6 +17,8 @@ from torch import Tensor
 
 _BLOCK = 16  # channels that oneDNN lays side by side
 _SMALL_BLOCK = 8  # and for gradients of weights, if there are no more
+_FAR = 8  # overhanging pixels from which the gradient of a map is made of columns,
+_FEW = 64  # if it has no more channels than these
 _BOTH = (True, True, False)
 _FORWARD = torch.ops.aten.convolution.default
 _BACKWARD = torch.ops.aten.convolution_backward.default
@@ -40,7 +42,19 @@ class _Conv:
     transposed: bool
     groups: int
     backward: bool
+    dilation: list[int]
     wanted: Sequence[bool] = _BOTH
+
+    @property
+    def reach(self) -> int:
+        """Pixels from the first place of the kernel to its last."""
+        return max(d * (k - 1) for d, k in zip(self.dilation, self.weight.shape[2:], strict=False))
+
+    @property
+    def overhang(self) -> int:
+        """How many of these lie beyond the padding."""
+        sizes = zip(self.dilation, self.weight.shape[2:], self.padding, strict=False)
+        return max(d * (k - 1) - p for d, k, p in sizes)
 
     @property
     def columns(self) -> int:
@@ -57,10 +71,10 @@ def workspace(func: Any, args: tuple[Any, ...], result: Any) -> Workspace | None
     """Of an operation on a CPU; None if it has none that is known."""
     if func is _FORWARD:
         x, weight, _, stride, padding, dilation, transposed, out_padding, groups = args[:9]
-        conv = _Conv(x, weight, result, stride, padding, transposed, groups, False)
+        conv = _Conv(x, weight, result, stride, padding, transposed, groups, False, dilation)
     elif func is _BACKWARD:
         dy, x, weight, _, stride, padding, dilation, transposed, out_padding, groups = args[:10]
-        conv = _Conv(x, weight, dy, stride, padding, transposed, groups, True, args[10])
+        conv = _Conv(x, weight, dy, stride, padding, transposed, groups, True, dilation, args[10])
     else:
         return None
     if x.device.type != "cpu" or not x.numel():
@@ -88,18 +102,35 @@ def _onednn(conv: _Conv) -> Workspace:
     x, y, w = conv.x, conv.y, conv.weight.nbytes
     if _is_channels_last(x) or _is_channels_last(y):
         return Workspace(w, 3 * w)
+    half, single = x.element_size() == 2, math.prod(conv.weight.shape[2:]) == 1
     channels, depthwise = x.shape[1], conv.groups == x.shape[1]
     if not conv.backward:
         read = 0 if channels < _BLOCK and not conv.transposed and not depthwise else _blocked(x)
-        return Workspace(read + w + _blocked(y), 2 * y.nbytes if conv.transposed else _blocked(y))
-    sums = 5 * _blocked(x[:1]) // 2 if x.element_size() == 2 else 0  # in float32, of one image
+        if conv.transposed:
+            return Workspace(read + w + _blocked(y), 2 * y.nbytes)
+        copies = read + w + _blocked(y)
+        return Workspace(copies, copies if half and single else _blocked(y))
+    if conv.groups > 1 and not conv.transposed and channels // conv.groups < _SMALL_BLOCK:
+        if not depthwise or max(conv.dilation) > 1:
+            return Workspace(x.nbytes, x.nbytes)
+    sums = (
+        5 * _blocked(x[:1]) // 2 if half and not single and not depthwise else 0
+    )  # in float32, of one image
     small = _SMALL_BLOCK if channels <= _SMALL_BLOCK else _BLOCK
-    of_weight = w + sums + (_blocked(x, small) if channels > 3 else 0) + _blocked(y, small)
+    of_weight = (
+        (2 * w if half else w) + sums + (_blocked(x, small) if channels > 3 else 0) + _blocked(y, small)
+    )
+    if conv.reach >= min(y.shape[2:]) and not depthwise:
+        of_weight = conv.columns + 4 * (
+            2 * w if half else w
+        )  # by columns, as the kernel is larger than the map
     if not conv.wanted[0]:
         return Workspace(0, of_weight if conv.wanted[1] else 0)
     of_weight = of_weight if conv.wanted[1] else 0
     if max(conv.stride) > 1 and not depthwise and not conv.transposed:
         return Workspace(_blocked(y) + w + x.nbytes, max(2 * x.nbytes, of_weight))
+    if conv.overhang >= _FAR and channels <= _FEW and not depthwise and not half and not conv.transposed:
+        return Workspace(x.nbytes + conv.columns, of_weight)
     return Workspace(_blocked(y) + w + _blocked(x), max(_blocked(x), of_weight))
 
 
