@@ -110,9 +110,9 @@ def _onednn(conv: _Conv) -> Workspace:
             return Workspace(read + w + _blocked(y), 2 * y.nbytes)
         copies = read + w + _blocked(y)
         return Workspace(copies, copies if half and single else _blocked(y))
-    if conv.groups > 1 and not conv.transposed and channels // conv.groups < _SMALL_BLOCK:
-        if not depthwise or max(conv.dilation) > 1:
-            return Workspace(x.nbytes, x.nbytes)
+    thin = conv.groups > 1 and not conv.transposed and channels // conv.groups < _SMALL_BLOCK
+    if thin and (not depthwise or max(conv.dilation) > 1):
+        return Workspace(x.nbytes, x.nbytes)
     sums = (
         5 * _blocked(x[:1]) // 2 if half and not single and not depthwise else 0
     )  # in float32, of one image
