@@ -34,6 +34,15 @@ def test_unet_that_fits(main):
     assert main("unet_that_fits", size=128, steps=1) >= 4 / 3
 
 
+def test_one_large_image(main, capsys):
+    peak, losses = main("one_large_image", size=(96, 161), steps=2)
+    assert peak > 0
+    assert losses[1] < losses[0]
+    assert "peak of the step" in capsys.readouterr().out
+    program = runpy.run_path(str(EXAMPLES / "one_large_image.py"))
+    assert program["compare"]((65, 96)) < 1e-4
+
+
 def test_classifier(main, capsys):
     assert main("classifier", size=16, width=8, depth=4, steps=1) > 2
     assert "'1.0', '1.1', '1.2', '1.3'" in capsys.readouterr().out

@@ -27,6 +27,7 @@ from revseg.engine.exact import Exact
 from revseg.layers.bands.cut import Bands
 from revseg.layers.bands.head import HeadByBands
 from revseg.layers.bands.module import ByBands
+from revseg.layers.layer_module import LayerModule
 from revseg.layers.recompute import Recompute
 from revseg.layers.stack import Stack
 from revseg.sequence import ReversibleSequence
@@ -111,6 +112,8 @@ class MemoryPolicy:
         return ReversibleSequence(*couplings, save_activations=saved, exact=exact)
 
     def _again(self, module: nn.Module) -> nn.Module:
+        if self.bands is not None and isinstance(module, (Stack, LayerModule)):
+            return ByBands(module, self.bands, save_activations=self.save_activations)
         return Recompute(module, save_activations=self.save_activations)
 
 
