@@ -32,7 +32,7 @@ class Bands:
     """
 
     bytes: int = 1 << 20
-    kept: float = 0.5
+    kept: float = 0.75
 
     def __post_init__(self) -> None:
         if self.bytes < 1 or self.kept < 0:
