@@ -129,6 +129,20 @@ class _RunAgain(nn.Module):
             return called_by_pieces(self.module, args, kwargs)
 
 
+class _Chain(nn.Module):
+    """Modules one after the other, the first with whatever it is called with."""
+
+    def __init__(self, modules: nn.ModuleList) -> None:
+        super().__init__()
+        self.first, self.others = modules[0], modules[1:]
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        x = self.first(*args, **kwargs)
+        for module in self.others:
+            x = module(x)
+        return x
+
+
 @dataclass(eq=False)
 class _Line:
     """What segments of the calls in one module share: who is called next, and with what."""
@@ -245,6 +259,6 @@ def _parts(
         largest = max(here, key=lambda s: s[1])
         inner = [s for s in segments if s != largest and largest[0] <= s[0] and s[1] <= largest[1]]
         row = nn.ModuleList(_parts(children, *largest, inner))
-        found.append(_RunAgain(nn.Sequential(*row)))
+        found.append(_RunAgain(_Chain(row)))
         begin = largest[1]
     return found

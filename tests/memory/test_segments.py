@@ -107,6 +107,34 @@ def test_a_network_that_does_something_else_than_planned():
         apply_parts(ResNet(), [Part("", 1, 6, names)])
 
 
+class Scaled(nn.Module):
+    """A block that is called with more than its map."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, x, scale, shift=0.0):
+        return torch.tanh(self.conv(x)) * scale + shift
+
+
+def test_the_first_of_a_segment_may_have_other_arguments():
+    """A transformer's block got the size of the map too, and its segment could not be called with it."""
+
+    class Network(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.block, self.norm, self.head = Scaled(), nn.BatchNorm2d(3), nn.Conv2d(3, 5, 1)
+
+        def forward(self, x):
+            return self.head(self.norm(self.block(x, 2, shift=0.5)))
+
+    torch.manual_seed(0)
+    model = Network()
+    assert ("block", "norm") in segments_of(model)
+    assert_same(apply_parts(model, [Part("", 0, 2, ("block", "norm"))]), model)
+
+
 def test_shapes_between_are_those_of_the_result():
     """`x.shape` is read between two modules: it must be right."""
     assert not any(
