@@ -34,6 +34,21 @@ def test_png(prediction, tmp_path):
     assert (tmp_path / "step.png").read_bytes()[:4] == b"\x89PNG"
 
 
+def test_steps_on_top_of_each_other(prediction, tmp_path):
+    both = {"plain": prediction, "fitted": prediction}
+    draw(tmp_path / "both.html", both, overlaid=True)
+    page = (tmp_path / "both.html").read_text()
+    data = json.loads(re.search(r"const data = (.*);", page)[1])
+    assert data["overlaid"]
+    for step in data["steps"]:
+        assert max(sum(moment[2:]) for moment in step["moments"]) == prediction.peak
+        phases = [moment[0] for moment in step["moments"]]
+        assert phases.index("backward") == len(phases) / 2
+    pytest.importorskip("matplotlib")
+    draw(tmp_path / "both.png", both, overlaid=True)
+    assert (tmp_path / "both.png").read_bytes()[:4] == b"\x89PNG"
+
+
 def test_thinning_keeps_the_peak(prediction):
     few = thinned(prediction.history, 5)
     assert len(few) <= 5
