@@ -10,7 +10,7 @@ from torch import Tensor
 from benchmarks.ways import TWINS
 from benchmarks.workload import Workload, workload
 from revseg import ReversibleSequence
-from revseg.engine.grid import GridRule, snap
+from revseg.exact.grid import GridRule, snap
 
 Tensors = dict[str, Tensor]
 SHAPE = (2, 64, 16, 32)  # at which plain rounding crosses few kinks of PReLU

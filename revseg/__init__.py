@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from revseg.couplings.downsample import HaarDownsample as HaarDownsample
     from revseg.couplings.downsample import Squeeze as Squeeze
     from revseg.engine.drift import InversionError as InversionError
-    from revseg.engine.replay import is_recomputing as is_recomputing
     from revseg.inference.trained import load as load
     from revseg.layers.recompute import Recompute as Recompute
     from revseg.layers.stack import Stack as Stack
     from revseg.memory.fit import fit as fit
     from revseg.models import create_model as create_model
     from revseg.models import list_models as list_models
+    from revseg.replay.call import is_recomputing as is_recomputing
     from revseg.sequence import ReversibleSequence as ReversibleSequence
 
 # A checkout whose symlink revseg/kernels arrived as a text file (Windows) finds ../kernels.
@@ -45,7 +45,7 @@ _HOME = {
     "Stack": "revseg.layers.stack",
     "create_model": "revseg.models",
     "fit": "revseg.memory.fit",
-    "is_recomputing": "revseg.engine.replay",
+    "is_recomputing": "revseg.replay.call",
     "list_models": "revseg.models",
     "load": "revseg.inference.trained",
     "reversible": "revseg.convert",

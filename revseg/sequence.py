@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from revseg.engine.buffers import swapped_buffers
 from revseg.engine.chain import run_reversible
 from revseg.engine.drift import Check
-from revseg.engine.exact import Exact, exactness
 from revseg.engine.steps import Side, Step, Streams, Update, Values, run_plain
-from revseg.engine.tensors import dense
 from revseg.engine.tracing import Unscriptable, has_hooks, is_traced, refuse_symbol
+from revseg.exact.modes import Exact, exactness
+from revseg.replay.buffers import swapped_buffers
+from revseg.tensors import dense
 
 
 class ReversibleSequence(Unscriptable, nn.Module):
@@ -60,7 +60,7 @@ class ReversibleSequence(Unscriptable, nn.Module):
     modes need kernels that give the same bits twice: the same number of threads and the same
     settings in both passes (a change is an `InversionError`), no `torch.backends.cudnn.benchmark`
     (refused), and on a GPU deterministic kernels (`torch.use_deterministic_algorithms(True)`).
-    Weights used more than once under autocast: see `revseg.engine.exact`.
+    Weights used more than once under autocast: see `revseg.exact.modes`.
 
     Losses: outputs have gradients, what a function puts aside has none, as it was made without a graph: a
     feature that a hook keeps, or a penalty kept as an attribute, has no `grad_fn`. Return it as channels of
@@ -128,13 +128,12 @@ class ReversibleSequence(Unscriptable, nn.Module):
         if self.save_activations or empty or not self._needs_gradient(tensors) or is_traced(tensors):
             streams = self._run_blocks(run_plain, streams, side)
             return torch.cat(streams, 1) if join else streams
-        run = partial(run_reversible, keep=self.keep, check=self.check, exact=self.exact)
         if self.per_block:
-            streams = self._run_blocks(partial(run, join=False), streams, side)
+            streams = self._run_blocks(self._run_chain, streams, side)
             return torch.cat(streams, 1) if join else streams
         self._refuse_hooks()
         steps = [step for i, block in enumerate(self._blocks()) for step in block.steps(self._name(i))]
-        return run(self._exactly(steps), streams, side, join)
+        return self._run_chain(self._exactly(steps), streams, side, join)
 
     @torch.no_grad()
     def inverse(self, y: Tensor | Sequence[Tensor], *side: Any) -> Any:
@@ -215,6 +214,11 @@ class ReversibleSequence(Unscriptable, nn.Module):
         self, run: Callable[..., Streams], steps: list[Step], streams: Streams, side: Values
     ) -> Streams:
         return run(self._exactly(steps), streams, side)
+
+    def _run_chain(self, steps: Sequence[Step], streams: Streams, side: Values, join: bool = False) -> Any:
+        """The outputs of steps, by the engine."""
+        exact = exactness(self.exact)  # of this pass alone
+        return run_reversible(steps, streams, side, join, self.keep, self.check, exact)
 
     def _exactly(self, steps: list[Step]) -> list[Step]:
         """The steps with the rule for adding that `exact` asks for.

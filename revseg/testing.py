@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from revseg import ops
 from revseg.engine.drift import InversionError
-from revseg.engine.replay import Call
 from revseg.engine.steps import Step, Streams, Update
-from revseg.engine.tensors import versions
+from revseg.replay.call import Call
 from revseg.sequence import ReversibleSequence, set_save_activations
+from revseg.tensors import versions
 
 M = TypeVar("M", bound=nn.Module)
 DEPTH = 8  # blocks in a row for the question whether rounding is amplified

@@ -12,10 +12,10 @@ from revseg import ops
 ROOT = Path(__file__).parents[1]
 
 FLOORS = [  # the lowest first; a folder or file imports from floors below its own, or from its own folder
-    {"__version__", "kernels", "files"},
-    {"ops", "data", "metrics"},
+    {"__version__", "kernels", "files", "tensors"},
+    {"ops", "data", "metrics", "replay"},
     {"engine", "losses"},
-    {"couplings", "layers"},
+    {"couplings", "layers", "exact"},
     {"sequence"},
     {"memory"},
     {"models", "testing", "convert"},

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from revseg import AdditiveCoupling, ReversibleSequence, ops
-from revseg.engine.grid import GridRule
-from revseg.engine.residue import pack, restore
+from revseg.exact.grid import GridRule
+from revseg.exact.residue import pack, restore
 from revseg.ops import asymmetric_conv
 
 MAP, TOY = (2, 32, 128, 256), (2, 8, 24, 32)

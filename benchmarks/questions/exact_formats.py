@@ -23,9 +23,9 @@ from benchmarks.gradients import Case, parameter_gradients, relative_distance
 from benchmarks.record import Result, Results, Row
 from benchmarks.tables import Table, markdown, source
 from benchmarks.workload import SHAPE
-from revseg.engine.grid import STEP, GridRule, extremes_of, snap
-from revseg.engine.residue import Layout, pack, restore
-from revseg.engine.tensors import bits
+from revseg.exact.grid import STEP, GridRule, extremes_of, snap
+from revseg.exact.residue import Layout, pack, restore
+from revseg.tensors import bits
 
 QUESTION = "Which format of a stream lets addition be undone bit for bit, and what does it cost?"
 ORDER = 5

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from revseg.engine.tensors import versions
 from revseg.layers.stack import Stack
 from revseg.layers.structure import take_apart
+from revseg.tensors import versions
 
 IsBlock = Callable[[nn.Module], bool] | type[nn.Module] | tuple[type[nn.Module], ...]
 

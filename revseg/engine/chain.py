@@ -24,15 +24,15 @@ import torch
 from torch import Tensor
 from torch._compile import _disable_dynamo  # torch.compiler.disable, without importing the compiler
 
-from revseg.engine.context import autocast_state, devices_of
 from revseg.engine.drift import Check, Fingerprint, all_finite, raise_pending, tolerance_of
-from revseg.engine.exact import Exact, exactness
+from revseg.engine.exactness import Exactness
 from revseg.engine.gradients import Grads
 from revseg.engine.memory_format import inner_layout, joined, relaid, restored
-from revseg.engine.replay import Call
 from revseg.engine.steps import Map, Side, Step, Streams, Update, Values
-from revseg.engine.tensors import dense, memory
 from revseg.engine.update import MapPass, UpdatePass, learned
+from revseg.replay.call import Call
+from revseg.replay.context import autocast_state, devices_of
+from revseg.tensors import dense, memory
 
 
 @_disable_dynamo
@@ -43,7 +43,7 @@ def run_reversible(
     join: bool,
     keep: int,
     check: Check,
-    exact: Exact = False,
+    exact: Exactness,
 ) -> Any:
     """The outputs of the chain, by autograd functions that save nothing else.
 
@@ -54,11 +54,10 @@ def run_reversible(
         join: Return one tensor, the outputs joined along dim 1, instead of the pair.
         keep: How many of the last updates keep their graphs instead of being run again.
         check: What to do about drift: "error", "warn" or None.
-        exact: True where steps add on the grid, which is then watched; "lossless" to keep what
-            undoing each update would lose.
+        exact: How updates are undone in this pass, and in this pass only.
 
     Memory: the output and the side inputs, and per step the buffers of its function (running statistics), the random
-    state if it drew, and the residue if lossless.
+    state if it drew, and the residue that undoing the update needs.
     """
     raise_pending()
     steps, given = list(steps), Side(side)
@@ -175,10 +174,10 @@ class _Chain:
         join: bool,
         keep: int,
         check: Check,
-        exact: Exact,
+        exact: Exactness,
     ) -> None:
         self.steps, self.side, self.join, self.keep, self.check = steps, side, join, keep, check
-        self.functions, self.exact = functions, exactness(exact)
+        self.functions, self.exact = functions, exact
         self.last = len(steps) - 1
         self.wanted = [x.requires_grad for x in streams]
         self.autocast = autocast_state(devices_of(streams))

@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-from revseg.engine.context import is_capturing
-from revseg.engine.tensors import bits, has_values
+from revseg.replay.context import is_capturing
+from revseg.tensors import bits, has_values
 
 Check = Literal["error", "warn"] | None
 

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from revseg.engine.gradients import Grads, alias, edge_of, gradients, total
-from revseg.engine.reach import modules_of
-from revseg.engine.replay import Call, Turn
 from revseg.engine.steps import Side, overwritten
-from revseg.engine.tensors import versions
 from revseg.engine.tracing import has_hooks
+from revseg.replay.call import Call, Turn
+from revseg.replay.reach import modules_of
+from revseg.tensors import versions
 
 Onto = tuple[Tensor, int]  # a stream, and the sign with which the value is added to it
 Coupled = tuple[Tensor, torch.dtype | None]  # a sum, and the dtype of what was added; or a value, not added
@@ -93,7 +93,7 @@ def _owned(fn: Any, side: Side) -> set[int]:
 
 
 class Replayed:
-    """Any callable, run again with a graph (`revseg.engine.replay`)."""
+    """Any callable, run again with a graph (`revseg.replay.call`)."""
 
     def __init__(self, fn: Any, side: Side, name: str) -> None:
         self.call, self.side, self.name = Call(fn), side, name

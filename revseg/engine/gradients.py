@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from revseg.engine.tensors import describe
+from revseg.tensors import describe
 
 Grads = list[Tensor | None]
 

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from revseg.engine.tensors import dense, describe, versions
+from revseg.tensors import dense, describe, versions
 
 Streams = tuple[Tensor, Tensor]
 Values = tuple[Any, ...]

@@ -10,15 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from revseg.engine.context import NO_CHANGE, Autocast, autocast_as
-from revseg.engine.exact import Exactness
+from revseg.engine.exactness import Exactness
 from revseg.engine.function import function_of
 from revseg.engine.gradients import Grads, alias, edge_of, gradients
-from revseg.engine.reach import modules_in
-from revseg.engine.replay import Call, Turn
-from revseg.engine.residue import Layout
 from revseg.engine.steps import Map, Rule, Side, Streams, Update
-from revseg.engine.tensors import laid_out, versions
+from revseg.replay.call import Call, Turn
+from revseg.replay.context import NO_CHANGE, Autocast, autocast_as
+from revseg.replay.reach import modules_in
+from revseg.tensors import laid_out, versions
 
 _requires_grad, _dtype = attrgetter("requires_grad"), attrgetter("dtype")
 
@@ -58,7 +57,7 @@ class UpdatePass:
         wanted[step.target] |= self.source_wanted or any(map(_requires_grad, self.tensors))
         # whether a function may add its value itself, in its last pass
         self.additive = exact.rounds and getattr(step.rule, "additive", False)
-        self.layout: Layout | None = None  # of the residue
+        self.note: Any = None  # of how the residue is read
 
     def forward(self, streams: Streams) -> tuple[Streams, list[Tensor]]:
         """The streams after the update, and what undoing it would lose: no tensor or one."""
@@ -78,7 +77,7 @@ class UpdatePass:
         residue: list[Tensor] = []
         if not self.exact.rounds:
             with autocast_as(self.autocast):
-                residue, self.layout = self.exact.after_update(step, x, y, value)
+                residue, self.note = self.exact.after_update(step, x, y, value)
         return step.replace(streams, y), residue
 
     def backward(
@@ -112,7 +111,7 @@ class UpdatePass:
         else:
             with autocast_as(self.autocast):
                 with self._ruled(of_rule):
-                    streams[t] = self.exact.undo(rule, streams[t], value, residue, self.layout)
+                    streams[t] = self.exact.undo(rule, streams[t], value, residue, self.note)
                 if dy is not None and self.learned is None:
                     grads[t], dh = rule.gradients(streams[t], value, dy)
                 elif dy is not None:
@@ -143,7 +142,7 @@ class UpdatePass:
         own, of_rule = self._split(tensors)
         h = self.function.rerun_with_graph(streams[s], own)
         with autocast_as(self.autocast), self._ruled(of_rule):
-            streams[t] = self.exact.undo(rule, streams[t], h, residue, self.layout)
+            streams[t] = self.exact.undo(rule, streams[t], h, residue, self.note)
         if dy is None:
             return before
         x, source, *aliases = (alias(p) for p in (streams[t], streams[s], *tensors))

@@ -15,13 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from revseg.engine.gradients import Grads
-from revseg.engine.tensors import is_plain
 from revseg.engine.tracing import has_hooks
 from revseg.layers.bands.convolution import BandConvolution
 from revseg.layers.bands.rows import Band
 from revseg.layers.bands.window import Window
 from revseg.layers.layer_input import LayerInput, by_image, gather, is_large
 from revseg.layers.linear import LinearOp, prepared, summed
+from revseg.tensors import is_plain
 
 # Values of a band of rows, 4 MiB in float32, by which the gradients of weights go through a map in half precision.
 _BAND = 1 << 20

@@ -24,11 +24,11 @@ from torch import Tensor
 
 from revseg import ops
 from revseg.engine.gradients import Grads
-from revseg.engine.tensors import dense
 from revseg.layers.bands.rows import Band
 from revseg.layers.bands.window import Window
 from revseg.layers.layer_input import LayerInput
 from revseg.layers.norms import batch_statistics, bn_act_backward
+from revseg.tensors import dense
 
 
 class LinearOp(ABC):

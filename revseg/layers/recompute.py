@@ -2,7 +2,7 @@
 
 What cannot be inverted can still be recomputed, from its input: the part of a network that
 `Recompute` wraps keeps its inputs and nothing else. In the backward pass it runs a second time,
-under the rules that hold for the functions of a `ReversibleSequence` (`revseg.engine.replay.Call`),
+under the rules that hold for the functions of a `ReversibleSequence` (`revseg.replay.call.Call`),
 so that running statistics count a batch once and dropout masks repeat.
 """
 

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from revseg.engine.drift import Check, Fingerprint, complain, report
 from revseg.engine.function import Function
 from revseg.engine.gradients import Grads, alias, edge_of, gradients
-from revseg.engine.replay import Call
-from revseg.engine.tensors import versions
 from revseg.layers.structure import Structure, closed_objects, put_together, take_apart
+from revseg.replay.call import Call
+from revseg.tensors import versions
 
 
 class _Checked:

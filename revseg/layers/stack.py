@@ -25,8 +25,6 @@ from torch.nn.modules import module as hooks_of_all
 from revseg import ops
 from revseg.engine.function import Coupled, Differentiate, Function, Onto
 from revseg.engine.gradients import Grads, total
-from revseg.engine.memo import noting, reminding
-from revseg.engine.tensors import is_plain
 from revseg.engine.tracing import Unscriptable, has_hooks, is_traced
 from revseg.layers.bands.cut import BandPlan, Bands
 from revseg.layers.bands.row import BandedRow
@@ -34,6 +32,8 @@ from revseg.layers.bands.rows import Whole
 from revseg.layers.convolution import Convolution
 from revseg.layers.stack_layer import Layer, layer_of
 from revseg.layers.stack_pass import Plan, differentiable, gradients_of
+from revseg.replay.memo import noting, reminding
+from revseg.tensors import is_plain
 
 
 class Stack(Unscriptable, nn.Sequential):

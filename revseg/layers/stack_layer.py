@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from revseg import ops
-from revseg.engine.memo import remember
 from revseg.engine.tracing import has_hooks
 from revseg.layers.layer_input import LayerInput
 from revseg.layers.linear import LinearOp
+from revseg.replay.memo import remember
 
 _NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}  # by the dimensions of a map
 

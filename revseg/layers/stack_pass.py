@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from revseg import ops
-from revseg.engine.context import is_casting, without_autocast
 from revseg.engine.function import Coupled, Onto
 from revseg.engine.gradients import Grads
 from revseg.layers.asymmetric_convolution import fused
@@ -23,6 +22,7 @@ from revseg.layers.layer_input import LayerInput, lowered
 from revseg.layers.linear import LayerEnd
 from revseg.layers.norms import bn_act, bn_act_add
 from revseg.layers.stack_layer import Layer
+from revseg.replay.context import is_casting, without_autocast
 
 
 class Plan:

@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from revseg import ops
-from revseg.engine.context import is_casting, without_autocast
 from revseg.engine.gradients import Grads
 from revseg.engine.tracing import is_traced
 from revseg.layers.linear import summed
+from revseg.replay.context import is_casting, without_autocast
 
 BAND = 1 << 18  # values of the output
 

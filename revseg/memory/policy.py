@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from revseg.engine.exact import Exact
+from revseg.exact.modes import Exact
 from revseg.layers.bands.cut import Bands
 from revseg.layers.bands.head import HeadByBands
 from revseg.layers.bands.module import ByBands

@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from revseg.couplings import AdditiveCoupling
-from revseg.engine.exact import Exact
+from revseg.exact.modes import Exact
 from revseg.layers.blocks import ACTIVATIONS
 from revseg.layers.conv_pool import ImageConvPool
 from revseg.layers.corner_pool import pool_with_corners, unpool

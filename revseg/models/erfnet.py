@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from revseg.couplings import AdditiveCoupling
-from revseg.engine.exact import Exact
+from revseg.exact.modes import Exact
 from revseg.layers.conv_pool import ConvPool, ImageConvPool
 from revseg.layers.images import Normalization, crop
 from revseg.layers.stack import Stack

@@ -30,7 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from revseg.couplings import AdditiveCoupling
-from revseg.engine.exact import Exact
+from revseg.exact.modes import Exact
 from revseg.layers.blocks import BNAct, ConvBNAct, ImageConvBNAct
 from revseg.layers.images import Normalization, crop, of_each_image
 from revseg.layers.stack import Stack

@@ -13,8 +13,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from revseg.engine.exact import Exact
 from revseg.engine.tracing import is_traced, refuse_symbol
+from revseg.exact.modes import Exact
 from revseg.layers.images import Normalization
 
 

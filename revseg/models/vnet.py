@@ -26,7 +26,7 @@ from functools import partial
 from torch import Tensor, nn
 
 from revseg.couplings import COUPLINGS
-from revseg.engine.exact import Exact
+from revseg.exact.modes import Exact
 from revseg.layers.blocks import ConvBNAct, ImageConvBNAct, asymmetric_pairs
 from revseg.layers.recompute import Recompute
 from revseg.layers.stack import Stack

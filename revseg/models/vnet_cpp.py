@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from revseg import ops
 from revseg.engine.gradients import Grads
-from revseg.engine.tensors import dense
 from revseg.engine.tracing import has_hooks
 from revseg.layers.bands.window import Window
 from revseg.layers.blocks import BNAct
@@ -24,6 +23,7 @@ from revseg.layers.convolution import Convolution
 from revseg.layers.layer_input import LayerInput, gather
 from revseg.layers.layer_module import LayerModule, Linear
 from revseg.layers.linear import LinearOp, summed
+from revseg.tensors import dense
 
 POOLS = ("avg", "max")
 MERGES = ("sum", "mean")

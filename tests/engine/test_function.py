@@ -8,8 +8,8 @@ from torch import nn
 from torch.func import functional_call
 
 from revseg import AdditiveCoupling, AffineCoupling, OneSidedCoupling, ReversibleSequence, Stack
-from revseg.engine.replay import Call
-from tests.engine.exact_twins import assert_exact
+from revseg.replay.call import Call
+from tests.exact.twins import assert_exact
 from tests.helpers import (
     assert_bitwise,
     assert_same_result,

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from revseg import AdditiveCoupling, InversionError, OneSidedCoupling, ReversibleSequence
-from revseg.engine.conditions import conditions
+from revseg.exact.conditions import conditions
 from tests.helpers import Through, assert_same_step, default_loss, needs_cuda, small_f, small_input, twin
 
 exactly = pytest.mark.parametrize("exact", [True, "lossless"])

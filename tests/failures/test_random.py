@@ -145,7 +145,7 @@ def test_a_function_may_draw_on_the_gpu_for_a_stream_on_the_cpu():
 
 def test_a_function_that_is_the_first_to_use_the_gpu_is_refused(monkeypatch):
     """69: whether it drew, and from which state, nobody can tell."""
-    monkeypatch.setattr("revseg.engine.replay.gpu_is_awake", iter([False, True]).__next__)
+    monkeypatch.setattr("revseg.replay.call.gpu_is_awake", iter([False, True]).__next__)
     with pytest.raises(RuntimeError, match=r"call torch\.cuda\.init\(\) before"):
         drawing_sequence(half_dropped)(small_input())
 

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from revseg import AdditiveCoupling, InversionError, Recompute, ReversibleSequence, Stack
-from revseg.engine.replay import Call
 from revseg.layers.blocks import ConvBNAct
 from revseg.memory import peak_bytes
+from revseg.replay.call import Call
 from revseg.testing import plain_twin
 from tests.helpers import assert_same_result, assert_same_step, run_step, small_input
 from tests.layers.stack_twins import small_stack

@@ -20,11 +20,11 @@ from torch import Tensor
 
 from revseg import ops
 from revseg.engine.gradients import Grads
-from revseg.engine.tensors import dense
 from revseg.layers.bands.cut import BandPlan
 from revseg.layers.bands.rows import Band, Images, Kept, Sliding, Whole
 from revseg.layers.bands.walk import Walk
 from revseg.layers.linear import summed
+from revseg.tensors import dense
 
 Incoming = Callable[[Images, int, int], Tensor]  # rows of the gradient of an activated map
 

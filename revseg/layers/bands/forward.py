@@ -14,10 +14,10 @@ from torch import Tensor
 
 from revseg import ops
 from revseg.engine.function import Onto
-from revseg.engine.memo import remember
 from revseg.layers.bands.cut import BandPlan, of_band, statistics_of
 from revseg.layers.bands.rows import Kept, Whole
 from revseg.layers.bands.walk import Walk
+from revseg.replay.memo import remember
 
 
 def find_statistics(plan: BandPlan, x: Whole, parameters: Sequence[Tensor]) -> Mapping[int, Kept]:

@@ -12,9 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch._compile import _disable_dynamo
 
-from revseg.engine.context import is_casting, without_autocast
 from revseg.engine.gradients import Grads
-from revseg.engine.tensors import dense
 from revseg.engine.tracing import is_traced
 from revseg.layers.bands.cut import Bands
 from revseg.layers.bands.module import Map
@@ -24,6 +22,8 @@ from revseg.layers.layer_input import lowered
 from revseg.layers.linear import summed
 from revseg.layers.recompute import Recompute
 from revseg.layers.stack import stacks_are_right
+from revseg.replay.context import is_casting, without_autocast
+from revseg.tensors import dense
 
 
 class HeadByBands(Recompute):

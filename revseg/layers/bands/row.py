@@ -9,12 +9,12 @@ from torch import Tensor
 
 from revseg.engine.function import Coupled, Differentiate, Onto
 from revseg.engine.gradients import Grads, total
-from revseg.engine.memo import noting, reminding
 from revseg.layers.bands.backward import gradients_by_bands
 from revseg.layers.bands.cut import BandPlan, Bands
 from revseg.layers.bands.forward import find_statistics, write_values
 from revseg.layers.bands.rows import Kept, Whole
 from revseg.layers.stack_layer import Layer
+from revseg.replay.memo import noting, reminding
 
 
 class BandedRow:

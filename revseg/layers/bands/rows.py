@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from revseg.engine.tensors import dense
+from revseg.tensors import dense
 
 Images = slice  # which of a batch
 

@@ -11,10 +11,10 @@ from functools import partial
 from torch import Tensor
 
 from revseg import ops
-from revseg.engine.tensors import dense
 from revseg.layers.bands.cut import BandPlan
 from revseg.layers.bands.rows import Band, Images, Kept, Sliding, Whole
 from revseg.layers.layer_input import lowered
+from revseg.tensors import dense
 
 
 class Walk:

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from revseg import AdditiveCoupling, Recompute, ReversibleSequence, ops
-from revseg.engine.memo import noting, remember, reminding
 from revseg.layers.blocks import asymmetric_pairs
 from revseg.memory.policy import MEMORY_LEVELS
 from revseg.models.vnet import VNet
+from revseg.replay.memo import noting, remember, reminding
 from tests.helpers import assert_same_step, default_loss, small_input, twin
 
 

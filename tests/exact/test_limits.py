@@ -12,8 +12,8 @@ from revseg import (
     OneSidedCoupling,
     ReversibleSequence,
 )
-from revseg.engine.grid import snap
-from tests.engine.exact_twins import assert_exact, blocks_of, exact_modes, float_input, networks
+from revseg.exact.grid import snap
+from tests.exact.twins import assert_exact, blocks_of, exact_modes, float_input, networks
 from tests.helpers import modes, run_step, small_block, small_f
 
 GRID = 2.0**-12

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from revseg.engine.tensors import has_values
+from revseg.tensors import has_values
 
 Buffers = dict[str, Tensor | None]  # of one module
 

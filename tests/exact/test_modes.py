@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from revseg import AdditiveCoupling, AffineCoupling, Coupling, OneSidedCoupling, ReversibleSequence
-from tests.engine.exact_twins import (
+from tests.exact.twins import (
     FUNCTIONS,
     Branches,
     ThreeUpdates,

@@ -8,11 +8,11 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from revseg import AdditiveCoupling, AffineCoupling, OneSidedCoupling, ReversibleSequence
-from revseg.engine import residue as module
-from revseg.engine.residue import pack, restore
-from revseg.engine.tensors import bits
+from revseg.exact import residue as module
+from revseg.exact.residue import pack, restore
 from revseg.memory import peak_bytes, saved_bytes
-from tests.engine.exact_twins import blocks_of, float_input, networks
+from revseg.tensors import bits
+from tests.exact.twins import blocks_of, float_input, networks
 from tests.helpers import run_step, small_f
 
 FLOATS = {

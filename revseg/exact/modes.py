@@ -2,7 +2,7 @@
 
 Floating-point addition cannot be undone: (x + h) - h is not x. Two ways around it:
 
-`exact=True`, a grid (`revseg.engine.grid`). Streams hold multiples of 2^-12 up to 2^12 in float32 (2^-41 in float64), the
+`exact=True`, a grid (`revseg.exact.grid`). Streams hold multiples of 2^-12 up to 2^12 in float32 (2^-41 in float64), the
 values of functions are rounded to that grid, and sums of such numbers have no rounding error. The
 gradient passes the rounding straight through. Nothing is kept, and the stream that a function reads
 is the stream itself. That is why it was chosen over int32 fixed point, which is 64 times finer in
@@ -11,12 +11,12 @@ output to hand on, and longer for an update: `benchmarks/exact_formats.py` measu
 is that the network is another one by that rounding, as it is under TF32. Its gradients are
 bitwise those of the network that ran.
 
-`exact="lossless"`, a residue (`revseg.engine.residue`). The network is not touched. Each update keeps what
+`exact="lossless"`, a residue (`revseg.exact.residue`). The network is not touched. Each update keeps what
 undoing it would lose, a fifteenth to a twelfth of a stream.
 
 Either way the functions see in the backward pass, bit for bit, what they saw in the forward pass,
 so gradients are bitwise those of plain autograd, as long as kernels give the same result twice:
-with the same settings (`revseg.engine.conditions`), strides (the engine lays tensors out as they were) and, on a
+with the same settings (`revseg.exact.conditions`), strides (the engine lays tensors out as they were) and, on a
 GPU, deterministic kernels. Two things then still differ from plain autograd by rounding: weights
 used more than once under autocast, whose gradients its cache adds up in half precision (turn
 the cache off), and second derivatives (`create_graph=True`), which pass through the inversion.
@@ -31,11 +31,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from revseg.engine.conditions import check_conditions, conditions
-from revseg.engine.grid import GridRule, check_range, extremes_of, snap
-from revseg.engine.residue import Layout, pack, restore
+from revseg.engine.exactness import Exactness
 from revseg.engine.steps import Map, Rule, Step, Streams, Update
-from revseg.engine.tensors import own
+from revseg.exact.conditions import check_conditions, conditions
+from revseg.exact.grid import GridRule, check_range, extremes_of, snap
+from revseg.exact.residue import Layout, pack, restore
+from revseg.tensors import own
 
 Exact = bool | Literal["lossless"]
 
@@ -43,48 +44,6 @@ Exact = bool | Literal["lossless"]
 def exactness(exact: Exact) -> Exactness:
     """How updates are undone in one pass."""
     return {False: Exactness, True: _Grid, "lossless": _Lossless}[exact]()
-
-
-class Exactness:
-    """How updates are undone in one pass; without more, by `uncouple`, which rounds."""
-
-    rounds = True
-
-    def enter(self, x: Tensor) -> Tensor:
-        """A stream at the door."""
-        return x
-
-    def rule(self, step: Step) -> Step:
-        """The step with the rule that is undone so.
-
-        Raises:
-            ValueError: If it cannot be.
-        """
-        return step
-
-    def begin(self, streams: Streams) -> None:
-        """A forward pass begins with these streams."""
-
-    def watch(self, name: str, x: Tensor) -> None:
-        """Take note of a stream, to be judged at the end of the pass."""
-
-    def after_update(
-        self, step: Update, x: Tensor, y: Tensor, h: Tensor
-    ) -> tuple[list[Tensor], Layout | None]:
-        """What undoing the update of x to y by h needs: no tensor or one, and how it is read."""
-        return [], None
-
-    def judge(self) -> None:
-        """Raise if a stream that was noted cannot be found again."""
-
-    def resume(self, device: torch.device) -> None:
-        """The backward pass begins."""
-
-    def undo(
-        self, rule: Rule, y: Tensor, h: Tensor, residue: Sequence[Tensor], layout: Layout | None
-    ) -> Tensor:
-        """The stream before the update."""
-        return rule.uncouple(y, h)
 
 
 class _Bitwise(Exactness):
@@ -135,9 +94,7 @@ class _Grid(_Bitwise):
     def watch(self, name: str, x: Tensor) -> None:
         self.watched.append((name, extremes_of(x)))
 
-    def after_update(
-        self, step: Update, x: Tensor, y: Tensor, h: Tensor
-    ) -> tuple[list[Tensor], Layout | None]:
+    def after_update(self, step: Update, x: Tensor, y: Tensor, h: Tensor) -> tuple[list[Tensor], Any]:
         self.watch(step.name, y)
         return [], None
 
@@ -152,21 +109,16 @@ class _Lossless(_Bitwise):
     def __str__(self) -> str:
         return "exact='lossless'"
 
-    def after_update(
-        self, step: Update, x: Tensor, y: Tensor, h: Tensor
-    ) -> tuple[list[Tensor], Layout | None]:
+    def after_update(self, step: Update, x: Tensor, y: Tensor, h: Tensor) -> tuple[list[Tensor], Any]:
         residue, layout = pack(x, step.rule.uncouple(y, h))
         return [residue], layout
 
-    def undo(
-        self, rule: Rule, y: Tensor, h: Tensor, residue: Sequence[Tensor], layout: Layout | None
-    ) -> Tensor:
+    def undo(self, rule: Rule, y: Tensor, h: Tensor, residue: Sequence[Tensor], note: Any) -> Tensor:
         back = rule.uncouple(y, h)
-        assert layout is not None
         (packed,) = residue
         if torch.is_grad_enabled():
-            return _Restore.apply(back, packed, layout)  # type: ignore[no-any-return, no-untyped-call]
-        return restore(own(back, y, h), packed, layout)
+            return _Restore.apply(back, packed, note)  # type: ignore[no-any-return, no-untyped-call]
+        return restore(own(back, y, h), packed, note)
 
 
 class _Restore(torch.autograd.Function):

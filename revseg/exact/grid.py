@@ -1,6 +1,6 @@
 """Adding without rounding: sums of multiples of one step, as long as they stay within a range.
 
-The gradient passes the rounding of the summands straight through. `revseg.engine.exact` says what it is for.
+The gradient passes the rounding of the summands straight through. `revseg.exact.modes` says what it is for.
 """
 
 from __future__ import annotations

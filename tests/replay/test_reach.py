@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from revseg import AdditiveCoupling, ReversibleSequence
-from revseg.engine.reach import modules_of
+from revseg.replay.reach import modules_of
 from tests.helpers import assert_same_step, small_input, twin
 
 

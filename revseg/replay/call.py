@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import _disable_current_modes
 
-from revseg.engine.buffers import buffers_of, copies_of, refuse_gradients, share_unchanged, swapped_buffers
-from revseg.engine.context import (
+from revseg.replay.buffers import buffers_of, copies_of, refuse_gradients, share_unchanged, swapped_buffers
+from revseg.replay.context import (
     NO_CHANGE,
     Autocast,
     RandomState,
@@ -37,8 +37,8 @@ from revseg.engine.context import (
     random_as,
     random_state,
 )
-from revseg.engine.memo import noting, reminding
-from revseg.engine.reach import modules_of
+from revseg.replay.memo import noting, reminding
+from revseg.replay.reach import modules_of
 
 _PATIENCE = 600.0  # seconds to wait for another thread's function
 
@@ -71,14 +71,14 @@ class Replay:
     buffers: list[dict[str, Tensor | None]]  # as they were before the run
     autocast: Autocast
     random: RandomState  # empty when nothing was drawn
-    remembered: list[Any]  # results that `revseg.engine.memo` hands to the second run
+    remembered: list[Any]  # results that `revseg.replay.memo` hands to the second run
 
 
 class Call:
     """One use of a function in a forward pass, to be repeated in the backward pass.
 
     Args:
-        fn: A module, or any callable; the modules that it uses are looked for (`revseg.engine.reach`).
+        fn: A module, or any callable; the modules that it uses are looked for (`revseg.replay.reach`).
         module: The module whose parameters, buffers and flags `fn` uses, if that is not `fn`.
         modules: Or the modules, without those in them.
     """

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from revseg.engine.tensors import bits, describe, has_values, laid_out
+from revseg.tensors import bits, describe, has_values, laid_out
 
 CODED = 1 / 4  # bytes a value: the codes
 ESCAPES = 0.1  # more of them, as a guess: 0.03 to 0.08 in additive blocks, 0.17 in VNet

@@ -13,7 +13,7 @@ from revseg import (
     OneSidedCoupling,
     Squeeze,
 )
-from tests.engine.exact_twins import (
+from tests.exact.twins import (
     DTYPES,
     FUNCTIONS,
     ThreeUpdates,

@@ -14,8 +14,8 @@ from revseg import (
     ReversibleSequence,
     is_recomputing,
 )
-from revseg.engine.conditions import conditions
-from tests.engine.exact_twins import Branches, assert_exact, blocks_of, exact_modes, float_input, networks
+from revseg.exact.conditions import conditions
+from tests.exact.twins import Branches, assert_exact, blocks_of, exact_modes, float_input, networks
 from tests.helpers import assert_bitwise, needs_cuda, run_step, small_block, small_f
 
 

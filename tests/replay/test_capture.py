@@ -5,15 +5,15 @@ import torch
 from torch import nn
 
 from revseg import AdditiveCoupling, ReversibleSequence
-from revseg.engine.context import drawing_refused_in_capture, random_state
 from revseg.engine.drift import _pending, report
+from revseg.replay.context import drawing_refused_in_capture, random_state
 from tests.helpers import assert_same_step, small_f, small_input, small_sequence, twin
 
 
 @pytest.fixture
 def capturing(monkeypatch):
-    for place in ("context", "drift"):
-        monkeypatch.setattr(f"revseg.engine.{place}.is_capturing", lambda: True)
+    for place in ("replay.context", "engine.drift"):
+        monkeypatch.setattr(f"revseg.{place}.is_capturing", lambda: True)
 
 
 def test_nothing_is_captured_here():
