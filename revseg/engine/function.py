@@ -127,7 +127,9 @@ class Replayed:
         """What stands for the input, the side inputs and the parameters in a graph of its own."""
         side, parameters = self._split(tensors)
         return [
-            alias(x.detach().requires_grad_(wanted)),
+            alias(
+                x.detach().requires_grad_(wanted)
+            ),  # as a leaf, a counter of operations would stumble over it
             *(alias(each.detach().requires_grad_(each.requires_grad)) for each in side),
             *self.call.leaves(parameters),
         ]

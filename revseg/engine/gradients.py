@@ -45,9 +45,12 @@ def gradients(
     _refuse_strangers([edge.node for edge in edges], inputs, name)
     asked = [x for x in inputs if x.requires_grad]
     before = [None] * len(inputs) if before is None else before
-    begun = [(x, dx) for x, dx in zip(inputs, before, strict=True) if x.requires_grad and dx is not None]
+    begun = [(x, dx) for x, dx in zip(inputs, before, strict=True) if dx is not None and x.requires_grad]
     roots, sent = [*edges, *(get_gradient_edge(x) for x, _ in begun)], [*dys, *(dx for _, dx in begun)]
-    found = iter(torch.autograd.grad(roots, asked, sent, allow_unused=True, create_graph=create_graph))
+    gradients = torch.autograd.grad(roots, asked, sent, allow_unused=True, create_graph=create_graph)
+    if len(asked) == len(inputs):
+        return list(gradients)
+    found = iter(gradients)
     return [next(found) if x.requires_grad else dx for x, dx in zip(inputs, before, strict=True)]
 
 
