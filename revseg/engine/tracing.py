@@ -62,9 +62,6 @@ class Unscriptable:
         )
 
 
-_METHODS = {"forward", "_conv_forward", "_call_impl"}  # that wrappers replace on one module, not on its class
-
-
 def has_hooks(*modules: nn.Module) -> bool:
     """Whether somebody waits for the call of one of these modules, or has put another function into its place."""
     for module in modules:
@@ -73,7 +70,9 @@ def has_hooks(*modules: nn.Module) -> bool:
             or module._forward_pre_hooks
             or module._backward_hooks
             or module._backward_pre_hooks
-            or not _METHODS.isdisjoint(module.__dict__)
+            or "forward" in module.__dict__  # wrappers replace these on one module, not on its class
+            or "_conv_forward" in module.__dict__
+            or "_call_impl" in module.__dict__
         ):
             return True
     return False
