@@ -94,11 +94,11 @@ class Step:
             with torch.autocast("cpu", self.autocast) if self.autocast is not None else nullcontext():
                 if self.train:
                     with Late(follower.where) if self.late else nullcontext() as late:
-                        ends = _forward(
+                        ends, gradients, target = _forward(  # the target lives on, as the caller's does
                             follower, model, args, kwargs, self.loss, target, parameters, standing
                         )
                     follower.late = late.used if late is not None else []
-                    _backward(follower, *ends)
+                    _backward(follower, ends, gradients)
                 else:
                     _infer(follower, model, args, kwargs)
             if optimizer is not None:
@@ -133,8 +133,8 @@ def _forward(
     target: Any,
     parameters: Sequence[nn.Parameter],
     standing: list[Block],
-) -> tuple[list[Tensor], list[Tensor] | None]:
-    """Where the backward pass begins, and with which gradients."""
+) -> tuple[list[Tensor], list[Tensor] | None, Any]:
+    """Where the backward pass begins, with which gradients, and the target of the loss."""
     for p in parameters:
         p.register_post_accumulate_grad_hook(lambda p: _call(follower, [p.grad], "gradients"))  # type: ignore[no-untyped-call]
     with torch.enable_grad():
@@ -142,7 +142,7 @@ def _forward(
         output = model(*args, **kwargs)
         if loss is None:
             ends = [x for x in tree_leaves(output) if isinstance(x, Tensor) and x.requires_grad]
-            return ends, [torch.empty_like(x) for x in ends]
+            return ends, [torch.empty_like(x) for x in ends], None
         if target is None and takes_target(loss):
             count = len(follower.events)
             target = target_for(loss, output, args)
@@ -150,7 +150,7 @@ def _forward(
             del follower.events[count:]  # it stood before
             standing.append(follower.block(target))
         follower.phase = "loss"
-        return [loss(output, target) if target is not None else loss(output)], None
+        return [loss(output, target) if target is not None else loss(output)], None, target
 
 
 def _backward(follower: Follower, ends: list[Tensor], gradients: list[Tensor] | None) -> None:
