@@ -93,8 +93,10 @@ class Masked(nn.Module):
 
 @pytest.mark.parametrize(
     ("wrap", "where"),
-    itertools.product(
-        ["sequence", "recompute"], [(40, 44, 10, 20), (8, 56, 1, 2), (31, 32, 0, 96), (63, 64, 60, 96)]
+    list(
+        itertools.product(
+            ["sequence", "recompute"], [(40, 44, 10, 20), (8, 56, 1, 2), (31, 32, 0, 96), (63, 64, 60, 96)]
+        )
     ),
 )
 def test_a_mask_changed_between_the_passes_is_an_error(wrap, where):
