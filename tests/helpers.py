@@ -22,6 +22,7 @@ from revseg import (
     OneSidedCoupling,
     Recompute,
     ReversibleSequence,
+    cli,
 )
 from revseg.testing import plain_twin
 
@@ -247,3 +248,12 @@ def assert_same_step(
 def gradients_of(module: nn.Module, **others: Tensor) -> dict[str, Tensor | None]:
     """`.grad` of every parameter, and of other tensors by name."""
     return {name: p.grad for name, p in module.named_parameters()} | {k: v.grad for k, v in others.items()}
+
+
+def refuses(*words):
+    """The command ends with code 2; how the parser says so differs between its versions."""
+    try:
+        code = cli.main([str(word) for word in words])
+    except SystemExit as end:
+        code = end.code
+    return code == 2

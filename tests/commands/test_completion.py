@@ -7,6 +7,7 @@ import pytest
 from revseg.cli import main
 from revseg.commands import COMMANDS
 from revseg.models import list_models
+from tests.helpers import refuses
 
 
 @pytest.fixture
@@ -49,7 +50,6 @@ def test_files_where_no_name_is_meant(offered, tmp_path):
 def test_another_shell(capsys):
     assert main(["completion", "zsh"]) == 0
     assert capsys.readouterr().out.startswith("autoload -U +X bashcompinit && bashcompinit\n_revseg() {")
-    with pytest.raises(SystemExit):
-        main(["completion", "csh"])
+    assert refuses("completion", "csh")
     said = " ".join(capsys.readouterr().err.split())
     assert "expected one of the shells bash, zsh, got csh" in said
