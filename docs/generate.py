@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from revseg.commands import COMMANDS
+from revseg.commands import COMMANDS, named
 
 MODULES = {
     "revseg": "what most users need",
@@ -49,12 +49,6 @@ def command_line() -> str:
             cells = (f"`{flag}`", kind, default_of(field), said[field.name])
             lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"
-
-
-def named(place: str) -> Any:
-    """The thing that "module:name" names."""
-    module, name = place.split(":")
-    return getattr(importlib.import_module(module), name)
 
 
 def sentences(settings: type) -> dict[str, str]:

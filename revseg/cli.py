@@ -6,7 +6,6 @@ above all, and the file of a command is imported only when its arguments are kno
 Exit codes: 0 done, 1 the run failed, 2 the user can put it right, 128 + n stopped by signal n.
 """
 
-import importlib
 import os
 import re
 import sys
@@ -16,7 +15,7 @@ from dataclasses import fields
 from typing import Any
 
 from revseg import __version__
-from revseg.commands import COMMANDS
+from revseg.commands import COMMANDS, named
 from revseg.training.choices import meant_setting, nearest, registered_names
 from revseg.training.config import starting_settings
 from revseg.training.settings import TrainSettings
@@ -52,7 +51,7 @@ def _run(words: list[str]) -> int:
         return _no_command(words)
     command, words = COMMANDS[name], words[len(name.split()) :]
     try:
-        kind = _named(command.settings)
+        kind = named(command.settings)
         words = spelled_out(words, kind)
         settings = _parsed(name, kind, words)
     except ModuleNotFoundError as error:
@@ -67,7 +66,7 @@ def _run(words: list[str]) -> int:
     try:
         if isinstance(settings, TrainSettings):
             settings.check_folders()
-        _named(command.function)(settings)
+        named(command.function)(settings)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
     except BrokenPipeError:
@@ -83,12 +82,6 @@ def _run(words: list[str]) -> int:
             raise  # a bug, or a failure of torch: the traceback says more
         return _fail(str(error), int(getattr(error, "exit_code", 1)))
     return 0
-
-
-def _named(place: str) -> Any:
-    """The thing that "module:name" names."""
-    module, name = place.split(":")
-    return getattr(importlib.import_module(module), name)
 
 
 def _parsed(name: str, settings: type, words: list[str]) -> Any:
@@ -173,7 +166,7 @@ def _listing(names: Sequence[str]) -> str:
         "Train segmentation networks whose activations do not fit.",
         "",
     ]
-    lines += [f"  {name:16} {_named(COMMANDS[name].settings).__doc__.splitlines()[0]}" for name in names]
+    lines += [f"  {name:16} {named(COMMANDS[name].settings).__doc__.splitlines()[0]}" for name in names]
     lines += ["", "revseg COMMAND --help lists the flags of a command, revseg --version says which this is."]
     return "\n".join(lines)
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from revseg.cli import _named, _parsed, main, spelled_out
-from revseg.commands import COMMANDS
+from revseg.cli import _parsed, main, spelled_out
+from revseg.commands import COMMANDS, named
 from revseg.data import list_datasets
 from revseg.models import list_models
 from revseg.training import loop, results, run
@@ -323,14 +323,14 @@ def test_resume_from_an_unfit_checkpoint(content, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_unreadable_image_is_named(camvid, tmp_path, capsys, workers):
+def test_unreadable_image_isnamed(camvid, tmp_path, capsys, workers):
     path = camvid / "train" / "a.png"
     path.write_bytes(path.read_bytes()[:50])
     message = refused(capsys, *camvid_command(camvid, tmp_path / "run"), "--workers", workers)
     assert message.startswith(f"revseg: cannot read the image {path}")
 
 
-def test_label_out_of_range_is_named(camvid, tmp_path, capsys):
+def test_label_out_of_range_isnamed(camvid, tmp_path, capsys):
     path = camvid / "trainannot" / "b.png"
     Image.fromarray(np.full((32, 48), 77, dtype=np.uint8)).save(path)
     message = refused(capsys, *camvid_command(camvid, tmp_path / "run"))
@@ -338,7 +338,7 @@ def test_label_out_of_range_is_named(camvid, tmp_path, capsys):
     assert str(path) in message
 
 
-def test_image_without_label_is_named(camvid, tmp_path, capsys):
+def test_image_without_label_isnamed(camvid, tmp_path, capsys):
     (camvid / "valannot" / "b.png").unlink()
     assert str(camvid / "val" / "b.png") in refused(capsys, *camvid_command(camvid, tmp_path / "run"))
     assert not (tmp_path / "run").exists()
@@ -372,5 +372,5 @@ def test_failed_runs_and_bugs_differ(tmp_path, monkeypatch, capsys):
 
 def test_every_command_can_be_imported():
     for command in COMMANDS.values():
-        assert callable(_named(command.function))
-        assert is_dataclass(_named(command.settings))
+        assert callable(named(command.function))
+        assert is_dataclass(named(command.settings))

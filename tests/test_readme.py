@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import record, report
 from revseg import cli
-from revseg.commands import COMMANDS
+from revseg.commands import COMMANDS, named
 
 README = Path(__file__).parents[1] / "README.md"
 MAKEFILE = README.with_name("Makefile")
@@ -81,7 +81,7 @@ def assert_commands(block):
             assert re.search(rf"^{words[1]}:", MAKEFILE.read_text(), re.MULTILINE)
         elif words[:1] == ["revseg"]:
             name = next(name for name in (" ".join(words[1:3]), words[1]) if name in COMMANDS)
-            kind = cli._named(COMMANDS[name].settings)
+            kind = named(COMMANDS[name].settings)
             given = words[1 + len(name.split()) :]
             cli._parsed(name, kind, cli.spelled_out(given, kind))
         else:

@@ -1,6 +1,7 @@
 """The commands of the command line, one file each, and the table of them."""
 
-from typing import NamedTuple
+from importlib import import_module
+from typing import Any, NamedTuple
 
 
 class Command(NamedTuple):
@@ -29,3 +30,9 @@ COMMANDS: dict[str, Command] = {  # one word or two
         "revseg.commands.completion:CompletionSettings", "revseg.commands.completion:completion"
     ),
 }
+
+
+def named(place: str) -> Any:
+    """The thing that "module:name" names, as a `Command` has them."""
+    module, name = place.split(":")
+    return getattr(import_module(module), name)

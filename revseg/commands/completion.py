@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
-from importlib import import_module
 
 from tyro.conf import Positional
 
-from revseg.commands import COMMANDS
+from revseg.commands import COMMANDS, named
 from revseg.training.choices import registered_names
 from revseg.training.settings import CHOICES
 
@@ -91,11 +90,8 @@ def script_for(commands: dict[str, list[str]]) -> str:
 
 
 def _flags(settings: str) -> list[str]:
-    module, name = settings.split(":")
-    kind = getattr(import_module(module), name)
-    return [
-        f"--{field.name.replace('_', '-')}" for field in fields(kind) if "Positional" not in str(field.type)
-    ]
+    found = fields(named(settings))
+    return [f"--{field.name.replace('_', '-')}" for field in found if "Positional" not in str(field.type)]
 
 
 def _words(words: Iterable[str]) -> str:
