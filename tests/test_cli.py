@@ -21,6 +21,7 @@ from revseg.training.checkpoint import load_checkpoint, save_checkpoint
 from revseg.training.choices import registered_names
 from revseg.training.folder import DivergedError
 from revseg.training.settings import OUTPUTS, TrainSettings
+from tests.helpers import refused
 
 ROOT = Path(__file__).parents[1]
 SMALL = ["--model-args", "widths=4,8,16", "--threads", "1"]
@@ -47,18 +48,6 @@ def process(*arguments, cwd, code=None):
     return subprocess.run(
         command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120, check=False
     )
-
-
-def refused(capsys, *arguments):
-    """What `main` says on stderr when it refuses."""
-    try:
-        code = main([str(argument) for argument in arguments])
-    except SystemExit as exit_:
-        code = exit_.code
-    assert code == 2
-    message = capsys.readouterr().err
-    assert "Traceback" not in message
-    return " ".join(message.split())
 
 
 @pytest.fixture

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from revseg import AdditiveCoupling, Coupling, OneSidedCoupling, ReversibleSequence, is_recomputing
+from revseg import AdditiveCoupling, OneSidedCoupling, ReversibleSequence, is_recomputing
 from revseg.memory import peak_bytes, saved_bytes
 from revseg.testing import distances, plain_twin, training_step
-from tests.helpers import small_block, small_f, small_sequence
+from tests.helpers import Averaging, small_block, small_f, small_sequence
 
 
 def test_one_tensor_or_a_pair_goes_in_and_the_same_comes_out():
@@ -112,18 +112,6 @@ def test_bad_arguments_are_refused(arguments, options, error, sentence):
 def test_a_coupling_needs_functions():
     with pytest.raises(TypeError, match="expected g to be a module or a function, got int"):
         AdditiveCoupling(nn.Tanh(), 3)
-
-
-class Averaging(Coupling):
-    """A rule of a user's own: two pure functions and nothing else."""
-
-    @classmethod
-    def couple(cls, x, h):
-        return 0.9 * x + 0.1 * h
-
-    @classmethod
-    def uncouple(cls, y, h):
-        return (y - 0.1 * h) / 0.9
 
 
 @pytest.mark.parametrize("keep", [0, 1, 3, 100])

@@ -18,7 +18,7 @@ from revseg.inference.matrix import CITYSCAPES_CATEGORIES, category_iou
 from revseg.inference.trained import TrainedNetwork, load
 from revseg.metrics import ConfusionMatrix, confusion_matrix
 from revseg.models import create_model
-from tests.helpers import refuses
+from tests.helpers import refused
 
 
 def weights_of(path, classes):
@@ -168,5 +168,4 @@ def test_instances_need_their_files(cityscapes, tmp_path, capsys):
     words = ["--data", "cityscapes", "--root", str(cityscapes), "--instances", "--out", str(tmp_path / "out")]
     assert main(["evaluate", str(weights), *words]) == 2
     assert "_gtFine_instanceIds.png; expected instance ids beside the labels" in capsys.readouterr().err
-    assert refuses("evaluate", weights, "--instances")
-    assert "--instances needs --data cityscapes" in capsys.readouterr().err
+    assert "--instances needs --data cityscapes" in refused(capsys, "evaluate", weights, "--instances")

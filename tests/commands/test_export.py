@@ -14,7 +14,7 @@ from revseg.inference.folded import folded
 from revseg.inference.int8 import write_int8
 from revseg.inference.trained import load
 from revseg.models import create_model
-from tests.helpers import refuses
+from tests.helpers import refused
 
 needs_onnx = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ("onnx", "onnxscript", "onnxruntime")),
@@ -105,5 +105,5 @@ def test_integers_by_the_command(tmp_path, capsys):
 def test_integers_want_the_data_of_the_network(weights, capsys):
     assert main(["export", str(weights), "--int8", "--samples", "2"]) == 2
     assert "the network tells apart 4 classes, synthetic has 19" in capsys.readouterr().err
-    assert refuses("export", weights, "--int8", "--format", "torchscript")
-    assert "--int8 goes with --format onnx" in capsys.readouterr().err
+    message = refused(capsys, "export", weights, "--int8", "--format", "torchscript")
+    assert "--int8 goes with --format onnx" in message

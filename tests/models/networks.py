@@ -50,8 +50,7 @@ def peak(model: nn.Module, size: tuple[int, int] = (128, 128), n: int = 2) -> in
     def step() -> None:
         criterion(model(x), labels).backward()
 
-    step()  # the first one tries the compiled loops of the CPU, which takes a map more
-    return peak_bytes(step)
+    return peak_bytes(step, before=step)  # the first one tries the compiled loops of the CPU, a map more
 
 
 def images(*size: int, n: int = 2) -> Tensor:
