@@ -4,7 +4,7 @@ Sources: Ronneberger et al., U-Net, arXiv:1505.04597 (here with batch norm, and 
 al., 3D U-Net, arXiv:1606.06650.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -20,13 +20,36 @@ def _double(conv: Any, norm: Any, c_in: int, c_middle: int, c_out: int) -> nn.Se
     return nn.Sequential(*layers)
 
 
-class UNet(nn.Module):
+class _Levels(nn.Module):
+    """Down level by level, each after a pool; up, each behind a raised map joined to the one of its size."""
+
+    down: nn.ModuleList
+    raised: nn.ModuleList
+    up: nn.ModuleList
+    head: nn.Module
+    pool: Callable[..., Tensor]
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept: list[Tensor] = []
+        for level in self.down:
+            x = level(self.pool(x, 2) if kept else x)
+            kept.append(x)
+        x = kept.pop()
+        for raised, level in zip(self.raised, self.up, strict=True):
+            x = level(torch.cat([kept.pop(), raised(x)], 1))
+        logits: Tensor = self.head(x)
+        return logits
+
+
+class UNet(_Levels):
     """Four halvings and back, maps of the way down joined to those of the way up.
 
     Args:
         classes: C of the logits [N, C, H, W].
         widths: Channels of the levels, the full size first.
     """
+
+    pool = staticmethod(F.max_pool2d)
 
     def __init__(self, classes: int = 2, widths: Sequence[int] = (64, 128, 256, 512, 1024)) -> None:
         super().__init__()
@@ -37,20 +60,11 @@ class UNet(nn.Module):
         self.up = nn.ModuleList(_double(*kinds, 2 * narrow, narrow, narrow) for narrow, _ in pairs)
         self.head = nn.Conv2d(widths[0], classes, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        kept: list[Tensor] = []
-        for level in self.down:
-            x = level(F.max_pool2d(x, 2) if kept else x)
-            kept.append(x)
-        x = kept.pop()
-        for raised, level in zip(self.raised, self.up, strict=True):
-            x = level(torch.cat([kept.pop(), raised(x)], 1))
-        logits: Tensor = self.head(x)
-        return logits
 
-
-class UNet3D(nn.Module):
+class UNet3D(_Levels):
     """Three halvings; channels double before each, and a transposed convolution keeps them."""
+
+    pool = staticmethod(F.max_pool3d)
 
     def __init__(self, classes: int = 3, c_in: int = 3, width: int = 32, levels: int = 4) -> None:
         super().__init__()
@@ -61,14 +75,3 @@ class UNet3D(nn.Module):
         pairs = list(pairwise(outs))[::-1]
         self.up = nn.ModuleList(_double(*kinds, narrow + wide, narrow, narrow) for narrow, wide in pairs)
         self.head = nn.Conv3d(outs[0], classes, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        kept: list[Tensor] = []
-        for level in self.down:
-            x = level(F.max_pool3d(x, 2) if kept else x)
-            kept.append(x)
-        x = kept.pop()
-        for raised, level in zip(self.raised, self.up, strict=True):
-            x = level(torch.cat([kept.pop(), raised(x)], 1))
-        logits: Tensor = self.head(x)
-        return logits

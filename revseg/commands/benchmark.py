@@ -8,6 +8,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -85,32 +86,23 @@ def compiled(network: nn.Module, image: Tensor) -> Run:
     return run
 
 
-def onnx(network: nn.Module, image: Tensor) -> Run:
-    """ONNX Runtime on a CPU, from a file for images of this size."""
+def onnx(network: nn.Module, image: Tensor, int8: bool = False) -> Run:
+    """ONNX Runtime on a CPU, from a file for images of this size; convolutions in integers have the ranges of this one."""
     if image.device.type != "cpu":
         raise ValueError("timed on a CPU only")
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "network.onnx"
+        path, rounded = Path(folder) / "network.onnx", Path(folder) / "int8.onnx"
         write_onnx(Deployed(folded(network), labels=True).eval(), image, path, dynamic=False)
-        return run_onnx(path)
-
-
-def onnx_int8(network: nn.Module, image: Tensor) -> Run:
-    """ONNX Runtime on a CPU, convolutions in 8-bit integers, whose ranges are those of this image."""
-    if image.device.type != "cpu":
-        raise ValueError("timed on a CPU only")
-    with tempfile.TemporaryDirectory() as folder:
-        whole, path = Path(folder) / "network.onnx", Path(folder) / "int8.onnx"
-        write_onnx(Deployed(folded(network), labels=True).eval(), image, whole, dynamic=False)
-        write_int8(whole, path, [image[0]])
-        return run_onnx(path)
+        if int8:
+            write_int8(path, rounded, [image[0]])
+        return run_onnx(rounded if int8 else path)
 
 
 RUNTIMES: dict[str, Callable[[nn.Module, Tensor], Run]] = {
     "pytorch": pytorch,
     "compile": compiled,
     "onnx": onnx,
-    "onnx-int8": onnx_int8,
+    "onnx-int8": partial(onnx, int8=True),
 }
 ROUNDED = {"onnx-int8"}  # whose labels are others by design; `revseg export --int8` tells how many
 

@@ -74,7 +74,8 @@ def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
             objects.update(predicted, label, dataset.load_instances(i))
     if world > 1:
         distributed.all_reduce(matrix.tally)
-        distributed.all_reduce(objects.tally)
+        if settings.instances:
+            distributed.all_reduce(objects.tally)
     counts = matrix.counts()
     if not int(counts.sum()):
         raise ValueError(f"no pixel of {settings.data}, {settings.split} has a label")

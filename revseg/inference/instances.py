@@ -43,6 +43,7 @@ class InstanceScores:
     def __init__(self, names: Sequence[str]):
         self.names = tuple(names)
         self.tally = torch.zeros(2, 2, len(self.names), dtype=torch.float64)
+        self._mean = torch.tensor([MEAN_SIZES.get(name, 0.0) for name in self.names], dtype=torch.float64)
         categories = [CITYSCAPES_CATEGORIES.get(name, name) for name in self.names]
         self._category = torch.tensor([categories.index(category) for category in categories])
 
@@ -63,8 +64,7 @@ class InstanceScores:
         chosen = (instances >= 1000) & (labels < len(self.names))
         guess, truth = predicted[chosen].long(), labels[chosen].long()
         _, which, sizes = torch.unique(instances[chosen], return_inverse=True, return_counts=True)
-        mean = torch.tensor([MEAN_SIZES.get(name, 0.0) for name in self.names], dtype=torch.float64)
-        weight = mean[truth] / sizes[which]
+        weight = self._mean[truth] / sizes[which]
         found = torch.stack([guess == truth, self._category[guess] == self._category[truth]])
         for kind in range(2):
             self.tally[kind, 0].index_add_(0, truth, weight * found[kind])

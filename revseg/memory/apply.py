@@ -172,9 +172,12 @@ class _Runs:
     def in_line(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A call in training."""
         for line in self.follows:
-            if not line.waiting or (line.waiting[0] is not module and args[0] is not line.value):
+            if not line.waiting:
                 continue
-            if line.waiting[0] is not module or args[0] is not line.value:
+            is_next, is_handed_on = line.waiting[0] is module, args[0] is line.value
+            if not (is_next or is_handed_on):
+                continue
+            if not (is_next and is_handed_on):
                 line.waiting.clear()
                 raise RuntimeError(
                     f"expected {type(module).__name__} to be called as when the plan was made, with what the module "

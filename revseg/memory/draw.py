@@ -8,9 +8,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from revseg.files import write_text
 from revseg.memory.prediction import KINDS, MIB, Moment, Prediction
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 COLOURS = ("#4e79a7", "#76b7b2", "#9c755f", "#edc948", "#59a14f", "#b07aa1", "#e15759")  # of KINDS
 _MOST = 1500  # moments in a picture; of more, the highest of neighbouring ones
@@ -59,7 +64,6 @@ def aligned(history: list[Moment], half: int = 300) -> list[Moment]:
 
 
 def _overlay_png(path: Path, predictions: Mapping[str, Prediction]) -> None:
-    import matplotlib as mpl
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 4), layout="constrained")
@@ -70,19 +74,15 @@ def _overlay_png(path: Path, predictions: Mapping[str, Prediction]) -> None:
         label = f"{other}: peak {prediction.peak / MIB:,.1f} MiB"
         axes.fill_between(range(len(totals)), totals, color="0.85", label=label)
     moments = aligned(last.history)
-    rows = [[moment.bytes[k] / MIB for moment in moments] for k in range(len(KINDS))]
-    axes.stackplot(range(len(moments)), rows, colors=COLOURS, labels=KINDS, linewidth=0)
+    _stack(axes, moments)
     axes.axvline(len(moments) / 2, color="black", linewidth=0.5)
     title = f"{name}: peak {last.peak / MIB:,.1f} MiB; forward | backward"
     axes.set(title=title, ylabel="MiB", xlim=(0, len(moments) - 1))
     axes.set_xticks([])
-    axes.legend(loc="upper left", fontsize=7)
-    with mpl.rc_context({"savefig.dpi": 120}):
-        figure.savefig(path)
+    _save(figure, path)
 
 
 def _draw_png(path: Path, predictions: Mapping[str, Prediction]) -> None:
-    import matplotlib as mpl
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 2.6 * len(predictions) + 0.6), layout="constrained")
@@ -90,8 +90,7 @@ def _draw_png(path: Path, predictions: Mapping[str, Prediction]) -> None:
     for i, (name, prediction) in enumerate(predictions.items()):
         axes = figure.add_subplot(len(predictions), 1, i + 1)
         history = thinned(prediction.history)
-        rows = [[moment.bytes[k] / MIB for moment in history] for k in range(len(KINDS))]
-        axes.stackplot(range(len(history)), rows, colors=COLOURS, labels=KINDS, linewidth=0)
+        _stack(axes, history)
         totals = [sum(moment.bytes) / MIB for moment in history]
         peak = totals.index(max(totals))
         where = f"{totals[peak]:,.1f} MiB, {history[peak].phase} {history[peak].module}"
@@ -107,6 +106,18 @@ def _draw_png(path: Path, predictions: Mapping[str, Prediction]) -> None:
             xlim=(0, max(1, len(history) - 1)),
         )
         axes.set_xticks([])
+    _save(figure, path)
+
+
+def _stack(axes: Axes, moments: list[Moment]) -> None:
+    """The bytes of each kind on top of each other."""
+    rows = [[moment.bytes[k] / MIB for moment in moments] for k in range(len(KINDS))]
+    axes.stackplot(range(len(moments)), rows, colors=COLOURS, labels=KINDS, linewidth=0)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    import matplotlib as mpl
+
     figure.axes[0].legend(loc="upper left", fontsize=7)
     with mpl.rc_context({"savefig.dpi": 120}):
         figure.savefig(path)

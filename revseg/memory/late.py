@@ -90,9 +90,17 @@ class Upsampled(Tensor):
         """The map at full size, made once."""
         if self.full is None:
             with torch._C.DisableTorchFunction():
-                mode, size = _MODES[self.low.ndim], tuple(self.shape[2:])
-                self.full = F.interpolate(self.low, size, mode=mode, align_corners=self.align_corners)
+                self.full = F.interpolate(self.low, **self.options)
         return self.full
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What `F.interpolate` is told beside the map."""
+        return {
+            "size": tuple(self.shape[2:]),
+            "mode": _MODES[self.low.ndim],
+            "align_corners": self.align_corners,
+        }
 
 
 def materialized(value: Any) -> Any:

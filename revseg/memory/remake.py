@@ -126,9 +126,7 @@ def pieces(value: Any, ready: list[Ready]) -> Any:
 
     def piece(x: Any) -> Any:
         if isinstance(x, Upsampled):
-            mode = {3: "linear", 4: "bilinear", 5: "trilinear"}[x.low.ndim]
-            options = {"size": tuple(x.shape[2:]), "mode": mode, "align_corners": x.align_corners}
-            note: Any = F.interpolate, (x.low,), options, range(0)
+            note: Any = F.interpolate, (x.low,), x.options, range(0)
         else:
             note = getattr(x, _NOTE, None) if isinstance(x, Tensor) else None
         if note is None:

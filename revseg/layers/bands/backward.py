@@ -176,7 +176,7 @@ class _Pass:
             del u
             if any(self.asked):
                 more = self.op.band_parameter_gradients(du, x, first, self.of_op, self.asked)
-                total = more if all(t is None for t in total) else summed(total, more)
+                total = summed(total, more)
             if not self.deeper:
                 continue
             band = Band(held.with_more(du, first, start), held.first, self.rows)

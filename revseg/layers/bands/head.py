@@ -119,7 +119,7 @@ class _ByBands(torch.autograd.Function):
                 rows = dense(dy[images, :, first:last])
                 if any(wanted[count:]):
                     more = head.op.band_parameter_gradients(rows, band, first, parameters, wanted[count:])
-                    total = more if all(t is None for t in total) else summed(total, more)
+                    total = summed(total, more)
                 if dx is not None:
                     done = 0 if first == 0 else done
                     done = _write(head, dx, dy, band, (images, done, last), parameters)
