@@ -22,7 +22,7 @@ from revseg import ops
 from revseg.engine.gradients import Grads
 from revseg.layers.bands.cut import BandPlan
 from revseg.layers.bands.rows import Band, Images, Kept, Sliding, Whole
-from revseg.layers.bands.walk import Walk
+from revseg.layers.bands.walk import Source, Walk
 from revseg.layers.linear import summed
 from revseg.tensors import dense
 
@@ -56,7 +56,8 @@ def gradients_by_bands(
     incoming: Incoming = partial(dz.rows, layout=plan.layout)
     keeping = {j: Kept() for j in keep}
     last = len(plan.layers)
-    sums = _sums_of_last(plan, x, norms, parameters, incoming, kept, keeping)
+    source = Source(plan, x, norms, parameters)
+    sums = _sums_of_last(source, incoming, kept, keeping)
     kept.update(keeping)
     for j in range(last, 0, -1):
         slots = plan.slots[j - 1]
@@ -74,7 +75,7 @@ def gradients_by_bands(
         dx = make_dx() if j == 1 and make_dx is not None else None
         if not (any(asked) or deeper or make_dx is not None):
             break
-        a_pass = _Pass(plan, x, norms, parameters, j, sums, kept, asked, deeper or make_dx is not None, dx)
+        a_pass = _Pass(source, j, sums, kept, asked, deeper or make_dx is not None, dx)
         of_weights = a_pass.run(incoming)
         for slot, gradient in zip(of_op, of_weights, strict=True):
             found[slot] = None if gradient is None else gradient.to(parameters[slot].dtype)
@@ -83,18 +84,16 @@ def gradients_by_bands(
 
 
 def _sums_of_last(
-    plan: BandPlan,
-    x: Whole,
-    norms: Sequence[ops.Norm],
-    parameters: Sequence[Tensor],
+    source: Source,
     incoming: Incoming,
     kept: MutableMapping[int, Kept],
     keeping: MutableMapping[int, Kept],
 ) -> Tensor:
+    plan, norms = source.plan, source.norms
     last = len(plan.layers)
     sums = norms[-1].mean.new_zeros(3, len(norms[-1].mean))
     for images in plan.groups:
-        walk = Walk(plan, x, norms, parameters, images, kept, None, plan.of_images(images, keeping))
+        walk = Walk(source, images, kept, None, plan.of_images(images, keeping))
         for first, end in plan.cuts(last):
             sums += ops.bn_act_sums(walk.raw(last, first, end), incoming(images, first, end), norms[-1])
         walk.finish()
@@ -126,10 +125,7 @@ class _Pass:
 
     def __init__(
         self,
-        plan: BandPlan,
-        x: Whole,
-        norms: Sequence[ops.Norm],
-        parameters: Sequence[Tensor],
+        source: Source,
         j: int,
         sums: Tensor,
         kept: MutableMapping[int, Kept],
@@ -137,12 +133,13 @@ class _Pass:
         deeper: bool,
         dx: Whole | None,
     ) -> None:
-        self.plan, self.x, self.norms, self.parameters, self.j = plan, x, norms, parameters, j
+        plan, norms = source.plan, source.norms
+        self.source, self.plan, self.norms, self.j = source, plan, norms, j
         self.of_map = sums if plan.batch[j - 1] else None
         self.own = kept.pop(j, None)
         self.kept, self.asked, self.deeper, self.dx = kept, asked, deeper, dx
         self.op, self.window = plan.op(j), plan.windows[j - 1]
-        self.of_op = plan.parameters_of(j, parameters)
+        self.of_op = plan.parameters_of(j, source.parameters)
         self.height, self.rows = plan.shapes[j - 1][2], plan.shapes[j][2]
         self.gradient = Kept()
         if j > 1:
@@ -158,7 +155,7 @@ class _Pass:
         return total
 
     def _group(self, images: Images, incoming: Incoming, total: Grads) -> Grads:
-        walk = Walk(self.plan, self.x, self.norms, self.parameters, images, self.kept)
+        walk = Walk(self.source, images, self.kept)
         before = _Before(walk, self.j - 1)
         held, done = _Held(), 0
         for first, last in self.plan.cuts(self.j):

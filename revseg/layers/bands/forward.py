@@ -16,7 +16,7 @@ from revseg import ops
 from revseg.engine.function import Onto
 from revseg.layers.bands.cut import BandPlan, of_band, statistics_of
 from revseg.layers.bands.rows import Kept, Whole
-from revseg.layers.bands.walk import Walk
+from revseg.layers.bands.walk import Source, Walk
 from revseg.replay.memo import remember
 
 
@@ -25,28 +25,23 @@ def find_statistics(plan: BandPlan, x: Whole, parameters: Sequence[Tensor]) -> M
     plan.statistics = []
     there: dict[int, Kept] = {}
     norms: list[ops.Norm] = []
+    source = Source(plan, x, norms, parameters)
     for j in range(1, len(plan.layers) + 1):
-        plan.statistics.append(remember(partial(_statistics, plan, x, norms, parameters, there, j)))
+        plan.statistics.append(remember(partial(_statistics, source, there, j)))
         norms.append(plan.norm(j - 1, parameters))
     return there
 
 
-def _statistics(
-    plan: BandPlan,
-    x: Whole,
-    norms: Sequence[ops.Norm],
-    parameters: Sequence[Tensor],
-    there: dict[int, Kept],
-    j: int,
-) -> tuple[Tensor, Tensor]:
+def _statistics(source: Source, there: dict[int, Kept], j: int) -> tuple[Tensor, Tensor]:
     """Mean and variance of raw map j; the map takes the place of the one that was there."""
+    plan = source.plan
     layer = plan.layers[j - 1]
     if not layer.uses_batch():
         return layer.running()
     made, spent = Kept(), max(there, default=None)
     parts = []
     for images in plan.groups:
-        walk = Walk(plan, x, norms, parameters, images, there, spent, {j: made})
+        walk = Walk(source, images, there, spent, {j: made})
         parts += [of_band(walk.raw(j, *rows)) for rows in plan.cuts(j)]
         del walk  # with the rows that it holds, before the next one
     found = statistics_of(parts)
@@ -66,19 +61,19 @@ def write_values(
     onto: Onto | None,
 ) -> None:
     """The output into y, or the sum of a stream and it; `there` is used up."""
-    norms = plan.norms(parameters)
+    source = Source(plan, x, plan.norms(parameters), parameters)
     last = len(plan.layers)
     stream, sign = onto or (None, 0)
     added = None if stream is None else Whole(stream)
     spent = max(there, default=None)
     for images in plan.groups:
-        walk = Walk(plan, x, norms, parameters, images, there, spent, plan.of_images(images, keep))
+        walk = Walk(source, images, there, spent, plan.of_images(images, keep))
         for first, end in plan.cuts(last):
             u = walk.raw(last, first, end)
             if added is None:
-                z = ops.bn_act(u, norms[-1])
+                z = ops.bn_act(u, source.norms[-1])
             else:
-                z = ops.bn_act_add(u, norms[-1], added.rows(images, first, end, plan.layout), sign)
+                z = ops.bn_act_add(u, source.norms[-1], added.rows(images, first, end, plan.layout), sign)
             y.write(images, first, z)
         walk.finish()
         del walk  # with the rows that it holds, before the next one

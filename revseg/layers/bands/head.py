@@ -13,15 +13,13 @@ from torch import Tensor, nn
 from torch._compile import _disable_dynamo
 
 from revseg.engine.gradients import Grads
-from revseg.engine.tracing import is_traced
 from revseg.layers.bands.cut import Bands
-from revseg.layers.bands.module import Map
+from revseg.layers.bands.module import Map, differentiable, joined, may_go_by_bands
 from revseg.layers.bands.rows import Band, Images, Whole
 from revseg.layers.convolution import Convolution
 from revseg.layers.layer_input import lowered
 from revseg.layers.linear import summed
 from revseg.layers.recompute import Recompute
-from revseg.layers.stack import stacks_are_right
 from revseg.replay.context import is_casting, without_autocast
 from revseg.tensors import dense
 
@@ -44,12 +42,9 @@ class HeadByBands(Recompute):
     def forward(self, x: Map) -> Any:
         """The scores [N, C, h, w] of a map [N, C, H, W], or of its halves."""
         parts = (x,) if isinstance(x, Tensor) else tuple(x)
-        traced = torch.compiler.is_compiling() or is_traced(parts)
-        inference = not (torch.is_grad_enabled() or self.training)  # has the bits of all levels
-        whole = self.save_activations or traced or inference
-        op = None if whole else Convolution.of(self.module)
-        if op is None or op.by_band is None or not all(map(stacks_are_right, parts)):
-            return super().forward(parts[0] if len(parts) == 1 else torch.cat(parts, 1))
+        op = Convolution.of(self.module) if may_go_by_bands(self, parts) else None
+        if op is None or op.by_band is None:
+            return super().forward(joined(parts))
         conv: Any = self.module
         cast = torch.get_autocast_dtype(parts[0].device.type) if is_casting(parts[0].device.type) else None
         parameters = [lowered(p, cast) for p in (conv.weight, conv.bias) if p is not None]
@@ -61,6 +56,10 @@ class _Head:
 
     def __init__(self, op: Convolution, bands: Bands, cast: torch.dtype | None) -> None:
         self.op, self.bands, self.cast = op, bands, cast
+
+    def forward(self, x: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+        """The output of the whole map."""
+        return self.op.forward(lowered(x, self.cast), *parameters)
 
     def cuts(self, x: Whole, y: Sequence[int]) -> Iterator[tuple[Images, int, int]]:
         """Rows of the output, image by image."""
@@ -108,7 +107,7 @@ class _ByBands(torch.autograd.Function):
         if dy is None:
             return (None,) * (2 + len(tensors))
         if torch.is_grad_enabled():
-            return None, None, *_differentiable(head, count, tensors, dy, wanted)
+            return None, None, *differentiable(head.forward, count, tensors, [dy], wanted)
         x, parameters = Whole(*tensors[:count]), tensors[count:]
         total: Grads = [None] * len(parameters)
         dx = Whole(*(torch.empty_like(part) for part in x.parts)) if any(wanted[:count]) else None
@@ -145,15 +144,3 @@ def _write(
         rows = Band(dense(dy[images, :, start:stop]), start, dy.shape[2])
         dx.write(images, done, head.op.band_input_gradient(rows, band, done, end, parameters))
     return end
-
-
-def _differentiable(
-    head: _Head, count: int, tensors: Sequence[Tensor], dy: Tensor, wanted: Sequence[bool]
-) -> Grads:
-    """The gradients with a graph of their own (`create_graph=True`)."""
-    aliases = [t.view_as(t) if w else t for t, w in zip(tensors, wanted, strict=True)]
-    x = torch.cat(aliases[:count], 1) if count > 1 else aliases[0]
-    y = head.op.forward(lowered(x, head.cast), *aliases[count:])
-    asked = [t for t, w in zip(aliases, wanted, strict=True) if w]
-    found = iter(torch.autograd.grad(y, asked, dy, create_graph=True, allow_unused=True))
-    return [next(found) if w else None for w in wanted]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +20,18 @@ from revseg.layers.stack import layers_of, stacks_are_right
 from revseg.layers.stack_layer import Layer
 
 Map = Tensor | tuple[Tensor, Tensor]  # a map, or two that stand for one, joined by their channels: streams
+
+
+def may_go_by_bands(wrapper: Recompute, parts: Sequence[Tensor]) -> bool:
+    """Whether maps may go by bands in this call: in training, or where there are gradients, and nobody traces it."""
+    traced = torch.compiler.is_compiling() or is_traced(parts)
+    inference = not (torch.is_grad_enabled() or wrapper.training)  # has the bits of all levels
+    return not (wrapper.save_activations or traced or inference) and all(map(stacks_are_right, parts))
+
+
+def joined(parts: Sequence[Tensor]) -> Tensor:
+    """The map that they stand for."""
+    return parts[0] if len(parts) == 1 else torch.cat(tuple(parts), 1)
 
 
 class ByBands(Recompute):
@@ -66,19 +78,16 @@ class ByBands(Recompute):
             x: The input [N, C, H, W], or its halves.
         """
         parts = (x,) if isinstance(x, Tensor) else tuple(x)
-        traced = torch.compiler.is_compiling() or is_traced(parts)
-        inference = not (torch.is_grad_enabled() or self.training)  # has the bits of all levels
-        whole = self.save_activations or traced or inference
-        layers = None if whole else self._layers(parts)
+        layers = self._layers(parts) if may_go_by_bands(self, parts) else None
         if layers is None:
-            y = super().forward(parts[0] if len(parts) == 1 else torch.cat(parts, 1))
+            y = super().forward(joined(parts))
             return tuple(y.chunk(2, 1)) if self.streams else y
         y = self._by_bands(layers, parts)
         return y if self.streams else y[0]
 
     def _layers(self, parts: Sequence[Tensor]) -> Sequence[Layer] | None:
         """The layers of the module; None if it does not go by bands."""
-        if not all(map(stacks_are_right, parts)) or has_hooks(self.module):
+        if has_hooks(self.module):
             return None
         layers = layers_of(self.module)
         return layers if layers and BandPlan.takes(layers, parts[0]) else None
@@ -111,7 +120,7 @@ class _ByBands(torch.autograd.Function):
             return (None,) * (3 + len(tensors))
         wanted = ctx.needs_input_grad[3:]
         if torch.is_grad_enabled():
-            return None, None, None, *_differentiable(row, ctx.count, tensors, dys, wanted)
+            return None, None, None, *differentiable(row.rerun_with_graph, ctx.count, tensors, dys, wanted)
         parts, parameters = tensors[: ctx.count], tensors[ctx.count :]
         given = dys if any(dy is None for dy in dys) else None
         dz = Whole(*(_filled(row, dys, k) if given else dy for k, dy in enumerate(dys)))  # type: ignore[arg-type]
@@ -135,13 +144,24 @@ def _filled(row: BandedRow, dys: Grads, k: int) -> Tensor:
     return dy if dy is not None else next(torch.zeros_like(other) for other in dys if other is not None)
 
 
-def _differentiable(
-    row: BandedRow, count: int, tensors: Sequence[Tensor], dys: Grads, wanted: Sequence[bool]
+def differentiable(
+    run: Callable[[Tensor, Sequence[Tensor]], Tensor],
+    count: int,
+    tensors: Sequence[Tensor],
+    dys: Grads,
+    wanted: Sequence[bool],
 ) -> Grads:
-    """The gradients with a graph of their own (`create_graph=True`)."""
+    """The gradients with a graph of their own (`create_graph=True`).
+
+    Args:
+        run: Makes the output of the map and the parameters, with a graph.
+        count: How many of the tensors are parts of the map; the others are parameters.
+        tensors: What to differentiate by.
+        dys: The gradients of the parts of the output.
+        wanted: Whether the gradient of each tensor is.
+    """
     aliases = [alias(t) for t in tensors]
-    x = torch.cat(aliases[:count], 1) if count > 1 else aliases[0]
-    z = row.rerun_with_graph(x, aliases[count:])
+    z = run(joined(aliases[:count]), aliases[count:])
     ends = zip(z.chunk(len(dys), 1), dys, strict=True)
     ys, given = zip(*((y, dy) for y, dy in ends if dy is not None), strict=True)
     asked = [t for t, w in zip(aliases, wanted, strict=True) if w]

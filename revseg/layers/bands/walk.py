@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -17,14 +18,27 @@ from revseg.layers.layer_input import lowered
 from revseg.tensors import dense
 
 
-class Walk:
-    """The maps of a group of images, in order. Raw map 1 is that of the first layer; map 0 is the input.
+class Source(NamedTuple):
+    """What all passes over a row of layers read.
 
     Args:
         plan: The row of layers.
         x: The input.
         norms: What follows each raw map whose activated rows are read.
         parameters: Of all layers.
+    """
+
+    plan: BandPlan
+    x: Whole
+    norms: Sequence[ops.Norm]
+    parameters: Sequence[Tensor]
+
+
+class Walk:
+    """The maps of a group of images, in order. Raw map 1 is that of the first layer; map 0 is the input.
+
+    Args:
+        source: What is read.
         images: The group.
         stored: Raw maps that are there.
         spent: Which of these is used up.
@@ -33,16 +47,14 @@ class Walk:
 
     def __init__(
         self,
-        plan: BandPlan,
-        x: Whole,
-        norms: Sequence[ops.Norm],
-        parameters: Sequence[Tensor],
+        source: Source,
         images: Images,
         stored: Mapping[int, Kept],
         spent: int | None = None,
         keep: Mapping[int, Kept] | None = None,
     ) -> None:
-        self.plan, self.x, self.norms, self.parameters, self.images = plan, x, norms, parameters, images
+        self.plan, self.x, self.norms, self.parameters = source
+        self.images = images
         self.stored = {j: kept for j, kept in stored.items() if kept.has(images)}
         self.spent, self.keep = spent, keep or {}
         self.sliding: dict[int, Sliding] = {}
