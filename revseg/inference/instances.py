@@ -71,7 +71,7 @@ class InstanceScores:
             self.tally[kind, 1].index_add_(0, truth, weight)
 
     def iou(self, counts: Tensor) -> dict[str, float | None]:
-        """IIoU of each class that has instances; None for those that do not occur.
+        """The iIoU of each class that has instances; None for those that do not occur.
 
         Args:
             counts: The confusion matrix [C, C] of the same images, true class by row.
@@ -84,7 +84,7 @@ class InstanceScores:
         }
 
     def category_iou(self, counts: Tensor) -> dict[str, float | None]:
-        """IIoU of each category that has instances, human and vehicle.
+        """The iIoU of each category that has instances, human and vehicle.
 
         Args:
             counts: The confusion matrix [C, C] of the same images, true class by row.

@@ -115,8 +115,7 @@ class LinearOp(ABC):
         """The part of the input that rows first to last read; which row its first one makes, and how many it makes."""
         window = self.window()
         assert window is not None
-        low, high = window.read(first, last)
-        low, high = max(low, 0), min(high, x.height)
+        low, high = window.inside(first, last, x.height)
         if x.values.shape[2]:
             part = dense(x.rows(low, high))
         else:

@@ -161,8 +161,7 @@ class _Pass:
         for first, last in self.plan.cuts(self.j):
             end = self.height if last == self.rows else self.window.finished(last)
             end = min(max(end, done), self.height) if self.deeper else done
-            low, high = self.window.read(first, last)
-            low, high = max(low, 0), min(high, self.height)
+            low, high = self.window.inside(first, last, self.height)
             start = self.window.readers(done, max(end, done + 1), self.rows)[0]
             if end > done and self.op.input_gradient_reads_input:
                 low = min(low, max(self.window.read(start, start + 1)[0], 0))

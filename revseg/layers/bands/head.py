@@ -75,8 +75,7 @@ class _Head:
     def read(self, x: Whole, images: Images, first: int, last: int) -> Band:
         window = self.op.window()
         assert window is not None
-        low, high = window.read(first, last)
-        low, high = max(low, 0), min(high, x.shape[2])
+        low, high = window.inside(first, last, x.shape[2])
         layout = torch.channels_last if x.parts[0].device.type == "cpu" else None
         return Band(lowered(x.rows(images, low, high, layout), self.cast), low, x.shape[2])
 

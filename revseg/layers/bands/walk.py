@@ -82,8 +82,7 @@ class Walk:
     def read(self, j: int, first: int, last: int) -> Band:
         """What rows first to last of raw map j read."""
         height = self.plan.shapes[j - 1][2]
-        low, high = self.plan.windows[j - 1].read(first, last)
-        low, high = max(low, 0), min(high, height)
+        low, high = self.plan.windows[j - 1].inside(first, last, height)
         return Band(self._activated(j - 1, low, high), low, height)
 
     def input(self, first: int, last: int) -> Tensor:

@@ -28,6 +28,11 @@ class Window(NamedTuple):
         """The rows that rows first to last (excluded) read; some may lie outside of the map."""
         return first * self.step - self.above, (last - 1) * self.step - self.above + self.reach
 
+    def inside(self, first: int, last: int, height: int) -> tuple[int, int]:
+        """Those of the rows that rows first to last (excluded) read which lie in a map of so many."""
+        low, high = self.read(first, last)
+        return max(low, 0), min(high, height)
+
     def readers(self, first: int, last: int, height: int) -> tuple[int, int]:
         """The rows, of so many, that read one of rows first to last (excluded) of the input."""
         start = -((self.reach - 1 - first - self.above) // self.step)
