@@ -17,9 +17,9 @@ from revseg.couplings import COUPLINGS
 from revseg.data import DATASETS, ClassTable, SegmentationDataset, create_dataset
 from revseg.layers.blocks import ConvBNAct, ImageConvBNAct
 from revseg.losses import UpsampleCrossEntropy
-from revseg.memory.policy import Memory, MemoryPolicy
 from revseg.models import MODELS
 from revseg.models.network import Network
+from revseg.models.policy import Memory, MemoryPolicy
 from tests.helpers import assert_same_step, small_f
 
 DOCS = Path(__file__).parents[1] / "docs" / "extending.md"

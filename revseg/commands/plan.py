@@ -154,8 +154,8 @@ def _makers(settings: PlanSettings) -> dict[str, Callable[[], nn.Module]]:
     """What makes the network at each memory level, the fastest first; at one alone if it has none."""
     import importlib
 
-    from revseg.memory.policy import MEMORY_LEVELS
     from revseg.models import create_model
+    from revseg.models.policy import MEMORY_LEVELS
 
     if ":" in settings.model:
         module, _, name = settings.model.partition(":")

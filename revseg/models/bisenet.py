@@ -28,10 +28,10 @@ from torch import Tensor, nn
 from revseg.layers.blocks import PooledBatchNorm2d
 from revseg.layers.images import IMAGENET
 from revseg.layers.stack import Stack
-from revseg.memory.policy import Memory, MemoryPolicy
 from revseg.models.bisenet_official import OFFICIAL_RESNET18, OFFICIAL_XCEPTION39
 from revseg.models.network import Network, check_channels
 from revseg.models.official import renamed_by
+from revseg.models.policy import Memory, MemoryPolicy
 from revseg.models.resnet import (
     basic,
     conv_bn_relu,
@@ -113,7 +113,7 @@ class BiSeNetResNet18(BiSeNet):
         width: Channels of ResNet18's first stage; all others follow, up to 8 times as many.
         aux: Whether there are auxiliary heads.
         in_channels: Of the images.
-        memory: "least", "lowest", "balanced" or "fastest", or a policy, see `revseg.memory.policy`. Predicted peak of a training
+        memory: "least", "lowest", "balanced" or "fastest", or a policy, see `revseg.models.policy`. Predicted peak of a training
             step, one image of 1024 x 2048 in float32: 571, 571 and 1,263 MiB (2,375 with PyTorch's own
             modules and loss).
 
@@ -158,7 +158,7 @@ class BiSeNetXception39(BiSeNet):
             as many.
         aux: Whether there are auxiliary heads.
         in_channels: Of the images.
-        memory: "least", "lowest", "balanced" or "fastest", or a policy, see `revseg.memory.policy`. Predicted peak of a training
+        memory: "least", "lowest", "balanced" or "fastest", or a policy, see `revseg.models.policy`. Predicted peak of a training
             step, one image of 1024 x 2048 in float32: 336, 336 and 843 MiB (1,851 with PyTorch's own
             modules and loss).
 

@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from revseg.layers.blocks import ConvBNAct, ImageConvBNAct
 from revseg.layers.images import of_each_image
 from revseg.layers.stack import Stack
-from revseg.memory.policy import Memory, MemoryPolicy
 from revseg.models.network import Network
+from revseg.models.policy import Memory, MemoryPolicy
 
 
 class CFPNet(Network):
@@ -42,7 +42,7 @@ class CFPNet(Network):
         dilations: r of each module, for each row.
         activation: "prelu_shared", "prelu" or "relu".
         in_channels: Of the images.
-        memory: "least", "lowest", "balanced" or "fastest", or a policy, see `revseg.memory.policy`.
+        memory: "least", "lowest", "balanced" or "fastest", or a policy, see `revseg.models.policy`.
 
     Raises:
         ValueError: If an argument is unknown or out of its range.

@@ -28,9 +28,9 @@ from revseg.layers.images import Normalization, image_pyramid
 from revseg.layers.layer_module import LayerModule, Linear
 from revseg.layers.side_by_side import SideBySide
 from revseg.layers.stack import Stack
-from revseg.memory.policy import Memory, MemoryPolicy
 from revseg.models.network import Network
 from revseg.models.official import renamed
+from revseg.models.policy import Memory, MemoryPolicy
 
 
 class CGNet(Network):
@@ -46,7 +46,7 @@ class CGNet(Network):
         reductions: How much narrower the middle of the gate is in stages 2 and 3.
         dropout: Probability of dropping a channel before the classifier.
         in_channels: Of the images.
-        memory: "least", "lowest", "balanced" or "fastest", or a policy, see `revseg.memory.policy`.
+        memory: "least", "lowest", "balanced" or "fastest", or a policy, see `revseg.models.policy`.
 
     Raises:
         ValueError: If an argument is unknown or out of its range.

@@ -25,9 +25,9 @@ from torch import Tensor, nn
 from revseg.layers.blocks import BNAct, ConvBNAct, ImageConvBNAct, Joined, JoinedClassifier
 from revseg.layers.images import Normalization, image_pyramid
 from revseg.layers.stack import Stack
-from revseg.memory.policy import Memory, MemoryPolicy
 from revseg.models.network import Network
 from revseg.models.official import renamed
+from revseg.models.policy import Memory, MemoryPolicy
 
 
 class DABNet(Network):
@@ -40,7 +40,7 @@ class DABNet(Network):
         widths: Channels of the stem and the two rows, the last two even.
         dilations: Of the far pair of each bottleneck, for each row.
         in_channels: Of the images.
-        memory: "least", "lowest", "balanced" or "fastest", or a policy, see `revseg.memory.policy`.
+        memory: "least", "lowest", "balanced" or "fastest", or a policy, see `revseg.models.policy`.
 
     Raises:
         ValueError: If an argument is unknown or out of its range.

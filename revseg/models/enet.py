@@ -36,8 +36,8 @@ from revseg.layers.corner_pool import pool_with_corners, unpool
 from revseg.layers.images import crop, even_sides
 from revseg.layers.stack import Stack
 from revseg.layers.upsample_conv import DoublingConv2d
-from revseg.memory.policy import Memory, MemoryPolicy
 from revseg.models.network import Network, check_edition
+from revseg.models.policy import Memory, MemoryPolicy
 
 EPS = 1e-3
 # What the convolution in the middle is: a dilation, or "asymmetric".
@@ -57,7 +57,7 @@ class ENet(Network):
         in_channels: Of the images.
         reversible: The bottlenecks of each resolution form one `ReversibleSequence`, which keeps only its
             output for the backward pass, however deep it is.
-        memory: "least", "lowest", "balanced" or "fastest", or a policy, see `revseg.memory.policy`.
+        memory: "least", "lowest", "balanced" or "fastest", or a policy, see `revseg.models.policy`.
         save_activations: Train with ordinary autograd: same numbers, same state dict, more memory.
         exact: Bit-for-bit inversion, if reversible: True, or "lossless"; see `ReversibleSequence`.
 

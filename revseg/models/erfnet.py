@@ -33,9 +33,9 @@ from revseg.layers.conv_pool import ConvPool, ImageConvPool
 from revseg.layers.images import Normalization, crop
 from revseg.layers.stack import Stack
 from revseg.layers.upsample_conv import DoublingConv2d
-from revseg.memory.policy import Memory, MemoryPolicy
 from revseg.models.network import Network, check_edition
 from revseg.models.official import renamed
+from revseg.models.policy import Memory, MemoryPolicy
 
 # The official network's modules, and ours.
 _HALVING = {"encoder.initial_block": "stem", "encoder.layers.0": "stage1.0", "encoder.layers.6": "stage2.0"}
@@ -65,7 +65,7 @@ class ERFNet(Network):
         in_channels: Of the images.
         reversible: The units of each resolution form one `ReversibleSequence`, which keeps only its output
             for the backward pass, however deep it is.
-        memory: "least", "lowest", "balanced" or "fastest", or a policy, see `revseg.memory.policy`.
+        memory: "least", "lowest", "balanced" or "fastest", or a policy, see `revseg.models.policy`.
         save_activations: Train with ordinary autograd: same numbers, same state dict, more memory.
         exact: Bit-for-bit inversion, if reversible: True, or "lossless"; see `ReversibleSequence`.
 

@@ -35,10 +35,10 @@ from revseg.layers.blocks import BNAct, ConvBNAct, ImageConvBNAct
 from revseg.layers.images import Normalization, crop, of_each_image
 from revseg.layers.stack import Stack
 from revseg.layers.upsample_conv import DoublingConv2d
-from revseg.memory.policy import Memory, MemoryPolicy
 from revseg.models.espnet_esp import DILATIONS, ESP
 from revseg.models.network import Network, check_edition
 from revseg.models.official import renamed
+from revseg.models.policy import Memory, MemoryPolicy
 
 Wrap = Callable[[nn.Module], nn.Module]
 
@@ -57,7 +57,7 @@ class ESPNet(Network):
         in_channels: Of the images.
         reversible: The blocks of each level form one `ReversibleSequence`, which keeps only its output for
             the backward pass, however deep it is.
-        memory: "least", "lowest", "balanced" or "fastest", or a policy, see `revseg.memory.policy`.
+        memory: "least", "lowest", "balanced" or "fastest", or a policy, see `revseg.models.policy`.
         save_activations: Train with ordinary autograd: same numbers, same state dict, more memory.
         exact: Bit-for-bit inversion, if reversible: True, or "lossless"; see `ReversibleSequence`.
 

@@ -27,8 +27,8 @@ from torch import Tensor, nn
 
 from revseg.layers.blocks import ConvBNAct, ImageConvBNAct
 from revseg.layers.stack import Stack
-from revseg.memory.policy import Memory, MemoryPolicy
 from revseg.models.network import Network
+from revseg.models.policy import Memory, MemoryPolicy
 
 
 class FPENet(Network):
@@ -44,7 +44,7 @@ class FPENet(Network):
         dilations: Of the parts of a block. Their number divides `widths[0]` and the last two widths
             times `expansion`.
         in_channels: Of the images.
-        memory: "least", "lowest", "balanced" or "fastest", or a policy, see `revseg.memory.policy`.
+        memory: "least", "lowest", "balanced" or "fastest", or a policy, see `revseg.models.policy`.
 
     Raises:
         ValueError: If an argument is unknown or out of its range.

@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from revseg.layers.blocks import ACTIVATIONS, BNAct, ConvBNAct, ImageConvBNAct
 from revseg.layers.images import crop, even_sides, is_size_open, of_each_image
 from revseg.layers.stack import Stack
-from revseg.memory.policy import Memory, MemoryPolicy
 from revseg.models.network import Network
+from revseg.models.policy import Memory, MemoryPolicy
 
 
 class FSSNet(Network):
@@ -41,7 +41,7 @@ class FSSNet(Network):
         dilations: Of each block at 1/8.
         activation: "prelu_shared", "prelu" or "relu".
         in_channels: Of the images.
-        memory: "least", "lowest", "balanced" or "fastest", or a policy, see `revseg.memory.policy`.
+        memory: "least", "lowest", "balanced" or "fastest", or a policy, see `revseg.models.policy`.
 
     Raises:
         ValueError: If an argument is unknown or out of its range.

@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from revseg.layers.grid_pool import grid_means
 from revseg.layers.images import Normalization, of_each_image
 from revseg.layers.stack import Stack
-from revseg.memory.policy import Memory, MemoryPolicy
 from revseg.models.network import Network
+from revseg.models.policy import Memory, MemoryPolicy
 from revseg.models.resnet import bottleneck, conv_bn, conv_bn_relu, image_conv_bn_relu, residual_stage
 
 BINS = (1, 2, 3, 6)  # cells a side of the pyramid's pools
@@ -44,7 +44,7 @@ class ICNet(Network):
         width: Channels of the first convolutions; all others follow, up to 32 times as many.
         aux: Whether there are auxiliary heads.
         in_channels: Of the images.
-        memory: "least", "lowest", "balanced" or "fastest", or a policy, see `revseg.memory.policy`. Predicted peak of a training
+        memory: "least", "lowest", "balanced" or "fastest", or a policy, see `revseg.models.policy`. Predicted peak of a training
             step, one image of 1024 x 2048 in float32: 230, 302 and 781 MiB (1,723 with PyTorch's own
             modules and loss).
 

@@ -27,9 +27,9 @@ from revseg.layers.blocks import PooledBatchNorm2d
 from revseg.layers.grid_pool import GridMeans
 from revseg.layers.images import IMAGENET
 from revseg.layers.stack import Stack
-from revseg.memory.policy import Memory, MemoryPolicy
 from revseg.models.network import Network
 from revseg.models.official import renamed_by
+from revseg.models.policy import Memory, MemoryPolicy
 from revseg.models.resnet import (
     DEPTHS,
     bottleneck,
@@ -54,7 +54,7 @@ class PSPNet(Network):
         dropout: Probability of dropping a channel in front of a classifier.
         aux: Whether there is an auxiliary head.
         in_channels: Of the images.
-        memory: "least", "lowest", "balanced" or "fastest", or a policy, see `revseg.memory.policy`. Predicted peak of a training
+        memory: "least", "lowest", "balanced" or "fastest", or a policy, see `revseg.models.policy`. Predicted peak of a training
             step, one image of 1024 x 2048 in float32: 3,816, 5,929 and 13,974 MiB (16,482 with PyTorch's own
             modules and loss).
 

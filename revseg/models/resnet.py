@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from revseg.layers.blocks import ConvBNAct, ImageConvBNAct
 from revseg.layers.stack import Stack
-from revseg.memory.policy import MemoryPolicy
+from revseg.models.policy import MemoryPolicy
 
 conv_bn_relu = partial(ConvBNAct, activation="relu", eps=1e-5)
 image_conv_bn_relu = partial(ImageConvBNAct, activation="relu", eps=1e-5)

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from revseg.layers.blocks import ConvBNAct, ImageConvBNAct
 from revseg.layers.corner_pool import pool_with_corners, unpool
 from revseg.layers.stack import Stack
-from revseg.memory.policy import Memory, MemoryPolicy
 from revseg.models.network import Network
+from revseg.models.policy import Memory, MemoryPolicy
 
 CONVOLUTIONS = (2, 2, 3, 3, 3)  # of the encoder's stages, VGG-16's
 
@@ -43,7 +43,7 @@ class SegNet(Network):
         num_classes: C, the number of classes.
         widths: Channels of the five stages.
         in_channels: Of the images.
-        memory: "least", "lowest", "balanced" or "fastest", or a policy, see `revseg.memory.policy`. Predicted peak of a training
+        memory: "least", "lowest", "balanced" or "fastest", or a policy, see `revseg.models.policy`. Predicted peak of a training
             step, one image of 1024 x 2048 in float32: 2,716, 2,881 and 7,692 MiB (10,324 with PyTorch's own
             modules and loss).
 

@@ -30,8 +30,8 @@ from revseg.exact.modes import Exact
 from revseg.layers.blocks import ConvBNAct, ImageConvBNAct, asymmetric_pairs
 from revseg.layers.recompute import Recompute
 from revseg.layers.stack import Stack
-from revseg.memory.policy import Memory, MemoryPolicy
 from revseg.models.network import Network
+from revseg.models.policy import Memory, MemoryPolicy
 from revseg.models.vnet_cpp import CPP, check_choice
 
 Dilations = Sequence[Sequence[int]]  # of one stage: for each module, for each of its pairs
@@ -68,7 +68,7 @@ class VNet(Network):
         classifier_bias: Whether the last convolution has a bias.
         dropout: Probability of dropping a channel at the end of each F.
         in_channels: Of the images.
-        memory: "least", "lowest", "balanced" or "fastest", or a policy, see `revseg.memory.policy`. The V modules are
+        memory: "least", "lowest", "balanced" or "fastest", or a policy, see `revseg.models.policy`. The V modules are
             undone at all but the fastest; at "lowest" the stem and CPP run again too, at "least" all goes by bands.
             Peak of a training step, batch 4 at 1024 x 2048 in float32: 233, 416, 768 and 1,280 MiB (4,640 with
             PyTorch's own modules and loss), the last three in 0.83, 0.66 and 0.56 of their time on a CPU.

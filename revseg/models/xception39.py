@@ -12,7 +12,7 @@ layers are those of the official code (ycszen/TorchSeg, furnace/base_model/xcept
 from torch import nn
 
 from revseg.layers.stack import Stack
-from revseg.memory.policy import MemoryPolicy
+from revseg.models.policy import MemoryPolicy
 from revseg.models.resnet import Residual
 
 COUNTS = (4, 8, 4)  # blocks of the three stages

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 
 from revseg.memory import predicted_peak_bytes
-from revseg.memory.policy import MEMORY_LEVELS
+from revseg.models.policy import MEMORY_LEVELS
 from revseg.training.choices import parsed_bytes
 from revseg.training.settings import TrainSettings
 from revseg.training.setup import build_model, create_criterion

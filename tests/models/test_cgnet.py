@@ -5,9 +5,9 @@ from torch import nn
 from revseg import reversible
 from revseg.layers.images import IMAGENET
 from revseg.memory import saved_bytes
-from revseg.memory.policy import MEMORY_LEVELS
 from revseg.models import create_model, load_official
 from revseg.models.cgnet import CGNet, Surroundings
+from revseg.models.policy import MEMORY_LEVELS
 from revseg.testing import plain_twin
 from tests.helpers import assert_same_step
 from tests.models.networks import (

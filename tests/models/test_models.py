@@ -12,9 +12,9 @@ from revseg.layers.blocks import ConvBNAct, ImageConvBNAct
 from revseg.layers.images import Normalization, normalize_images
 from revseg.layers.recompute import Recompute
 from revseg.layers.stack import Stack
-from revseg.memory.policy import MemoryPolicy
 from revseg.models import MODELS, create_model, list_models, load_model, load_official
 from revseg.models.network import Network
+from revseg.models.policy import MemoryPolicy
 from tests.models.networks import images
 
 

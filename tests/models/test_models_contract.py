@@ -14,8 +14,8 @@ from revseg.files import save_weights
 from revseg.layers.images import IMAGENET, Normalization, normalize_images
 from revseg.losses import UpsampleCrossEntropy
 from revseg.memory import saved_bytes
-from revseg.memory.policy import MEMORY_LEVELS
 from revseg.models import MODELS, create_model, list_models, load_model
+from revseg.models.policy import MEMORY_LEVELS
 from tests.helpers import assert_same_result, relative_error, run_step
 from tests.models import networks
 from tests.models.networks import by_state_names

@@ -9,7 +9,7 @@ import torch
 
 from revseg.layers.bands.cut import Bands
 from revseg.memory import peak_bytes
-from revseg.memory.policy import MEMORY_LEVELS, MemoryPolicy
+from revseg.models.policy import MEMORY_LEVELS, MemoryPolicy
 from revseg.models.vnet import VNet
 from revseg.testing import plain_twin
 from tests.helpers import assert_bitwise, assert_same_result, relative_error

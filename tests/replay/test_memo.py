@@ -8,7 +8,7 @@ from torch import nn
 
 from revseg import AdditiveCoupling, Recompute, ReversibleSequence, ops
 from revseg.layers.blocks import asymmetric_pairs
-from revseg.memory.policy import MEMORY_LEVELS
+from revseg.models.policy import MEMORY_LEVELS
 from revseg.models.vnet import VNet
 from revseg.replay.memo import noting, remember, reminding
 from tests.helpers import assert_same_step, default_loss, small_input, twin
