@@ -24,17 +24,17 @@ test: $(INSTALLED)  ## all tests; those of the kernels in Triton's interpreter, 
 test-slow: $(INSTALLED)  ## what takes minutes: each network compiled, exported for any size
 	$(BIN)/python -m pytest -m slow --numprocesses 2 --dist worksteal
 
-# One case of every test; those of the kernels in Triton's interpreter, which a process chooses once.
-define one_case_of_each
-OMP_NUM_THREADS=1 $(1)/bin/python -m pytest --cases 1 --numprocesses 2 --dist worksteal --ignore tests/benchmarks
-OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(1)/bin/python -m pytest --cases 1 --numprocesses 2 --dist worksteal tests/interpreted
+# The whole suite; with CASES=K at most K cases of each test. Kernels in Triton's interpreter, which a process chooses once.
+define suite
+OMP_NUM_THREADS=1 $(1)/bin/python -m pytest $(if $(CASES),--cases $(CASES)) --numprocesses 2 --dist worksteal
+OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(1)/bin/python -m pytest $(if $(CASES),--cases $(CASES)) --numprocesses 2 --dist worksteal tests/interpreted
 endef
 
-test-oldest: .venv-oldest/installed  ## a case of every test with the oldest supported Python, torch, Triton and numpy; some GB
-	$(call one_case_of_each,.venv-oldest)
+test-oldest: .venv-oldest/installed  ## all tests with the oldest supported Python, torch, Triton and numpy; some GB
+	$(call suite,.venv-oldest)
 
 test-newest: .venv-newest/installed  ## the same with the newest Python, and the newest of all others there is; some GB
-	$(call one_case_of_each,.venv-newest)
+	$(call suite,.venv-newest)
 
 lint: $(INSTALLED)  ## style and types
 	$(BIN)/ruff format --check .
@@ -61,7 +61,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 .venv-oldest/installed: pyproject.toml constraints-oldest.txt
 	$(OLDEST) -m venv --clear .venv-oldest
-	.venv-oldest/bin/python -m pip install --quiet --constraint constraints-oldest.txt --editable ".[dev]"
+	.venv-oldest/bin/python -m pip install --quiet --constraint constraints-oldest.txt --editable ".[test]"
 	touch $@
 
 .venv-newest/installed: pyproject.toml

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from revseg.engine.gradients import Grads, alias, edge_of, gradients, total
 from revseg.engine.steps import Side, overwritten
 from revseg.engine.tracing import has_hooks
+from revseg.replay.aside import unmark
 from revseg.replay.call import Call, Turn
 from revseg.replay.reach import modules_of
 from revseg.tensors import versions
@@ -169,7 +170,10 @@ class _Kept(Replayed):
         self, x: Tensor, tensors: Sequence[Tensor], onto: Onto | None, wanted: Sequence[bool] | None
     ) -> tuple[Coupled, Differentiate | None]:
         kept, self.kept = self.kept, None
-        return super().rerun(x, tensors, onto, wanted) if kept is None else self._differentiable(*kept)
+        if kept is None:
+            return super().rerun(x, tensors, onto, wanted)
+        unmark(self.call.modules)
+        return self._differentiable(*kept)
 
 
 class Identity(nn.Identity):

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import _disable_current_modes
 
+from revseg.replay.aside import marking, unmark
 from revseg.replay.buffers import buffers_of, copies_of, refuse_gradients, share_unchanged, swapped_buffers
 from revseg.replay.context import (
     NO_CHANGE,
@@ -133,6 +134,7 @@ class Call:
                 _without_fast_path(),
                 NO_CHANGE if parameters is None else self.swapped(parameters),
                 drawing_refused_in_capture(),
+                marking(self.modules),
                 noting() as remembered,
             ):
                 value = self.fn(*inputs)
@@ -161,6 +163,7 @@ class Call:
                 random_as(replay.random),
                 reminding(replay.remembered),
             ):
+                unmark(self.modules)
                 return self.fn(*inputs)
         finally:
             _thread.depth -= 1
