@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from revseg import ops
 from revseg.engine.gradients import Grads
 from revseg.engine.tracing import has_hooks
+from revseg.layers.bands.rows import Band
 from revseg.layers.bands.window import Window
 from revseg.layers.blocks import BNAct
 from revseg.layers.convolution import Convolution
@@ -194,6 +195,48 @@ class _AveragePools(_CPPOp):
         super().__init__(pointwise, pooled, reach)
         self.sizes, self.share = sizes, share
 
+    def make_band(self, x: Band, first: int, last: int, parameters: Sequence[Tensor]) -> Tensor:
+        if x.values.device.type != "cpu":
+            return super().make_band(x, first, last, parameters)
+        points = dense(x.rows(2 * first, 2 * last - 1)[:, :, ::2, ::2])
+        pooled = reduce(torch.Tensor.add_, (self._pooled_band(k, x, first, last) for k in self.sizes))
+        return torch.cat((self.pointwise.forward(points, *parameters), pooled.mul_(self.share)), 1)
+
+    def _pooled_band(self, k: int, x: Band, first: int, last: int) -> Tensor:
+        """The pool of this size, of a map that goes on with zeros; where it does not, of the pixels that there are."""
+        covered = x.padded(*_covered(k, first, last))
+        pooled = F.avg_pool2d(covered, k, 2, (0, k // 2), count_include_pad=False)
+        return _at_rims(pooled, k, first, x.height)
+
+    def band_input_gradient(
+        self, du: Band, x: Band, first: int, last: int, parameters: Sequence[Tensor]
+    ) -> Tensor:
+        window = self.window()
+        assert window is not None
+        start, stop = window.readers(first, last, du.height)
+        if x.values.device.type != "cpu" or stop <= start:
+            return super().band_input_gradient(du, x, first, last, parameters)
+        rows, (n, old, _, width) = du.rows(start, stop), x.values.shape
+        dx = _zeros(rows, (n, old, last - first, width))
+        for k in self.sizes:
+            low, high = _covered(k, start, stop)
+            of_pool = _at_rims(rows[:, -old:] * self.share, k, start, x.height)
+            covered = _zeros(rows, (n, old, high - low, width))
+            part = torch.ops.aten.avg_pool2d_backward(
+                of_pool, covered, [k, k], [2, 2], [0, k // 2], False, False, None
+            )
+            top, end = max(low, first), min(high, last)
+            dx[:, :, top - first : end - first] += part[:, :, top - low : end - low]
+            del part, covered
+        top, end = (first + 1) // 2, (last + 1) // 2
+        if end > top:
+            points = dense(rows[:, :-old, top - start : end - start])
+            like = _zeros(rows, (n, old, *points.shape[2:]))
+            dpoint = self.pointwise.backward(points, LayerInput(like), parameters, [True, False])[0]
+            assert dpoint is not None
+            dx[:, :, 2 * top - first :: 2, ::2] += dpoint
+        return dx
+
     def input_of_pools(self, x: LayerInput) -> Tensor:
         return x.raw
 
@@ -202,6 +245,27 @@ class _AveragePools(_CPPOp):
 
     def pool_backward(self, dy: Tensor, image: Tensor) -> Tensor:
         return ops.sum_of_pools_backward(dy, image, self.sizes).mul_(self.share)
+
+
+def _covered(size: int, first: int, last: int) -> tuple[int, int]:
+    """The rows that a pool of this size covers for outputs first to last (excluded), if the map goes on."""
+    return 2 * first - size // 2, 2 * last - 1 + size // 2
+
+
+def _at_rims(pooled: Tensor, size: int, first: int, height: int) -> Tensor:
+    """Rows of a pool from `first` on, or of its gradient, where less than all of its pixels are inside of the map; in place."""
+    reach = size // 2
+    for row in range(pooled.shape[2]):
+        center = 2 * (first + row)
+        inside = min(center + reach, height - 1) - max(center - reach, 0) + 1
+        if inside < size:
+            pooled[:, :, row] *= size / inside
+    return pooled
+
+
+def _zeros(like: Tensor, shape: Sequence[int]) -> Tensor:
+    """Of the layout that bands have on a CPU."""
+    return like.new_zeros(shape).contiguous(memory_format=torch.channels_last)
 
 
 def _every_second(x: Tensor) -> Tensor:

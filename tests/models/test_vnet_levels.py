@@ -101,6 +101,7 @@ CPPS = [
     {"cpp_merge": "mean"},
     {"cpp_sizes": (1,)},
     {"cpp_sizes": (1, 3)},
+    {"cpp_sizes": (9, 5)},
     {"cpp_style": "bins", "cpp_sizes": (1, 2, 3)},
     {"cpp_style": "bins", "cpp_pool": "max", "cpp_sizes": (1, 2)},
     {"cpp_post_norm": False},

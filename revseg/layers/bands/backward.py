@@ -15,13 +15,12 @@ from __future__ import annotations
 from collections.abc import Callable, MutableMapping, Sequence
 from functools import partial
 
-import torch
 from torch import Tensor
 
 from revseg import ops
 from revseg.engine.gradients import Grads
 from revseg.layers.bands.cut import BandPlan
-from revseg.layers.bands.rows import Band, Images, Kept, Sliding, Whole
+from revseg.layers.bands.rows import Band, Images, Kept, Rows, Sliding, Whole
 from revseg.layers.bands.walk import Source, Walk
 from revseg.layers.linear import summed
 from revseg.tensors import dense
@@ -177,13 +176,16 @@ class _Pass:
                 continue
             band = Band(held.with_more(du, first, start), held.first, self.rows)
             del du
-            if end > done:
-                if not self.op.input_gradient_reads_input:
-                    x = Band(x.values[:, :, :0], 0, self.height)
-                self._hand_on(
-                    images, done, dense(self.op.band_input_gradient(band, x, done, end, self.of_op)), before
-                )
-                done = end
+            if not self.op.input_gradient_reads_input:
+                x = Band(x.values[:, :, :0], 0, self.height)
+            usual = (last - first) * self.window.step  # the last band has rows too that waited for it, and zeros beside them
+            step = max(1, usual if end - done <= usual else usual // 2)
+            for low in range(done, end, step):
+                high = min(low + step, end)
+                dz = dense(self.op.band_input_gradient(band, x, low, high, self.of_op))
+                self._hand_on(images, low, dz, before)
+                del dz
+            done = end
         return total
 
     def _own_map(self, images: Images, first: int, last: int, x: Band) -> Tensor:
@@ -229,14 +231,13 @@ class _Held:
 
     def __init__(self) -> None:
         self.first = 0
-        self.values: Tensor | None = None
+        self.held = Rows()
 
     def with_more(self, du: Tensor, first: int, start: int) -> Tensor:
         """The rows from `start` on, the new ones, from `first` on, below those that were there."""
-        if self.values is None or start >= first:
-            self.first, joined = first, du
-        else:
-            joined = torch.cat((self.values[:, :, max(0, start - self.first) :], du), 2)
-            self.first = max(self.first, start)
-        self.values = joined
-        return joined
+        if self.held.values is None or start >= first:
+            self.first = first
+            return self.held.put(du)
+        drop = max(0, start - self.first)
+        self.first += drop
+        return self.held.move_on(drop, du)

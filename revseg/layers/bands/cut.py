@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,8 @@ class Bands:
     """How much of a map exists at a time, and what may be kept whole.
 
     Args:
-        bytes: Of one band. Each layer needs a few; smaller ones cost time, as every band is some calls.
+        bytes: Of one band in the backward pass, if it is not less than a 64th of the largest map. Each layer needs a few;
+            smaller ones cost time, as every band is some calls.
         kept: Raw maps that the backward pass of a row keeps besides the one that it goes through: each spares runs of
             layers, and is a map of memory. A part of one is kept of a part of the images.
 
@@ -39,6 +41,11 @@ class Bands:
             raise ValueError(
                 f"expected bytes of at least 1 and kept of at least 0, got {self.bytes} and {self.kept}"
             )
+
+
+# A band of the first run is so much larger: then there are fewer maps beside it.
+FIRST_RUN = 4
+_PART = 64  # a band is at least this part of a map: many rows would be read for each one of a map that is very wide
 
 
 class BandPlan(Plan):
@@ -63,7 +70,19 @@ class BandPlan(Plan):
         self.dtype = weights[0].dtype if weights else lowered(first[:0], self.cast).dtype  # of raw maps
         # a CPU copies other layouts into this one
         self.layout = torch.channels_last if first.device.type == "cpu" else None
-        self.groups = list(self._groups(x.shape[0]))
+        self._cut_into(1)
+
+    def wider(self, times: int) -> BandPlan:
+        """The same row in bands that are so much larger."""
+        plan = copy.copy(self)
+        plan._cut_into(times)
+        return plan
+
+    def _cut_into(self, times: int) -> None:
+        count = self.shapes[0][0]
+        largest = max(self._row(j) * self.shapes[j][2] * count for j in range(1, len(self.shapes)))
+        self.bytes = max(self.bands.bytes, largest // _PART) * times
+        self.groups = list(self._groups(count))
 
     @staticmethod
     def takes(layers: Sequence[Layer], x: Tensor) -> bool:
@@ -73,7 +92,7 @@ class BandPlan(Plan):
     def _groups(self, count: int) -> Iterator[Images]:
         """Images that go together: one, or as many as are small enough."""
         image = max(self._row(j) * self.shapes[j][2] for j in range(len(self.shapes)))
-        step = max(1, self.bands.bytes // max(1, image))
+        step = max(1, self.bytes // max(1, image))
         for first in range(0, count, step):
             yield slice(first, min(first + step, count))
 
@@ -87,7 +106,7 @@ class BandPlan(Plan):
         height = self.shapes[j][2]
         images = self.groups[0].stop - self.groups[0].start
         row = max(self._row(j), self._row(j - 1) * self.windows[j - 1].step) * images
-        rows = max(1, self.bands.bytes // self.op(j).band_share // max(1, row))
+        rows = max(1, self.bytes // self.op(j).band_share // max(1, row))
         for first in range(0, height, rows):
             yield first, min(first + rows, height)
 

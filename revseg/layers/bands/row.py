@@ -10,10 +10,11 @@ from torch import Tensor
 from revseg.engine.function import Coupled, Differentiate, Onto
 from revseg.engine.gradients import Grads, total
 from revseg.layers.bands.backward import gradients_by_bands
-from revseg.layers.bands.cut import BandPlan, Bands
+from revseg.layers.bands.cut import FIRST_RUN, BandPlan, Bands
 from revseg.layers.bands.forward import find_statistics, write_values
 from revseg.layers.bands.rows import Kept, Whole
 from revseg.layers.stack_layer import Layer
+from revseg.replay.call import is_recomputing
 from revseg.replay.memo import noting, reminding
 
 
@@ -32,10 +33,11 @@ class BandedRow:
 
     def first_run(self, x: Whole, make_y: Callable[[], Whole], onto: Onto | None = None) -> Whole:
         """The output, in memory that is asked for when statistics have been found."""
-        with torch.no_grad(), noting() as self.noted, self.plan.no_autocast():
-            there = find_statistics(self.plan, x, self.tensors)
+        plan = self.plan if is_recomputing() else self.plan.wider(FIRST_RUN)
+        with torch.no_grad(), noting() as self.noted, plan.no_autocast():
+            there = find_statistics(plan, x, self.tensors)
             y = make_y()
-            write_values(self.plan, x, self.tensors, there, {}, y, onto)
+            write_values(plan, x, self.tensors, there, {}, y, onto)
         return y
 
     def gradients(

@@ -99,12 +99,52 @@ class Kept:
         return found[0] if len(found) == 1 else torch.cat(found, 2)
 
 
+class Rows:
+    """Rows of a map that move on: the upper ones go, others come below.
+
+    They stay in one piece of memory where they fit into it; whoever has been given them is done with them before the next ones
+    come.
+    """
+
+    def __init__(self) -> None:
+        self.values: Tensor | None = None
+        self._memory: Tensor | None = None
+
+    def put(self, values: Tensor) -> Tensor:
+        """These alone; they are not written to."""
+        self.values, self._memory = values, None
+        return values
+
+    def move_on(self, drop: int, more: Tensor | None) -> Tensor:
+        """Those that are here without so many of the upper ones, and more below."""
+        assert self.values is not None
+        left = self.values.shape[2] - drop
+        count = left + (0 if more is None else more.shape[2])
+        fits = self._memory is not None and count <= self._memory.shape[2]
+        if more is None:
+            self.values = self.values[:, :, drop:]
+            self._memory = None
+        elif not fits or not 0 < left <= _MOVES * drop:
+            self.values = self._memory = torch.cat((self.values[:, :, drop:], more), 2)
+        else:
+            assert self._memory is not None
+            for row in range(0, left, drop):  # from top to bottom, without an overlap
+                end = min(row + drop, left)
+                self._memory[:, :, row:end] = self._memory[:, :, row + drop : end + drop]
+            self._memory[:, :, left:count] = more
+            self.values = self._memory[:, :, :count]
+        return self.values
+
+
+_MOVES = 4  # the most copies in which rows move
+
+
 class Sliding:
     """Rows that are made in order, and let go of once no later call can ask for them."""
 
     def __init__(self) -> None:
         self.first = self.last = 0
-        self.held: Tensor | None = None
+        self.held = Rows()
 
     def rows(self, first: int, last: int, make: Callable[[int, int], Tensor]) -> Tensor:
         """These rows; none before `first` will be asked for again.
@@ -114,20 +154,17 @@ class Sliding:
             last: The row after the last one.
             make: Makes rows that follow those made before. Not kept: its owner, in a circle, would keep all rows.
         """
-        if self.held is None or first >= self.last:
-            self.held = None
-            self.held, self.first, self.last = make(first, last), first, last
-            return self.held
+        if self.held.values is None or first >= self.last:
+            self.held = Rows()
+            self.first, self.last = first, last
+            return self.held.put(make(first, last))
         if first > self.first or last > self.last:
-            parts = [self.held[:, :, first - self.first :]]
-            self.held = None
-            if last > self.last:
-                parts.append(make(self.last, last))
-            self.held = parts[0] if len(parts) == 1 else torch.cat(parts, 2)
+            more = make(self.last, last) if last > self.last else None
+            self.held.move_on(first - self.first, more)
             self.first, self.last = first, max(last, self.last)
-        return self.held[:, :, : last - first]
+        return self.peek(first, last)
 
     def peek(self, first: int, last: int) -> Tensor:
         """Rows that are here."""
-        assert self.held is not None
-        return self.held[:, :, first - self.first : last - self.first]
+        assert self.held.values is not None
+        return self.held.values[:, :, first - self.first : last - self.first]
