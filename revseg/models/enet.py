@@ -45,6 +45,9 @@ STAGE2 = (1, 2, "asymmetric", 4, 1, 8, "asymmetric", 16)
 Kind = int | str
 
 
+Corners = tuple[Tensor, Sequence[int]]  # where the maxima were, and the size of their map
+
+
 class ENet(Network):
     """ENet for `num_classes` classes: images [N, 3, H, W] to logits [N, num_classes, H, W].
 
@@ -111,16 +114,26 @@ class ENet(Network):
         self.up2 = policy.block(Doubling(w2, w1))
         self.stage4 = units(w1, (1,), 0.0, "relu")  # 1/2
         self.classifier = DoublingConv2d(w1, num_classes)  # 1
+        self.again = policy.again()
 
     def logits(self, images: Tensor) -> Tensor:  # [N, 3, H, W] -> [N, C, H, W]
+        encoder = self.stem, self.down1, self.stage1, self.down2, self.stage2
+        decoder = self.up1, self.stage3, self.up2, self.stage4
+        encoded = self.again(self._encoded, encoder, images)
+        return crop(self.classifier(self.again(self._decoded, decoder, *encoded)), images.shape[-2:])
+
+    def _encoded(self, images: Tensor) -> tuple[Tensor, Corners, Corners]:
+        """The map at 1/8, and what its pools leave for those at 1/2 and 1/4."""
         x = self.stem(images)
         half = x.shape[-2:]
         x, corners1 = self.down1(x)
         quarter = x.shape[-2:]
         x, corners2 = self.down2(self.stage1(x))
-        x = self.stage3(self.up1(self.stage2(x), corners2, quarter))
-        x = self.stage4(self.up2(x, corners1, half))
-        return crop(self.classifier(x), images.shape[-2:])
+        return self.stage2(x), (corners1, half), (corners2, quarter)
+
+    def _decoded(self, x: Tensor, half: Corners, quarter: Corners) -> Tensor:
+        """The map at 1/2."""
+        return self.stage4(self.up2(self.stage3(self.up1(x, *quarter)), *half))  # type: ignore[no-any-return]
 
 
 class Bottleneck(nn.Module):

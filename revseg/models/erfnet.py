@@ -122,11 +122,16 @@ class ERFNet(Network):
         self.classifier = DoublingConv2d(w1, num_classes)  # 1
         if encoder_head:
             self.encoder_head = nn.Conv2d(w3, num_classes, 1)
+        self.again = policy.again()
 
     def logits(self, images: Tensor) -> Tensor:  # [N, 3, H, W] -> [N, C, H, W]
+        parts = self.stem, self.stage1, self.stage2, self.stage3, self.stage4
+        return crop(self.classifier(self.again(self._features, parts, images)), images.shape[-2:])
+
+    def _features(self, images: Tensor) -> Tensor:
+        """The map at 1/2."""
         # One expression: a name would hold the map of one stage while the next one runs.
-        logits = self.classifier(self.stage4(self.stage3(self.stage2(self.stage1(self.stem(images))))))
-        return crop(logits, images.shape[-2:])
+        return self.stage4(self.stage3(self.stage2(self.stage1(self.stem(images)))))  # type: ignore[no-any-return]
 
     @staticmethod
     def from_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -93,16 +93,25 @@ class FSSNet(Network):
         self.up1 = policy.block(Up(w2, w1, activation))  # 1/2
         self.refine1 = stage(dilated(w1), dilated(w1))
         self.classifier = nn.ConvTranspose2d(w1, num_classes, 3, stride=2, padding=1)
+        self.again = policy.again()
 
     def logits(self, images: Tensor) -> Tensor:  # [N, 3, H, W] -> [N, C, H, W]
-        x = self.initial(images)
-        half = tuple(x.shape[-2:])
-        quarter = self.down1(x)
-        eighth = self.down2(self.factorized(quarter))
-        x = self.up2(self.dilated(eighth), eighth, tuple(quarter.shape[-2:]))
-        x = self.up1(self.refine2(x), quarter, half)
+        encoder = self.initial, self.down1, self.factorized, self.down2
+        decoder = self.dilated, self.up2, self.refine2, self.up1, self.refine1
+        x = self.again(self._decoded, decoder, *self.again(self._encoded, encoder, images))
         height, width = images.shape[-2:]
-        return doubled(self.classifier, self.refine1(x), (height, width))
+        return doubled(self.classifier, x, (height, width))
+
+    def _encoded(self, images: Tensor) -> tuple[tuple[int, ...], Tensor, Tensor]:
+        """The size at 1/2, and the maps at 1/4 and 1/8."""
+        x = self.initial(images)
+        quarter = self.down1(x)
+        return tuple(x.shape[-2:]), quarter, self.down2(self.factorized(quarter))
+
+    def _decoded(self, half: tuple[int, ...], quarter: Tensor, eighth: Tensor) -> Tensor:
+        """The map at 1/2."""
+        x = self.up2(self.dilated(eighth), eighth, tuple(quarter.shape[-2:]))
+        return self.refine1(self.up1(self.refine2(x), quarter, half))  # type: ignore[no-any-return]
 
 
 class Initial(nn.Module):

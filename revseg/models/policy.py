@@ -29,6 +29,7 @@ from revseg.layers.bands.head import HeadByBands
 from revseg.layers.bands.module import ByBands
 from revseg.layers.layer_module import LayerModule
 from revseg.layers.recompute import Recompute
+from revseg.layers.rerun import Rerun, RowInGroups
 from revseg.layers.stack import Stack
 from revseg.sequence import ReversibleSequence
 
@@ -78,7 +79,13 @@ class MemoryPolicy:
 
     def stage(self, module: nn.Module) -> nn.Module:
         """What stands in the place of a stage, a row of blocks."""
+        if self.bands is not None and self.stages and isinstance(module, nn.Sequential) and _is_long(module):
+            module = RowInGroups(*module, save_activations=self.save_activations)
         return self._again(module) if self.stages else module
+
+    def again(self) -> Rerun:
+        """By what a network calls its parts that are methods: at the least level they run again."""
+        return Rerun(self.bands is not None, save_activations=self.save_activations)
 
     def inner(self, module: nn.Module) -> nn.Module:
         """What stands in the place of a block inside of a row, or of a function: the whole goes by bands, if anything does."""
@@ -115,6 +122,12 @@ class MemoryPolicy:
         if self.bands is not None and isinstance(module, (Stack, LayerModule)):
             return ByBands(module, self.bands, save_activations=self.save_activations)
         return Recompute(module, save_activations=self.save_activations)
+
+
+def _is_long(row: nn.Sequential) -> bool:
+    """Whether it is a row of blocks, not one of layers."""
+    layers = isinstance(row, Stack) and not all(isinstance(part, Recompute) for part in row)
+    return len(row) > 1 and not layers
 
 
 Memory = str | MemoryPolicy  # what a network takes: the name of a level, or a policy

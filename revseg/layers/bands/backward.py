@@ -178,7 +178,9 @@ class _Pass:
             del du
             if not self.op.input_gradient_reads_input:
                 x = Band(x.values[:, :, :0], 0, self.height)
-            usual = (last - first) * self.window.step  # the last band has rows too that waited for it, and zeros beside them
+            usual = (
+                last - first
+            ) * self.window.step  # the last band has rows too that waited for it, and zeros beside them
             step = max(1, usual if end - done <= usual else usual // 2)
             for low in range(done, end, step):
                 high = min(low + step, end)
