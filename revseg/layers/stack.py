@@ -29,8 +29,9 @@ from revseg.engine.tracing import Unscriptable, has_hooks, is_traced
 from revseg.layers.bands.cut import BandPlan, Bands
 from revseg.layers.bands.row import BandedRow
 from revseg.layers.bands.rows import Whole
+from revseg.layers.bands.run import run_by_bands
 from revseg.layers.convolution import Convolution
-from revseg.layers.stack_layer import Layer, layer_of
+from revseg.layers.stack_layer import Layer, layer_of, layer_without_norm
 from revseg.layers.stack_pass import Plan, differentiable, gradients_of
 from revseg.replay.memo import noting, reminding
 from revseg.tensors import is_plain
@@ -47,12 +48,15 @@ class Stack(Unscriptable, nn.Sequential):
 
     any_memory_format = True  # for the engine, which may lay out streams as convolutions want them
 
-    bands: Bands | None = None  # by which it runs as a function, if all of its layers are local
+    bands: Bands | None = None  # by which layers that are local run, where training asks for it
+    save_activations = False  # True for whole maps nevertheless
 
     def forward(self, x: Tensor) -> Tensor:
         if not stacks_are_right(x, (1, 2, 3)):
             return super().forward(x)  # type: ignore[no-any-return, no-untyped-call]
-        return _run_stack(self.flat(), x)
+        trains = self.training or torch.is_grad_enabled()
+        compiled = torch.compiler.is_compiling()
+        return _run_stack(self.flat(), x, None if self.save_activations or compiled or not trains else self.bands)
 
     def as_function(self, x: Tensor, *side: Any) -> Function | None:
         """This stack as a function that needs no graph, in one run; None if it is more than layers, or must not run as such."""
@@ -61,7 +65,7 @@ class Stack(Unscriptable, nn.Sequential):
         layers = layers_of(self, x.ndim - 2)
         if not layers:
             return None
-        if self.bands is not None and BandPlan.takes(layers, x):
+        if self.bands is not None and not self.save_activations and BandPlan.takes(layers, x):
             return BandedRow(layers, Whole(x), self.bands)
         return _Row(layers, x)
 
@@ -74,29 +78,43 @@ class Stack(Unscriptable, nn.Sequential):
                 yield module
 
 
-def _run_stack(modules: Iterable[nn.Module], x: Tensor) -> Tensor:
+def _run_stack(modules: Iterable[nn.Module], x: Tensor, bands: Bands | None) -> Tensor:
     layers: list[Layer] = []
-    for part in _parts(modules, x.ndim - 2):
+    for part in _parts(modules, x.ndim - 2, bands is not None):
         if isinstance(part, Layer):
             layers.append(part)
         else:
-            x = part(run_layers(layers, x) if layers else x)
+            x = part(_run_row(layers, x, bands) if layers else x)
             layers = []
-    return run_layers(layers, x) if layers else x
+    return _run_row(layers, x, bands) if layers else x
 
 
-def layers_of(module: nn.Module, dims: int = 2) -> list[Layer] | None:
-    """The layers of a stack, or a module that is one layer; None if it is more than layers."""
-    parts = list(_parts(module.flat() if isinstance(module, Stack) else [module], dims))
+def _run_row(layers: Sequence[Layer], x: Tensor, bands: Bands | None) -> Tensor:
+    if bands is not None and BandPlan.takes(layers, x):
+        return run_by_bands(layers, (x,), bands)[0]
+    return run_layers(layers, x)
+
+
+def layers_of(module: nn.Module, dims: int = 2, without_norm: bool = False) -> list[Layer] | None:
+    """The layers of a stack, or a module that is one layer; None if it is more than layers.
+
+    Args:
+        module: The stack, or the layer.
+        dims: Of the maps.
+        without_norm: Whether a convolution that no norm follows is a layer, as it is by bands.
+    """
+    parts = list(_parts(module.flat() if isinstance(module, Stack) else [module], dims, without_norm))
     layers = [part for part in parts if isinstance(part, Layer)]
     return layers if len(layers) == len(parts) else None
 
 
-def _parts(modules: Iterable[nn.Module], dims: int) -> Iterator[Layer | nn.Module]:
+def _parts(modules: Iterable[nn.Module], dims: int, without_norm: bool = False) -> Iterator[Layer | nn.Module]:
     """Layers of maps of so many dimensions, and the modules that are part of none."""
     row = list(modules)
     while row:
         layer, length = _first_layer(row)
+        if layer is None and without_norm and dims == 2:
+            layer, length = _first_without_norm(row)
         if layer is None or layer.op.dims != dims:
             yield from row[:length]
         else:
@@ -119,6 +137,17 @@ def _first_layer(row: Sequence[nn.Module]) -> tuple[Layer | None, int]:
         return layer, 3
     layer = layer_of(op, parameters, row[1], nn.Identity())
     return layer, 1 if layer is None else 2
+
+
+def _first_without_norm(row: Sequence[nn.Module]) -> tuple[Layer | None, int]:
+    """A convolution, and the activation behind it, if the row begins with these; None for one that is not local."""
+    first: Any = row[0]
+    op = Convolution.of(first)
+    if op is None or op.window() is None:
+        return None, 1
+    parameters = first.weight, first.bias
+    layer = layer_without_norm(op, parameters, row[1]) if len(row) > 1 else None
+    return (layer, 2) if layer is not None else (layer_without_norm(op, parameters, nn.Identity()), 1)
 
 
 def stacks_are_right(x: Tensor, dims: Sequence[int] = (2,)) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -16,6 +17,7 @@ from revseg.layers.layer_input import LayerInput
 from revseg.layers.linear import LinearOp
 from revseg.replay.memo import remember
 
+_ACTS = (nn.PReLU, nn.LeakyReLU, nn.ReLU, nn.Identity)
 _NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}  # by the dimensions of a map
 
 
@@ -28,12 +30,14 @@ class Layer:
         parameters: Of the op; None for those it lacks.
         bn: Batch norm behind it.
         act: PReLU, LeakyReLU, ReLU or Identity behind that.
+        normed: False for a layer without norm: `bn` is one that changes nothing.
     """
 
     op: LinearOp
     parameters: tuple[Tensor | None, ...]
     bn: nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
     act: nn.Module
+    normed: bool = True
 
     def all_parameters(self) -> list[Tensor | None]:
         slope = self.act.weight if isinstance(self.act, nn.PReLU) else None
@@ -43,6 +47,10 @@ class Layer:
         if isinstance(self.act, nn.LeakyReLU):
             return float(self.act.negative_slope)
         return 0.0 if isinstance(self.act, nn.ReLU) else 1.0
+
+    def is_linear(self) -> bool:
+        """Whether neither norm nor activation follows the raw map."""
+        return not self.normed and isinstance(self.act, nn.Identity)
 
     def uses_batch(self) -> bool:
         return self.bn.training or (self.bn.running_mean is None and self.bn.running_var is None)
@@ -85,6 +93,15 @@ class Layer:
             )
 
 
+def layer_without_norm(op: LinearOp | None, parameters: tuple[Tensor | None, ...], act: nn.Module) -> Layer | None:
+    """A layer of an op and an activation, for rows by bands; None if the latter is not known."""
+    if op is None or op.dims != 2 or type(act) not in _ACTS or has_hooks(act):
+        return None
+    weight = next(p for p in parameters if p is not None)
+    bn = nn.BatchNorm2d(len(weight), eps=0.0, affine=False, device=weight.device, dtype=torch.float32).eval()
+    return Layer(op, parameters, bn, act, normed=False)
+
+
 def layer_of(
     op: LinearOp | None, parameters: tuple[Tensor | None, ...], bn: nn.Module, act: nn.Module
 ) -> Layer | None:
@@ -92,7 +109,7 @@ def layer_of(
     known = (
         op is not None
         and type(bn) is _NORMS[op.dims]
-        and type(act) in (nn.PReLU, nn.LeakyReLU, nn.ReLU, nn.Identity)
+        and type(act) in _ACTS
     )
     if op is None or not known or has_hooks(bn, act):
         return None

@@ -103,7 +103,7 @@ class ERFNet(Network):
         def units(channels: int, dilations: Sequence[int], dropout: float) -> nn.Module:
             if not reversible:
                 row = (NonBottleneck1D(channels, dilation, dropout) for dilation in dilations)
-                return nn.Sequential(*map(policy.block, row))
+                return nn.Sequential(*map(policy.residual, row))
             halves = (
                 [factorized(channels // 2, d, dropout) for _ in "fg"] for d in dilations for _ in range(2)
             )

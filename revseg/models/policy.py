@@ -77,6 +77,14 @@ class MemoryPolicy:
         """What stands in the place of a block."""
         return self._again(module) if self.blocks else module
 
+    def residual(self, module: nn.Module) -> nn.Module:
+        """What stands in the place of a block whose output is that of a ReLU, of its input and rows of layers.
+
+        By bands these rows keep their input alone, which is the output of the block before, as the ReLU its own: nothing
+        is left to run again.
+        """
+        return self.block(module) if self.bands is None else self._with_bands(module)
+
     def stage(self, module: nn.Module) -> nn.Module:
         """What stands in the place of a stage, a row of blocks."""
         if self.bands is not None and self.stages and isinstance(module, nn.Sequential) and _is_long(module):
@@ -121,7 +129,14 @@ class MemoryPolicy:
     def _again(self, module: nn.Module) -> nn.Module:
         if self.bands is not None and isinstance(module, (Stack, LayerModule)):
             return ByBands(module, self.bands, save_activations=self.save_activations)
-        return Recompute(module, save_activations=self.save_activations)
+        return Recompute(self._with_bands(module), save_activations=self.save_activations)
+
+    def _with_bands(self, module: nn.Module) -> nn.Module:
+        """The same; the rows in it go by bands."""
+        for part in module.modules():
+            if self.bands is not None and isinstance(part, Stack):
+                part.bands, part.save_activations = self.bands, self.save_activations
+        return module
 
 
 def _is_long(row: nn.Sequential) -> bool:

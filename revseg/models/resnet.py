@@ -115,7 +115,7 @@ def residual_stage(
     out_channels = width if block is basic else 4 * width
     row = [block(in_channels, width, stride=stride, dilation=dilation)]
     row += [block(out_channels, width, dilation=dilation) for _ in range(count - 1)]
-    return policy.stage(nn.Sequential(*map(policy.block, row)))
+    return policy.stage(nn.Sequential(*map(policy.residual, row)))
 
 
 def official_block_names(theirs: str, ours: str) -> dict[str, str]:

@@ -12,7 +12,7 @@ Gradients of maps exist in the bands that the next pass has not read yet: one ma
 
 from __future__ import annotations
 
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from functools import partial
 
 from torch import Tensor
@@ -44,7 +44,7 @@ def gradients_by_bands(
         plan: The row of layers, which has its statistics.
         x: The input.
         parameters: Of all layers.
-        dz: The gradient of the output.
+        dz: The gradient of the output; let go when it has been read.
         wanted: Whether the gradient of each parameter is.
         kept: Raw maps that are there; used up.
         make_dx: Memory for the gradient of the input, asked for when it is needed; None if that is not wanted.
@@ -56,8 +56,13 @@ def gradients_by_bands(
     keeping = {j: Kept() for j in keep}
     last = len(plan.layers)
     source = Source(plan, x, norms, parameters)
-    sums = _sums_of_last(source, incoming, kept, keeping)
-    kept.update(keeping)
+    if plan.is_linear(last):  # its gradient is that of its raw map
+        keeping.pop(last, None)
+        sums = norms[-1].mean.new_zeros(3, len(norms[-1].mean))
+    else:
+        sums = _sums_of_last(source, incoming, kept, keeping)
+        kept.update(keeping)
+        keeping = {}
     for j in range(last, 0, -1):
         slots = plan.slots[j - 1]
         _put(
@@ -74,8 +79,11 @@ def gradients_by_bands(
         dx = make_dx() if j == 1 and make_dx is not None else None
         if not (any(asked) or deeper or make_dx is not None):
             break
-        a_pass = _Pass(source, j, sums, kept, asked, deeper or make_dx is not None, dx)
+        a_pass = _Pass(source, j, sums, kept, keeping, asked, deeper or make_dx is not None, dx)
         of_weights = a_pass.run(incoming)
+        dz.release()
+        kept.update(keeping)
+        keeping = {}
         for slot, gradient in zip(of_op, of_weights, strict=True):
             found[slot] = None if gradient is None else gradient.to(parameters[slot].dtype)
         incoming, sums = partial(a_pass.gradient.rows, spend=True), a_pass.sums
@@ -128,6 +136,7 @@ class _Pass:
         j: int,
         sums: Tensor,
         kept: MutableMapping[int, Kept],
+        keeping: Mapping[int, Kept],
         asked: Sequence[bool],
         deeper: bool,
         dx: Whole | None,
@@ -136,7 +145,8 @@ class _Pass:
         self.source, self.plan, self.norms, self.j = source, plan, norms, j
         self.of_map = sums if plan.batch[j - 1] else None
         self.own = kept.pop(j, None)
-        self.kept, self.asked, self.deeper, self.dx = kept, asked, deeper, dx
+        self.kept, self.keeping = kept, keeping
+        self.asked, self.deeper, self.dx = asked, deeper, dx
         self.op, self.window = plan.op(j), plan.windows[j - 1]
         self.of_op = plan.parameters_of(j, source.parameters)
         self.height, self.rows = plan.shapes[j - 1][2], plan.shapes[j][2]
@@ -154,7 +164,7 @@ class _Pass:
         return total
 
     def _group(self, images: Images, incoming: Incoming, total: Grads) -> Grads:
-        walk = Walk(self.source, images, self.kept)
+        walk = Walk(self.source, images, self.kept, None, self.plan.of_images(images, self.keeping))
         before = _Before(walk, self.j - 1)
         held, done = _Held(), 0
         for first, last in self.plan.cuts(self.j):
@@ -165,10 +175,7 @@ class _Pass:
             if end > done and self.op.input_gradient_reads_input:
                 low = min(low, max(self.window.read(start, start + 1)[0], 0))
             x = Band(before.rows(low, high, end), low, self.height)
-            u = self._own_map(images, first, last, x)
-            of_map, count = self.of_map, self.plan.values(self.j)
-            du = ops.bn_act_gradient(u, incoming(images, first, last), self.norms[self.j - 1], of_map, count)
-            del u
+            du = self._of_raw_map(images, first, last, x, incoming)
             if any(self.asked):
                 more = self.op.band_parameter_gradients(du, x, first, self.of_op, self.asked)
                 total = summed(total, more)
@@ -188,7 +195,16 @@ class _Pass:
                 self._hand_on(images, low, dz, before)
                 del dz
             done = end
+        walk.finish()
         return total
+
+    def _of_raw_map(self, images: Images, first: int, last: int, x: Band, incoming: Incoming) -> Tensor:
+        """Rows of the gradient of raw map j."""
+        dz = incoming(images, first, last)
+        if self.plan.is_linear(self.j):
+            return dz
+        u = self._own_map(images, first, last, x)
+        return ops.bn_act_gradient(u, dz, self.norms[self.j - 1], self.of_map, self.plan.values(self.j))
 
     def _own_map(self, images: Images, first: int, last: int, x: Band) -> Tensor:
         """Rows of raw map j."""

@@ -126,6 +126,10 @@ class BandPlan(Plan):
     def op(self, j: int) -> LinearOp:
         return self.ops[j - 1]
 
+    def is_linear(self, j: int) -> bool:
+        """Whether nothing follows raw map j."""
+        return self.layers[j - 1].is_linear()
+
     def kept(self) -> set[int]:
         """The raw maps that the way back keeps, evenly spread, without the last one."""
         count, last = math.ceil(self.bands.kept), len(self.layers)

@@ -14,8 +14,9 @@ from torch._compile import _disable_dynamo
 
 from revseg.engine.gradients import Grads
 from revseg.layers.bands.cut import Bands
-from revseg.layers.bands.module import Map, differentiable, joined, may_go_by_bands
+from revseg.layers.bands.module import may_go_by_bands
 from revseg.layers.bands.rows import Band, Images, Whole
+from revseg.layers.bands.run import Map, differentiable, joined
 from revseg.layers.convolution import Convolution
 from revseg.layers.layer_input import lowered
 from revseg.layers.linear import summed

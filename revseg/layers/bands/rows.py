@@ -56,6 +56,10 @@ class Whole:
         n, _, height, width = parts[0].shape
         self.shape = n, sum(part.shape[1] for part in parts), height, width
 
+    def release(self) -> None:
+        """Let the map go; nobody will ask for it again."""
+        self.parts = ()
+
     def rows(self, images: Images, first: int, last: int, layout: torch.memory_format | None) -> Tensor:
         """Rows of some images without gaps, in this layout or that of the map."""
         found = [part[images, :, first:last] for part in self.parts]

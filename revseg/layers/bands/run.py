@@ -1,0 +1,131 @@
+"""A row of layers by bands as an operation of autograd: it keeps its input."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._compile import _disable_dynamo
+
+from revseg.engine.gradients import Grads, alias
+from revseg.layers.bands.cut import Bands
+from revseg.layers.bands.row import BandedRow
+from revseg.layers.bands.rows import Whole
+from revseg.layers.stack_layer import Layer
+
+Map = Tensor | tuple[Tensor, Tensor]  # a map, or two that stand for one, joined by their channels: streams
+
+
+def joined(parts: Sequence[Tensor]) -> Tensor:
+    """The map that they stand for."""
+    return parts[0] if len(parts) == 1 else torch.cat(tuple(parts), 1)
+
+
+@_disable_dynamo
+def run_by_bands(
+    layers: Sequence[Layer], parts: tuple[Tensor, ...], bands: Bands, streams: bool = False
+) -> tuple[Tensor, ...]:
+    """The output of layers that are all local: one map, or as streams its halves.
+
+    Args:
+        layers: Which.
+        parts: The input [N, C, H, W], or several tensors that are joined by their channels.
+        bands: How maps are cut.
+        streams: Whether the output is two tensors.
+    """
+    row = BandedRow(layers, Whole(*parts), bands)
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (*parts, *row.tensors)):
+        return _ByBands.apply(row, streams, len(parts), *parts, *row.tensors)  # type: ignore[no-any-return, no-untyped-call]
+    return row.first_run(Whole(*parts), lambda: _output(row, streams, parts[0])).parts
+
+
+class _ByBands(torch.autograd.Function):
+    boxed_grads_call = True  # where torch knows it, the incoming gradients are freed after their first use
+
+    @staticmethod
+    def forward(ctx: Any, row: BandedRow, streams: bool, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.row, ctx.count = row, count
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*tensors)
+        return row.first_run(Whole(*tensors[:count]), lambda: _output(row, streams, tensors[0])).parts
+
+    @staticmethod
+    @_disable_dynamo
+    def backward(ctx: Any, *box: Any) -> Any:
+        dys: Grads = box[0] if isinstance(box[0], list) else list(box)
+        row: BandedRow = ctx.row
+        tensors = ctx.saved_tensors
+        if all(dy is None for dy in dys):
+            return (None,) * (3 + len(tensors))
+        wanted = ctx.needs_input_grad[3:]
+        if torch.is_grad_enabled():
+            return None, None, None, *differentiable(row.rerun_with_graph, ctx.count, tensors, dys, wanted)
+        parts, parameters = tensors[: ctx.count], tensors[ctx.count :]
+        given = dys if any(dy is None for dy in dys) else None
+        dz = Whole(*(_filled(row, dys, k) if given else dy for k, dy in enumerate(dys)))  # type: ignore[arg-type]
+        dys.clear()
+        dx: list[Tensor] = []
+
+        def make_dx() -> Whole:
+            dx[:] = [torch.empty_like(part) for part in parts]
+            return Whole(*dx)
+
+        of_input = any(wanted[: ctx.count])
+        found = row.gradients(
+            Whole(*parts), parameters, dz, wanted[ctx.count :], make_dx if of_input else None
+        )
+        return None, None, None, *(dx if dx else [None] * ctx.count), *found
+
+
+def _filled(row: BandedRow, dys: Grads, k: int) -> Tensor:
+    """The gradient of output k, zeros if it has none."""
+    dy = dys[k]
+    return dy if dy is not None else next(torch.zeros_like(other) for other in dys if other is not None)
+
+
+def differentiable(
+    run: Callable[[Tensor, Sequence[Tensor]], Tensor],
+    count: int,
+    tensors: Sequence[Tensor],
+    dys: Grads,
+    wanted: Sequence[bool],
+) -> Grads:
+    """The gradients with a graph of their own (`create_graph=True`).
+
+    Args:
+        run: Makes the output of the map and the parameters, with a graph.
+        count: How many of the tensors are parts of the map; the others are parameters.
+        tensors: What to differentiate by.
+        dys: The gradients of the parts of the output.
+        wanted: Whether the gradient of each tensor is.
+    """
+    aliases = [alias(t) for t in tensors]
+    z = run(joined(aliases[:count]), aliases[count:])
+    ends = zip(z.chunk(len(dys), 1), dys, strict=True)
+    ys, given = zip(*((y, dy) for y, dy in ends if dy is not None), strict=True)
+    asked = [t for t, w in zip(aliases, wanted, strict=True) if w]
+    found = iter(torch.autograd.grad(ys, asked, given, create_graph=True, allow_unused=True))
+    return [next(found) if w else None for w in wanted]
+
+
+def _output(row: BandedRow, streams: bool, x: Tensor) -> Whole:
+    """Memory for the output."""
+    n, channels, height, width = row.plan.shapes[-1]
+    count = 2 if streams else 1
+    layout = row.plan.layout or torch.contiguous_format
+    return Whole(
+        *(
+            torch.empty(
+                n,
+                channels // count,
+                height,
+                width,
+                dtype=row.plan.dtype,
+                device=x.device,
+                memory_format=layout,
+            )
+            for _ in range(count)
+        )
+    )
