@@ -54,9 +54,18 @@ class Stack(Unscriptable, nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         if not stacks_are_right(x, (1, 2, 3)):
             return super().forward(x)  # type: ignore[no-any-return, no-untyped-call]
+        return _run_stack(self.flat(), x, self.bands if self._goes_by_bands() else None)
+
+    def _goes_by_bands(self) -> bool:
         trains = self.training or torch.is_grad_enabled()
-        compiled = torch.compiler.is_compiling()
-        return _run_stack(self.flat(), x, None if self.save_activations or compiled or not trains else self.bands)
+        return trains and not self.save_activations and not torch.compiler.is_compiling()
+
+    def layers_by_bands(self, x: Tensor) -> Sequence[Layer] | None:
+        """Its layers, if all of a map x would go through them by bands; else None."""
+        if self.bands is None or not self._goes_by_bands() or has_hooks(self) or not stacks_are_right(x):
+            return None
+        layers = layers_of(self, without_norm=True)
+        return layers if layers and BandPlan.takes(layers, x) else None
 
     def as_function(self, x: Tensor, *side: Any) -> Function | None:
         """This stack as a function that needs no graph, in one run; None if it is more than layers, or must not run as such."""
@@ -108,7 +117,9 @@ def layers_of(module: nn.Module, dims: int = 2, without_norm: bool = False) -> l
     return layers if len(layers) == len(parts) else None
 
 
-def _parts(modules: Iterable[nn.Module], dims: int, without_norm: bool = False) -> Iterator[Layer | nn.Module]:
+def _parts(
+    modules: Iterable[nn.Module], dims: int, without_norm: bool = False
+) -> Iterator[Layer | nn.Module]:
     """Layers of maps of so many dimensions, and the modules that are part of none."""
     row = list(modules)
     while row:

@@ -93,7 +93,9 @@ class Layer:
             )
 
 
-def layer_without_norm(op: LinearOp | None, parameters: tuple[Tensor | None, ...], act: nn.Module) -> Layer | None:
+def layer_without_norm(
+    op: LinearOp | None, parameters: tuple[Tensor | None, ...], act: nn.Module
+) -> Layer | None:
     """A layer of an op and an activation, for rows by bands; None if the latter is not known."""
     if op is None or op.dims != 2 or type(act) not in _ACTS or has_hooks(act):
         return None
@@ -106,11 +108,7 @@ def layer_of(
     op: LinearOp | None, parameters: tuple[Tensor | None, ...], bn: nn.Module, act: nn.Module
 ) -> Layer | None:
     """A layer of these parts; None if a stack does not know one of them."""
-    known = (
-        op is not None
-        and type(bn) is _NORMS[op.dims]
-        and type(act) in _ACTS
-    )
+    known = op is not None and type(bn) is _NORMS[op.dims] and type(act) in _ACTS
     if op is None or not known or has_hooks(bn, act):
         return None
     return Layer(op, parameters, bn, act)  # type: ignore[arg-type]

@@ -78,10 +78,11 @@ class Plan:
         """The output by ordinary autograd, any number of times differentiable."""
         for i, layer in enumerate(self.layers):
             u = layer.op.forward(lowered(x, self.cast), *self.of_op(i, parameters))
-            norm, batch = self.norm(i, parameters), self.batch[i]
-            running: Any = self.layers[i].bn.running_mean
-            mean, var = (None, None) if batch else (s.to(running.dtype) for s in (norm.mean, norm.var))
-            n = F.batch_norm(u, mean, var, norm.weight, norm.bias, batch, 0.0, norm.eps)
+            norm, n = self.norm(i, parameters), u
+            if self.layers[i].normed:
+                batch, running = self.batch[i], self.layers[i].bn.running_mean
+                mean, var = (None, None) if batch else (s.to(running.dtype) for s in (norm.mean, norm.var))  # type: ignore[union-attr]
+                n = F.batch_norm(u, mean, var, norm.weight, norm.bias, batch, 0.0, norm.eps)
             if isinstance(norm.slope, Tensor):
                 x = F.prelu(n, norm.slope.to(n.dtype))
             else:

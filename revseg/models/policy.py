@@ -73,6 +73,10 @@ class MemoryPolicy:
         """For a network with reversible parts: its other blocks run again where stages would."""
         return replace(self, blocks=self.stages, stages=False)
 
+    def keeping_no_maps(self) -> MemoryPolicy:
+        """For a network whose maps differ much in size: rows by bands keep none of the largest."""
+        return self if self.bands is None else replace(self, bands=replace(self.bands, kept=0))
+
     def block(self, module: nn.Module) -> nn.Module:
         """What stands in the place of a block."""
         return self._again(module) if self.blocks else module

@@ -21,6 +21,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
+from revseg.layers.bands.corners import pooled_by_bands, unpooled_by_bands
 from revseg.layers.blocks import ConvBNAct, ImageConvBNAct
 from revseg.layers.corner_pool import pool_with_corners, unpool
 from revseg.layers.stack import Stack
@@ -64,7 +65,7 @@ class SegNet(Network):
         super().__init__(num_classes, in_channels)
         if len(widths) != len(CONVOLUTIONS) or min(widths) < 1:
             raise ValueError(f"expected five positive widths, got {widths}")
-        policy = MemoryPolicy.of(memory)
+        policy = MemoryPolicy.of(memory).keeping_no_maps()
         down, up = [], []
         for i, (width, count) in enumerate(zip(widths, CONVOLUTIONS, strict=True)):
             before = widths[i - 1] if i else in_channels
@@ -72,8 +73,8 @@ class SegNet(Network):
             encode = Stack(first, *(_layer(width, width) for _ in range(count - 1)))
             last = _layer(width, before) if i else nn.Conv2d(width, num_classes, 3, padding=1)
             decode = Stack(*(_layer(width, width) for _ in range(count - 1)), last)
-            down.append(policy.block(_Down(encode)))
-            up.append(policy.block(_Up(decode)))
+            down.append(policy.residual(_Down(encode)))
+            up.append(policy.residual(_Up(decode)))
         self.encoder = policy.stage(_Encoder(down))
         self.decoder = policy.stage(_Decoder(reversed(up)))
 
@@ -84,24 +85,31 @@ class SegNet(Network):
 class _Down(nn.Module):
     """A stage of the encoder: convolutions, then the maxima of 2 x 2 windows and their places."""
 
-    def __init__(self, convolutions: nn.Module) -> None:
+    def __init__(self, convolutions: Stack) -> None:
         super().__init__()
         self.convolutions = convolutions
 
     def forward(self, x: Tensor) -> tuple[Tensor, Pooled]:  # [N, in, H, W] -> 2 of [N, out, h, w]
-        x = self.convolutions(x)
-        maxima, places = pool_with_corners(x)
-        return maxima, (places, tuple(x.shape[-2:]))
+        size = tuple(x.shape[-2:])
+        layers, bands = self.convolutions.layers_by_bands(x), self.convolutions.bands
+        if layers is not None and bands is not None:
+            maxima, places = pooled_by_bands(layers, x, bands)
+        else:
+            maxima, places = pool_with_corners(self.convolutions(x))
+        return maxima, (places, size)
 
 
 class _Up(nn.Module):
     """A stage of the decoder: maxima back to their places, then convolutions."""
 
-    def __init__(self, convolutions: nn.Module) -> None:
+    def __init__(self, convolutions: Stack) -> None:
         super().__init__()
         self.convolutions = convolutions
 
     def forward(self, x: Tensor, places: Tensor, size: Size) -> Tensor:  # [N, in, h, w] -> [N, out, H, W]
+        layers, bands = self.convolutions.layers_by_bands(x), self.convolutions.bands
+        if layers is not None and bands is not None:
+            return unpooled_by_bands(layers, x, places, size, bands)
         return self.convolutions(unpool(x, places, size))  # type: ignore[no-any-return]
 
 

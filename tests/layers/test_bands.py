@@ -124,7 +124,7 @@ def test_streams_go_in_and_come_out(banded):
 
 
 def test_a_second_derivative_and_frozen_parts(banded):
-    stack = stirred(Stack(layer(4, 4), layer(4, 4))).double()
+    stack = stirred(Stack(layer(4, 4), nn.Conv2d(4, 4, 1), nn.PReLU(), layer(4, 4))).double()
     ours, x = ByBands(copy.deepcopy(stack), Bands(300)), small_input(2, 4, 5, 6)
     penalties = []
     for model in (ours, Plain(stack)):

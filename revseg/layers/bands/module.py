@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from revseg.layers.bands.run import Map, joined, run_by_bands
 from revseg.layers.recompute import Recompute
 from revseg.layers.stack import layers_of, stacks_are_right
 from revseg.layers.stack_layer import Layer
+
 
 def may_go_by_bands(wrapper: Recompute, parts: Sequence[Tensor]) -> bool:
     """Whether maps may go by bands in this call: in training, or where there are gradients, and nobody traces it."""

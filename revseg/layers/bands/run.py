@@ -112,20 +112,13 @@ def differentiable(
 
 def _output(row: BandedRow, streams: bool, x: Tensor) -> Whole:
     """Memory for the output."""
-    n, channels, height, width = row.plan.shapes[-1]
     count = 2 if streams else 1
+    return Whole(*(memory_of(row, x, count) for _ in range(count)))
+
+
+def memory_of(row: BandedRow, x: Tensor, parts: int = 1) -> Tensor:
+    """Memory for the output of a row, or for one of so many parts of its channels, where x is."""
+    n, channels, height, width = row.plan.shapes[-1]
     layout = row.plan.layout or torch.contiguous_format
-    return Whole(
-        *(
-            torch.empty(
-                n,
-                channels // count,
-                height,
-                width,
-                dtype=row.plan.dtype,
-                device=x.device,
-                memory_format=layout,
-            )
-            for _ in range(count)
-        )
-    )
+    shape = n, channels // parts, height, width
+    return torch.empty(shape, dtype=row.plan.dtype, device=x.device, memory_format=layout)
