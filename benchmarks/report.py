@@ -3,7 +3,7 @@
     python -m benchmarks report
 
 The README of the project has a shorter one, between the marks `<!-- results -->` and
-`<!-- /results -->`; it is rewritten if the marks are there.
+`<!-- /results -->`; it is rewritten if the marks are there. So is `docs/paper-tables.md` (`benchmarks.paper`).
 """
 
 import argparse
@@ -12,6 +12,7 @@ from pathlib import Path
 
 from benchmarks import record
 from benchmarks.first_table import first_table
+from benchmarks.paper import page
 from benchmarks.questions import questions
 from benchmarks.record import Results
 from revseg.files import write_text
@@ -99,6 +100,8 @@ def main(arguments: Sequence[str]) -> None:
             draw(result, args.results / f"{name}.png")
     write_text(out, readme(args.results))
     print("wrote", out)
+    if ours:
+        write_text(record.ROOT / "docs" / "paper-tables.md", page(Results(args.results)))
     project = args.readme or (record.ROOT / "README.md" if ours else None)
     short = fragment(args.results)
     print(short)

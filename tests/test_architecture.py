@@ -70,7 +70,7 @@ BENCHMARKS = [  # of files and folders of benchmarks/; a file called __main__ is
     {"gradients", "network_ways"},
     {"any_network_ways"},
     {"questions"},
-    {"first_table"},
+    {"first_table", "paper"},
     {"gpu", "measure", "report", "paired"},
     {"__main__"},
 ]

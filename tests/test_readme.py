@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import record, report
+from benchmarks.paper import page
 from revseg import cli
 from revseg.commands import COMMANDS, named
 
@@ -57,6 +58,7 @@ def test_the_table_is_that_of_the_results(tmp_path):
     assert report.rewrite(copy, report.fragment(record.RESULTS))
     assert copy.read_text() == README.read_text(), "run python -m benchmarks report"
     assert (record.RESULTS.parent / "README.md").read_text() == report.readme(record.RESULTS)
+    assert (record.ROOT / "docs" / "paper-tables.md").read_text() == page(record.Results(record.RESULTS))
 
 
 def assert_leads_somewhere(page, link):
