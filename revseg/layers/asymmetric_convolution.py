@@ -70,7 +70,7 @@ class AsymmetricConvolution(LinearOp):
 
 def fused(op: LinearOp, parameters: Sequence[Tensor | None]) -> LinearOp:
     """The op that does the same in fewer passes where the parameters are; the op itself if there is none."""
-    weight = parameters[0]
+    weight = parameters[0] if parameters else None
     if not isinstance(op, Convolution) or op.asymmetric is None or weight is None:
         return op
     return AsymmetricConvolution(op, op.asymmetric) if ops.has_asymmetric_conv(weight, weight) else op

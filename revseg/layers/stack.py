@@ -31,6 +31,7 @@ from revseg.layers.bands.row import BandedRow
 from revseg.layers.bands.rows import Whole
 from revseg.layers.bands.run import run_by_bands
 from revseg.layers.convolution import Convolution
+from revseg.layers.max_pool import MaxPool
 from revseg.layers.stack_layer import Layer, layer_of, layer_without_norm
 from revseg.layers.stack_pass import Plan, differentiable, gradients_of
 from revseg.replay.memo import noting, reminding
@@ -121,11 +122,12 @@ def _parts(
     modules: Iterable[nn.Module], dims: int, without_norm: bool = False
 ) -> Iterator[Layer | nn.Module]:
     """Layers of maps of so many dimensions, and the modules that are part of none."""
-    row = list(modules)
+    row, layer = list(modules), None
     while row:
+        before = layer
         layer, length = _first_layer(row)
         if layer is None and without_norm and dims == 2:
-            layer, length = _first_without_norm(row)
+            layer, length = _first_without_norm(row, before)
         if layer is None or layer.op.dims != dims:
             yield from row[:length]
         else:
@@ -150,15 +152,19 @@ def _first_layer(row: Sequence[nn.Module]) -> tuple[Layer | None, int]:
     return layer, 1 if layer is None else 2
 
 
-def _first_without_norm(row: Sequence[nn.Module]) -> tuple[Layer | None, int]:
-    """A convolution, and the activation behind it, if the row begins with these; None for one that is not local."""
+def _first_without_norm(row: Sequence[nn.Module], before: Layer | None) -> tuple[Layer | None, int]:
+    """A convolution and the activation behind it, or a pool behind a layer, that the row begins with; None for others."""
     first: Any = row[0]
+    pool = MaxPool.of(first)
+    if pool is not None:
+        channels = None if before is None else before.bn.running_mean
+        return (None if channels is None else layer_without_norm(pool, (), nn.Identity(), channels)), 1
     op = Convolution.of(first)
     if op is None or op.window() is None:
         return None, 1
-    parameters = first.weight, first.bias
-    layer = layer_without_norm(op, parameters, row[1]) if len(row) > 1 else None
-    return (layer, 2) if layer is not None else (layer_without_norm(op, parameters, nn.Identity()), 1)
+    parameters, weight = (first.weight, first.bias), first.weight
+    layer = layer_without_norm(op, parameters, row[1], weight) if len(row) > 1 else None
+    return (layer, 2) if layer is not None else (layer_without_norm(op, parameters, nn.Identity(), weight), 1)
 
 
 def stacks_are_right(x: Tensor, dims: Sequence[int] = (2,)) -> bool:

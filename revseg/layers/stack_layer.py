@@ -94,13 +94,19 @@ class Layer:
 
 
 def layer_without_norm(
-    op: LinearOp | None, parameters: tuple[Tensor | None, ...], act: nn.Module
+    op: LinearOp | None, parameters: tuple[Tensor | None, ...], act: nn.Module, like: Tensor
 ) -> Layer | None:
-    """A layer of an op and an activation, for rows by bands; None if the latter is not known."""
+    """A layer of an op and an activation, for rows by bands; None if the latter is not known.
+
+    Args:
+        op: The op.
+        parameters: Of the op.
+        act: The activation.
+        like: A value for each channel [C, ...], on the device of the layer.
+    """
     if op is None or op.dims != 2 or type(act) not in _ACTS or has_hooks(act):
         return None
-    weight = next(p for p in parameters if p is not None)
-    bn = nn.BatchNorm2d(len(weight), eps=0.0, affine=False, device=weight.device, dtype=torch.float32).eval()
+    bn = nn.BatchNorm2d(len(like), eps=0.0, affine=False, device=like.device, dtype=torch.float32).eval()
     return Layer(op, parameters, bn, act, normed=False)
 
 

@@ -35,6 +35,7 @@ ROWS = {
     "affine off": lambda: [layer(8, 6, bn=nn.BatchNorm2d(6, affine=False)), layer(6, 5)],
     "no running": lambda: [layer(8, 6, bn=nn.BatchNorm2d(6, track_running_stats=False)), layer(6, 5)],
     "no norm": lambda: [layer(8, 6), nn.Conv2d(6, 5, 3, padding=1), nn.ReLU(), nn.Conv2d(5, 4, 1), nn.PReLU(), layer(4, 5)],
+    "pool": lambda: [layer(8, 6), nn.MaxPool2d(3, 2, 1), layer(6, 5), nn.MaxPool2d(2), nn.Conv2d(5, 4, 1), nn.MaxPool2d(3, 1, 1)],
     "linear end": lambda: [layer(8, 6), layer(6, 6, stride=2), nn.Conv2d(6, 5, 3, padding=1)],
     "long": lambda: [*asymmetric_pairs(8, (1, 2, 4))],
 }  # fmt: skip

@@ -1,0 +1,64 @@
+"""A max pool as a layer of a row that goes by bands: nothing follows it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from revseg.engine.gradients import Grads
+from revseg.engine.tracing import has_hooks
+from revseg.layers.bands.window import Window
+from revseg.layers.layer_input import LayerInput
+from revseg.layers.linear import LinearOp
+
+
+class MaxPool(LinearOp):
+    """The largest values of windows; only `of` knows which pools it can be.
+
+    Args:
+        kernel: Size of a window.
+        stride: Step between windows.
+        padding: Rows and columns around the map, which are no maximum.
+    """
+
+    def __init__(self, kernel: int, stride: int, padding: int) -> None:
+        self.kernel, self.stride, self.padding = kernel, stride, padding
+
+    @classmethod
+    def of(cls, module: nn.Module) -> MaxPool | None:
+        """The op of this module; None if it is no pool of square windows with their maxima alone."""
+        if type(module) is not nn.MaxPool2d or has_hooks(module):
+            return None
+        numbers = module.kernel_size, module.stride, module.padding
+        plain = module.dilation == 1 and not module.return_indices and not module.ceil_mode
+        if not plain or not all(isinstance(number, int) for number in numbers):
+            return None
+        return cls(*numbers)  # type: ignore[arg-type]
+
+    def window(self) -> Window:
+        above = -(-self.padding // self.stride) * self.stride  # so that a band begins at a row of its own
+        return Window(above - self.padding + self.kernel, self.stride, above, self.padding)
+
+    def shape(self, x: Sequence[int], parameters: Sequence[Tensor]) -> tuple[int, int, int, int]:
+        n, channels, *size = x
+        height, width = ((s + 2 * self.padding - self.kernel) // self.stride + 1 for s in size)
+        return n, channels, height, width
+
+    def forward(self, x: Tensor, *parameters: Tensor) -> Tensor:
+        return F.max_pool2d(x, self.kernel, self.stride, self.padding)
+
+    def make(self, x: LayerInput, parameters: Sequence[Tensor]) -> Tensor:
+        return self.forward(x.values())
+
+    def backward(
+        self, du: Tensor, x: LayerInput, parameters: Sequence[Tensor], wanted: Sequence[bool]
+    ) -> Grads:
+        if not wanted[0]:
+            return [None]
+        with torch.enable_grad():
+            values = x.values().detach().requires_grad_()
+            pooled = self.forward(values)
+        return [torch.autograd.grad(pooled, values, du)[0]]
