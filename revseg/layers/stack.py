@@ -61,11 +61,11 @@ class Stack(Unscriptable, nn.Sequential):
         trains = self.training or torch.is_grad_enabled()
         return trains and not self.save_activations and not torch.compiler.is_compiling()
 
-    def layers_by_bands(self, x: Tensor) -> Sequence[Layer] | None:
-        """Its layers, if all of a map x would go through them by bands; else None."""
+    def layers_by_bands(self, x: Tensor, part: nn.Module | None = None) -> Sequence[Layer] | None:
+        """The layers of the stack, or of a part of it, if all of a map x would go through them by bands; else None."""
         if self.bands is None or not self._goes_by_bands() or has_hooks(self) or not stacks_are_right(x):
             return None
-        layers = layers_of(self, without_norm=True)
+        layers = layers_of(self if part is None else part, without_norm=True)
         return layers if layers and BandPlan.takes(layers, x) else None
 
     def as_function(self, x: Tensor, *side: Any) -> Function | None:

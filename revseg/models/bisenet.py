@@ -131,7 +131,7 @@ class BiSeNetResNet18(BiSeNet):
         memory: Memory = "balanced",
     ) -> None:
         w = _checked(num_classes, in_channels, width)
-        policy = MemoryPolicy.of(memory)
+        policy = MemoryPolicy.of(memory).keeping_no_maps()
         stem = Stack(image_conv_bn_relu(in_channels, w, 7, stride=2), nn.MaxPool2d(3, stride=2, padding=1))
         stage = partial(residual_stage, basic, policy)
         stages = [stage(w, w, 2), *(stage(c, 2 * c, 2, stride=2) for c in (w, 2 * w, 4 * w))]
@@ -176,7 +176,7 @@ class BiSeNetXception39(BiSeNet):
         memory: Memory = "balanced",
     ) -> None:
         w = _checked(num_classes, in_channels, width)
-        policy = MemoryPolicy.of(memory)
+        policy = MemoryPolicy.of(memory).keeping_no_maps()
         stem = Stack(image_conv_bn_relu(in_channels, w, stride=2), nn.MaxPool2d(3, stride=2, padding=1))
         before = (w, 8 * w, 16 * w)
         inner = (2 * w, 4 * w, 8 * w)

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from revseg.layers.blocks import ACTIVATIONS, BNAct, ConvBNAct, ImageConvBNAct
 from revseg.layers.images import crop, even_sides, is_size_open, of_each_image
+from revseg.layers.rerun import Rerun
 from revseg.layers.stack import Stack
 from revseg.models.network import Network
 from revseg.models.policy import Memory, MemoryPolicy
@@ -88,19 +89,24 @@ class FSSNet(Network):
         self.factorized = stage(*(factored(w2) for _ in range(factorized)))
         self.down2 = policy.block(Down(w2, w3, activation))  # 1/8
         self.dilated = stage(*(dilated(w3, dilation) for dilation in dilations))
-        self.up2 = policy.block(Up(w3, w2, activation))  # 1/4
+        self.up2 = policy.block(Up(w3, w2, activation, policy.again()))  # 1/4
         self.refine2 = stage(dilated(w2), dilated(w2))
-        self.up1 = policy.block(Up(w2, w1, activation))  # 1/2
+        self.up1 = policy.block(Up(w2, w1, activation, policy.again()))  # 1/2
         self.refine1 = stage(dilated(w1), dilated(w1))
         self.classifier = nn.ConvTranspose2d(w1, num_classes, 3, stride=2, padding=1)
         self.again = policy.again()
 
     def logits(self, images: Tensor) -> Tensor:  # [N, 3, H, W] -> [N, C, H, W]
+        parts = [module for module in self.children() if module not in (self.classifier, self.again)]
+        height, width = images.shape[-2:]
+        return doubled(self.classifier, self.again(self._features, parts, images), (height, width))
+
+    def _features(self, images: Tensor) -> Tensor:
+        """The map at 1/2."""
         encoder = self.initial, self.down1, self.factorized, self.down2
         decoder = self.dilated, self.up2, self.refine2, self.up1, self.refine1
-        x = self.again(self._decoded, decoder, *self.again(self._encoded, encoder, images))
-        height, width = images.shape[-2:]
-        return doubled(self.classifier, x, (height, width))
+        encoded = self.again(self._encoded, encoder, images)
+        return self.again(self._decoded, decoder, *encoded)  # type: ignore[no-any-return]
 
     def _encoded(self, images: Tensor) -> tuple[tuple[int, ...], Tensor, Tensor]:
         """The size at 1/2, and the maps at 1/4 and 1/8."""
@@ -166,8 +172,9 @@ class Down(nn.Module):
 class Up(nn.Module):
     """Double the size: a bottleneck, beside a 1 x 1 convolution of the sum of two maps, upsampled."""
 
-    def __init__(self, channels: int, out_channels: int, activation: str) -> None:
+    def __init__(self, channels: int, out_channels: int, activation: str, again: Rerun) -> None:
         super().__init__()
+        self.again = again
         inner = channels // 4
         self.narrow = _layer(channels, inner, 1, activation=activation)
         self.upsample = nn.ConvTranspose2d(inner, inner, 3, stride=2, padding=1, bias=False)
@@ -179,9 +186,12 @@ class Up(nn.Module):
         self.act = ACTIVATIONS[activation](out_channels)
 
     def forward(self, x: Tensor, skip: Tensor, size: tuple[int, int]) -> Tensor:
-        y = self.widen(doubled(self.upsample, self.narrow(x), size))
+        y = self.again(self._doubled, (self.narrow, self.upsample, self.widen), x, size)
         main = F.interpolate(self.shortcut(x + skip), size=size, mode="bilinear", align_corners=True)
         return self.act(main + y)  # type: ignore[no-any-return]
+
+    def _doubled(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        return self.widen(doubled(self.upsample, self.narrow(x), size))  # type: ignore[no-any-return]
 
 
 def doubled(conv: nn.ConvTranspose2d, x: Tensor, size: tuple[int, int]) -> Tensor:

@@ -97,7 +97,7 @@ class ICNet(Network):
         )
         self.fusion16 = again(CascadeFeatureFusion(8 * w, 8 * w, 4 * w))
         self.fusion8 = again(CascadeFeatureFusion(4 * w, 2 * w, 4 * w))
-        self.classifier = again(_Classifier(4 * w, num_classes))
+        self.classifier = again(_Classifier(4 * w, num_classes, late=policy.bands is not None))
         self.aux = None
         if aux:
             self.aux = nn.ModuleList(again(_Classifier(c, num_classes)) for c in (8 * w, 4 * w))
@@ -143,12 +143,21 @@ class CascadeFeatureFusion(nn.Module):
 
 
 class _Classifier(nn.Conv2d):
-    """The logits of a map at another size."""
+    """The logits of a map at another size.
 
-    def __init__(self, channels: int, num_classes: int) -> None:
+    Args:
+        channels: Of the map.
+        num_classes: C.
+        late: Whether training resizes the logits and not the map: the same up to rounding, of fewer channels.
+    """
+
+    def __init__(self, channels: int, num_classes: int, late: bool = False) -> None:
         super().__init__(channels, num_classes, 1)
+        self.late = late
 
     def forward(self, x: Tensor, size: Sequence[int]) -> Tensor:  # type: ignore[override]
+        if self.late and self.training:
+            return _resize(super().forward(x), size)
         return super().forward(_resize(x, size))
 
 

@@ -17,12 +17,12 @@ batch of one image trains: batch norm on a pyramid's single cell is `PooledBatch
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from revseg.engine.tracing import has_hooks
+from revseg.layers.bands.sources import WithGrids, run_of_source
 from revseg.layers.blocks import PooledBatchNorm2d
 from revseg.layers.grid_pool import GridMeans
 from revseg.layers.images import IMAGENET
@@ -97,7 +97,7 @@ class PSPNet(Network):
         self.stage4 = stage(16 * w, 8 * w, counts[3], dilation=4)
         pyramid = PyramidPooling(32 * w, bins)
         read = conv_bn_relu(pyramid.out_channels, 8 * w)
-        self.head = again(Stack(pyramid, read, *_classifier(8 * w, num_classes, dropout)))
+        self.head = policy.residual(_Head(pyramid, read, *_classifier(8 * w, num_classes, dropout)))
         self.aux = None
         if aux:
             read = conv_bn_relu(16 * w, 4 * w)
@@ -152,8 +152,25 @@ class PyramidPooling(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:  # [N, C, h, w] -> [N, out_channels, h, w]
-        fit = partial(F.interpolate, size=x.shape[-2:], mode="bilinear", align_corners=True)
-        return torch.cat((x, *(fit(branch(x)) for branch in self.branches)), dim=1)
+        return WithGrids(x, *self.grids(x)).plain()
+
+    def grids(self, x: Tensor) -> list[Tensor]:
+        """Of each branch its cells [N, C / len(bins), cells, cells]."""
+        return [branch(x) for branch in self.branches]
+
+
+class _Head(Stack):
+    """Pyramid, convolution and classifier; by bands the map of all channels is never whole."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        pyramid: Any = self[0]
+        layers = None if has_hooks(pyramid) else self.layers_by_bands(x, self[1])
+        if layers is None or self.bands is None:
+            return super().forward(x)
+        x = run_of_source(layers, WithGrids, (x, *pyramid.grids(x)), self.bands)
+        for part in list(self)[2:]:
+            x = part(x)
+        return x
 
 
 def _classifier(channels: int, num_classes: int, dropout: float) -> tuple[nn.Module, nn.Module]:

@@ -21,7 +21,8 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from revseg.layers.bands.corners import pooled_by_bands, unpooled_by_bands
+from revseg.layers.bands.corners import pooled_by_bands
+from revseg.layers.bands.sources import Unpooled, run_of_source
 from revseg.layers.blocks import ConvBNAct, ImageConvBNAct
 from revseg.layers.corner_pool import pool_with_corners, unpool
 from revseg.layers.stack import Stack
@@ -109,7 +110,7 @@ class _Up(nn.Module):
     def forward(self, x: Tensor, places: Tensor, size: Size) -> Tensor:  # [N, in, h, w] -> [N, out, H, W]
         layers, bands = self.convolutions.layers_by_bands(x), self.convolutions.bands
         if layers is not None and bands is not None:
-            return unpooled_by_bands(layers, x, places, size, bands)
+            return run_of_source(layers, lambda x: Unpooled(x, places, size), (x,), bands)
         return self.convolutions(unpool(x, places, size))  # type: ignore[no-any-return]
 
 

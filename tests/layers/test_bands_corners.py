@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from revseg.layers.bands.corners import pooled_by_bands, unpooled_by_bands
+from revseg.layers.bands.corners import pooled_by_bands
 from revseg.layers.bands.cut import Bands
+from revseg.layers.bands.sources import Unpooled, WithGrids, run_of_source
 from revseg.layers.corner_pool import pool_with_corners, unpool
 from revseg.layers.stack import Stack, layers_of
 from tests.helpers import assert_same_result, relative_error, run_step, small_input
@@ -35,7 +36,7 @@ class Net(nn.Module):
             return Plain.forward(_Of(self.up), unpool(y, corners, size))
         down, up = (layers_of(stack, without_norm=True) for stack in (self.down, self.up))
         y, corners = pooled_by_bands(down, x, self.bands)
-        return unpooled_by_bands(up, y, corners, size, self.bands)
+        return run_of_source(up, lambda y: Unpooled(y, corners, size), (y,), self.bands)
 
 
 class _Of:
@@ -72,3 +73,27 @@ def test_second_derivatives_and_inference_are_those_of_whole_maps():
     with torch.no_grad():
         found, expected = (copy.deepcopy(net).eval()(x) for net in (ours, plain))
     torch.testing.assert_close(found, expected)
+
+
+class Grids(nn.Module):
+    """Grids beside a map, read by layers."""
+
+    def __init__(self, bands=None):
+        super().__init__()
+        torch.manual_seed(0)
+        self.row, self.bands = stirred(Stack(layer(10, 6), layer(6, 5))), bands
+        self.grids = nn.ParameterList(torch.randn(2, 3, k, k) for k in (1, 4))
+
+    def forward(self, x):
+        if self.bands is None:
+            return Plain.forward(_Of(self.row), WithGrids(x, *self.grids).plain())
+        layers = layers_of(self.row, without_norm=True)
+        return run_of_source(layers, WithGrids, (x, *self.grids), self.bands)
+
+
+@pytest.mark.parametrize("size", [(13, 11), (1, 1), (4, 7)], ids=str)
+def test_grids_beside_a_map_are_those_of_torch(size):
+    for bands in (Bands(1, 0), Bands(1000), Bands()):
+        ours, plain = Grids(bands).double(), Grids().double()
+        x = small_input(2, 4, *size)
+        assert_same_result(run_step(ours, x), run_step(plain, x), 1e-9)

@@ -107,7 +107,11 @@ class _ByBands(torch.autograd.Function):
         if dy is None:
             return (None,) * (2 + len(tensors))
         if torch.is_grad_enabled():
-            return None, None, *differentiable(head.forward, count, tensors, [dy], wanted)
+
+            def run(parts: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tensor:
+                return head.forward(joined(parts), parameters)  # type: ignore[no-any-return]
+
+            return None, None, *differentiable(run, count, tensors, [dy], wanted)
         x, parameters = Whole(*tensors[:count]), tensors[count:]
         total: Grads = [None] * len(parameters)
         dx = Whole(*(torch.empty_like(part) for part in x.parts)) if any(wanted[:count]) else None

@@ -61,7 +61,11 @@ class _ByBands(torch.autograd.Function):
             return (None,) * (3 + len(tensors))
         wanted = ctx.needs_input_grad[3:]
         if torch.is_grad_enabled():
-            return None, None, None, *differentiable(row.rerun_with_graph, ctx.count, tensors, dys, wanted)
+
+            def run(parts: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tensor:
+                return row.rerun_with_graph(joined(parts), parameters)
+
+            return None, None, None, *differentiable(run, ctx.count, tensors, dys, wanted)
         parts, parameters = tensors[: ctx.count], tensors[ctx.count :]
         given = dys if any(dy is None for dy in dys) else None
         dz = Whole(*(_filled(row, dys, k) if given else dy for k, dy in enumerate(dys)))  # type: ignore[arg-type]
@@ -86,7 +90,7 @@ def _filled(row: BandedRow, dys: Grads, k: int) -> Tensor:
 
 
 def differentiable(
-    run: Callable[[Tensor, Sequence[Tensor]], Tensor],
+    run: Callable[[Sequence[Tensor], Sequence[Tensor]], Tensor],
     count: int,
     tensors: Sequence[Tensor],
     dys: Grads,
@@ -95,14 +99,14 @@ def differentiable(
     """The gradients with a graph of their own (`create_graph=True`).
 
     Args:
-        run: Makes the output of the map and the parameters, with a graph.
+        run: Makes the output of the parts of the map and the parameters, with a graph.
         count: How many of the tensors are parts of the map; the others are parameters.
         tensors: What to differentiate by.
         dys: The gradients of the parts of the output.
         wanted: Whether the gradient of each tensor is.
     """
     aliases = [alias(t) for t in tensors]
-    z = run(joined(aliases[:count]), aliases[count:])
+    z = run(aliases[:count], aliases[count:])
     ends = zip(z.chunk(len(dys), 1), dys, strict=True)
     ys, given = zip(*((y, dy) for y, dy in ends if dy is not None), strict=True)
     asked = [t for t, w in zip(aliases, wanted, strict=True) if w]
