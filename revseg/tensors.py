@@ -51,9 +51,14 @@ def has_values(x: Tensor) -> bool:
     return not x.is_meta and getattr(x, "fake_mode", None) is None
 
 
+def flat(x: Tensor) -> Tensor:
+    """The values of a tensor without gaps [numel] in the order of memory; a view."""
+    return x.as_strided((x.numel(),), (1,), x.storage_offset())
+
+
 def bits(x: Tensor) -> Tensor:
     """The bit patterns of a tensor without gaps, as integers [numel] in the order of memory; a view."""
-    return x.as_strided((x.numel(),), (1,), x.storage_offset()).view(_INTEGER[x.element_size()])
+    return flat(x).view(_INTEGER[x.element_size()])
 
 
 def versions(*tensors: Tensor) -> list[int]:

@@ -22,7 +22,7 @@ from torch import Tensor
 from revseg.kernels.batch_statistics.op import batch_statistics
 from revseg.kernels.cpu import native
 from revseg.kernels.cpu.blocks import Matrix
-from revseg.kernels.cpu.compiled import is_compiled, run
+from revseg.kernels.cpu.compiled import is_compiled, may_add, run
 from revseg.kernels.dispatch import has_kernel
 from revseg.kernels.norm import Norm
 from revseg.kernels.shapes import has_values
@@ -104,6 +104,8 @@ def bn_act_add(u: Tensor, norm: Norm, x: Tensor, sign: float = 1.0, out: Tensor 
         return y
     own = y.data_ptr() not in (u.data_ptr(), x.data_ptr())
     if abs(sign) == 1 and own and is_compiled(matrix):
+        if not may_add(matrix, added):
+            return torch.add(x, bn_act(u, norm, y if y.dtype == u.dtype else None), alpha=sign, out=y)
         args = matrix.whole(), *matrix.along(norm.vectors), added.whole(), written.whole()
         run("act_added" if sign > 0 else "act_subtracted", *args)
         return y

@@ -72,6 +72,37 @@ def is_compiled(u: Matrix) -> bool:
     )
 
 
+def may_add(u: Matrix, stream: Matrix) -> bool:
+    """Whether a compiled pass may add the activated map to a stream: it must round the map to its dtype in between."""
+    dtype = u.data.dtype
+    return dtype in (torch.float32, torch.float64) or _rounds_in_between(
+        dtype, stream.data.dtype, _kind(dtype, u.by_row)
+    )
+
+
+@cache
+def _rounds_in_between(dtype: torch.dtype, of_stream: torch.dtype, kind: tuple[Any, ...]) -> bool:
+    """What the compiler does, which torch 2.8 does not: there the map stays wider than its dtype."""
+    of_map, of_vector = _TYPICAL[kind[1]]
+    vectors = [torch.full(of_vector, v) for v in (0.1, 1.5, 0.2, 0.3)]
+    whole = torch.linspace(-2, 2, math.prod(of_map)).view(of_map).to(dtype)
+    try:
+        # the second is too narrow for vector instructions, which have code of their own
+        return all(_adds_rounded(u, vectors, of_stream) for u in (whole, whole[:, :5].contiguous()))
+    except Exception as error:  # noqa: BLE001, whatever it is, two passes do
+        _log.warning("torch.compile fails at an activation that is added in %s: %s", dtype, error)
+        return False
+
+
+@torch.no_grad()
+def _adds_rounded(u: Tensor, vectors: list[Tensor], of_stream: torch.dtype) -> bool:
+    stream, h = u.square().to(of_stream), _activated(u, *vectors)
+    found = {"act_added": torch.empty_like(stream), "act_subtracted": torch.empty_like(stream)}
+    for name, out in found.items():
+        run(name, u, *vectors, stream, out)
+    return torch.equal(found["act_added"], stream + h) and torch.equal(found["act_subtracted"], stream - h)
+
+
 def _can_compile(dtype: torch.dtype, by_row: bool) -> bool:
     """Whether loops for this dtype, layout and the present settings could be made; tried once."""
     kind = _kind(dtype, by_row)

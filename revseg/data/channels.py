@@ -133,7 +133,10 @@ def _read_with_pillow(path: Path) -> npt.NDArray[Any]:
     ) as image:  # Pillow keeps the first byte of two; told that the order is the other one, the second
         tiles: Any = image
         kind = raw_mode(image)[:-1] + "L"
-        tiles.tile = [tile._replace(args=kind) for tile in tiles.tile]
+        tiles.tile = [  # a tuple before Pillow 11
+            tile._replace(args=kind) if hasattr(tile, "_replace") else (*tile[:3], kind)
+            for tile in tiles.tile
+        ]
         low = np.array(upright(image))
     both: npt.NDArray[Any] = high.astype(np.uint16) << 8 | low
     return both

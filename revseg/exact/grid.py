@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from revseg.engine.drift import InversionError, report
+from revseg.tensors import flat
 
 LIMIT = 2.0**12
 STEP = {torch.float32: 2.0**-12, torch.float64: 2.0**-41}  # 24 and 53 bits below the limit
@@ -70,8 +71,10 @@ def check_range(streams: list[tuple[str, Tensor]]) -> None:
 
 
 def extremes_of(x: Tensor) -> Tensor:
-    """The smallest and the largest value [2]."""
-    return torch.stack(torch.aminmax(x.detach()))
+    """The smallest and the largest value [2] of a stream, which has no gaps."""
+    return torch.stack(
+        torch.aminmax(flat(x.detach()))
+    )  # of another shape a CPU copies it, in channels_last slowly
 
 
 class _GridAdd(torch.autograd.Function):
