@@ -56,6 +56,15 @@ def has_triton() -> bool:
     return find_spec("triton") is not None
 
 
+@lru_cache(maxsize=1)
+def triton_version() -> tuple[int, int]:
+    """Of the Triton that is installed, as in (3, 7)."""
+    import triton
+
+    major, minor = triton.__version__.split(".")[:2]
+    return int(major), int(minor)
+
+
 @lru_cache
 def device_has_triton(device: torch.device) -> bool:
     """Whether Triton compiles for this device."""

@@ -23,11 +23,12 @@ from torch import Tensor
 from revseg.kernels.batch_statistics.op import batch_statistics
 from revseg.kernels.bn_act.op import bn_act
 from revseg.kernels.bn_act_backward.op import bn_act_backward, bn_act_sums
-from revseg.kernels.dispatch import has_kernel
+from revseg.kernels.dispatch import has_kernel, is_interpreting, triton_version
 from revseg.kernels.norm import Norm
 from revseg.kernels.verify import Kernel, gradient_like
 
 CHANNELS = range(8, 129)  # fewer waste most of a tile's multiplications, more do not fit in registers
+OLDEST_TRITON = (3, 5)  # 3.4 fails at the backward kernel in half precision for sm_80 and sm_90
 OLDEST_CUDA = (8, 0)  # Triton multiplies without tensor cores on older ones, where cuDNN is faster
 
 
@@ -110,6 +111,7 @@ def has_asymmetric_conv(x: Tensor, weight: Tensor) -> bool:
         has_kernel(x, weight)
         and all(channels in CHANNELS for channels in weight.shape[:2])
         and not (x.is_cuda and _is_old(x.device))
+        and (is_interpreting() or triton_version() >= OLDEST_TRITON)
     )
 
 
