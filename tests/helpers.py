@@ -29,6 +29,7 @@ from revseg.testing import plain_twin
 # For tensors this small a second thread only waits, longest when tests run side by side.
 torch.set_num_threads(1)
 
+TORCH = tuple(map(int, torch.__version__.split(".")[:2]))
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 
 modes = pytest.mark.parametrize(
