@@ -27,8 +27,9 @@ from benchmarks.timing import environment, spread
 QUESTION = "Is one checkout slower than another?"
 
 CHAIN = """
+import torch
 from benchmarks.workload import workload
-step = workload({way!r}, {depth}, shape={shape}).step
+step = workload({way!r}, {depth}, shape={shape}, layout=torch.{layout}).step
 """
 VNET = """
 import torch
@@ -53,7 +54,8 @@ for i in range({steps} + 1):
 """
 LEVELS = ("fastest", "balanced", "lowest")
 CHAINS = ("revseg", "revseg exact", "revseg lossless", "revseg Stack", "plain Stack")
-CASES = (*CHAINS, *(f"vnet {level}" for level in LEVELS))
+LAST = " channels_last"
+CASES = (*CHAINS, *(chain + LAST for chain in CHAINS), *(f"vnet {level}" for level in LEVELS))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -94,15 +96,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def question(case: str, args: argparse.Namespace) -> str:
     """What the row of a case answers."""
-    if case in CHAINS:
+    if case.removesuffix(LAST) in CHAINS:
         return f"step of {args.depth} blocks, {case}"
     return f"step of VNet, {case.removeprefix('vnet ')}"
 
 
 def code_of(case: str, args: argparse.Namespace) -> str:
     """What defines `step`."""
-    if case in CHAINS:
-        return CHAIN.format(way=case, depth=args.depth, shape=tuple(args.shape))
+    way = case.removesuffix(LAST)
+    if way in CHAINS:
+        layout = "channels_last" if case.endswith(LAST) else "contiguous_format"
+        return CHAIN.format(way=way, depth=args.depth, shape=tuple(args.shape), layout=layout)
     height, width = args.size
     return VNET.format(memory=case.removeprefix("vnet "), height=height, width=width)
 

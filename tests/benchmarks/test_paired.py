@@ -1,5 +1,7 @@
 """Two checkouts in turns: the same one is as fast as itself, and what cannot run says so."""
 
+import argparse
+
 import pytest
 
 from benchmarks import paired, record
@@ -15,6 +17,16 @@ def test_a_checkout_beside_itself(tmp_path):
     assert row["before"] == row["after"] == paired.commit(record.ROOT)
     assert row["ratio"]["low"] == row["ratio"]["median"] > 0
     assert row["before_s"] > 0
+
+
+def test_channels_last_is_a_case_of_its_own():
+    args = argparse.Namespace(depth=16, shape=[2, 64, 128, 256], size=[512, 1024])
+    assert "layout=torch.channels_last)" in paired.code_of("revseg exact channels_last", args)
+    assert "layout=torch.contiguous_format)" in paired.code_of("revseg exact", args)
+    assert "workload('revseg exact', 16" in paired.code_of("revseg exact channels_last", args)
+    assert (
+        paired.question("revseg exact channels_last", args) == "step of 16 blocks, revseg exact channels_last"
+    )
 
 
 def test_rounds_take_turns_and_the_ratio_is_after_through_before(tmp_path, monkeypatch):
