@@ -23,6 +23,7 @@ from revseg.inference.settings import EvaluateSettings
 from revseg.inference.trained import load
 from revseg.inference.windows import Windows
 from revseg.metrics import ConfusionMatrix
+from revseg.training.choices import key_values
 from revseg.training.folder import finite_or_none
 from revseg.training.report import result_table
 from revseg.training.setup import choose_device
@@ -45,6 +46,7 @@ def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
     device = choose_device(settings.device)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
+    options = key_values("--data-args", settings.data_args)
     model = load(settings.weights).to(device)
     dataset = create_dataset(
         settings.data,
@@ -53,12 +55,9 @@ def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
         size=settings.size,
         seed=settings.seed,
         samples=settings.samples,
+        **options,
     )
-    if dataset.classes.names != model.classes.names:
-        raise ValueError(
-            f"the network tells apart {len(model.classes)} classes ({', '.join(model.classes.names[:3])}, ...), "
-            f"{settings.data} has {len(dataset.classes)} ({', '.join(dataset.classes.names[:3])}, ...)"
-        )
+    model.check_classes(settings.data, dataset.classes)
     settings.out.mkdir(parents=True, exist_ok=True)
     augmentation = Augmentation.of(settings.scales, settings.flip)
     windows = Windows.of(settings.window, settings.overlap)

@@ -6,13 +6,14 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from revseg.data import ClassTable, SegmentationDataset, create_dataset
+from revseg.data import SegmentationDataset, create_dataset
 from revseg.inference.export import FORMATS, run_onnx
 from revseg.inference.export import export as export_network
 from revseg.inference.folded import folded
 from revseg.inference.int8 import miou_of, write_int8
 from revseg.inference.settings import ExportSettings
-from revseg.inference.trained import load
+from revseg.inference.trained import TrainedNetwork, load
+from revseg.training.choices import key_values
 
 
 def export(settings: ExportSettings) -> Path:
@@ -38,7 +39,7 @@ def export(settings: ExportSettings) -> Path:
     if out.exists() and not settings.overwrite:
         raise FileExistsError(f"{out} is there already: choose another --out, or --overwrite")
     model = load(settings.weights)
-    sets = splits_of(settings, model.classes) if settings.int8 else None
+    sets = splits_of(settings, model) if settings.int8 else None
     out.parent.mkdir(parents=True, exist_ok=True)
     part = out.with_name(f".{out.stem}.part{out.suffix}")
     whole = out.with_name(f".{out.stem}.float32{out.suffix}")
@@ -61,18 +62,15 @@ def export(settings: ExportSettings) -> Path:
 
 
 def splits_of(
-    settings: ExportSettings, classes: ClassTable
+    settings: ExportSettings, model: TrainedNetwork
 ) -> tuple[SegmentationDataset, SegmentationDataset]:
     """Training images to take ranges from, and validation images to tell the price on."""
+    options = key_values("--data-args", settings.data_args)
     train, val = (
-        create_dataset(settings.data, split, root=settings.root, samples=settings.samples)
+        create_dataset(settings.data, split, root=settings.root, samples=settings.samples, **options)
         for split in ("train", "val")
     )
-    if train.classes.names != classes.names:
-        raise ValueError(
-            f"the network tells apart {len(classes)} classes, {settings.data} has {len(train.classes)}: "
-            "--data is to be the data set that it was trained on"
-        )
+    model.check_classes(settings.data, train.classes)
     return train, val
 
 

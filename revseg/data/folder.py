@@ -32,7 +32,7 @@ class Folder(FileDataset):
     Args:
         root: The folder.
         split: Any name that the folder has images for.
-        table: The class table; by default classes.yaml in the folder.
+        table: The class table, a path from here or from the folder; by default classes.yaml in the folder.
         size: (H, W) that image and label are resized to; as stored by default.
         seed: Of what the transform draws.
         samples: Only the first so many; all by default.
@@ -59,7 +59,7 @@ class Folder(FileDataset):
             raise FileNotFoundError(
                 f"expected a folder of images and labels, got {folder}, which is no folder"
             )
-        self.meaning = read_class_file(_table(folder) if table is None else Path(str(table)).expanduser())
+        self.meaning = read_class_file(_table(folder, table))
         pairs = _pairs(folder, split, self.meaning.suffixes)
         super().__init__(
             self.meaning.classes, pairs, size=size, seed=seed, samples=samples, transform=transform
@@ -106,7 +106,11 @@ class Folder(FileDataset):
         return read_header(path).mode not in ("1", "L", "P", "I", "I;16", "I;16B")
 
 
-def _table(root: Path) -> Path:
+def _table(root: Path, given: str | Path | None) -> Path:
+    """The class table: what was given, from here or else from the folder; or one of `TABLES`."""
+    if given is not None:
+        path = Path(str(given)).expanduser()
+        return root / path if not path.is_file() and (root / path).is_file() else path
     for name in TABLES:
         if (root / name).is_file():
             return root / name

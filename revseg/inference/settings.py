@@ -91,6 +91,8 @@ class EvaluateSettings(Gone):
     """Data set, as for `revseg train`."""
     root: Path | None = None
     """Folder of the data set, for data sets that are read from files."""
+    data_args: tuple[str, ...] = ()
+    """Options of the data set, as for `revseg train`."""
     split: str = "val"
     """Part of the data set: train, val or test."""
     size: tuple[int, int] | None = None
@@ -135,6 +137,8 @@ class ExportSettings(Using):
     """With --int8: data set, as for `revseg train`."""
     root: Path | None = None
     """With --int8: folder of the data set, for data sets that are read from files."""
+    data_args: tuple[str, ...] = ()
+    """With --int8: options of the data set, as for `revseg train`."""
     samples: int = 32
     """With --int8: so many training images, and at most so many validation images."""
     overwrite: bool = False

@@ -59,6 +59,26 @@ class TrainedNetwork(nn.Module):
         if count != len(classes):
             raise ValueError(f"expected names for {count} classes, got {len(classes)}: {classes.names}")
 
+    def check_classes(self, data: str, classes: ClassTable) -> None:
+        """Refuses a data set of other classes.
+
+        Args:
+            data: Its name.
+            classes: What it tells apart.
+
+        Raises:
+            ValueError: If they differ in number, names or order.
+        """
+        if self.classes.names != classes.names:
+            own, others = (
+                f"{len(table)} classes ({', '.join(table.names[:3])}, ...)"
+                for table in (self.classes, classes)
+            )
+            raise ValueError(
+                f"the network tells apart {own}, {data} {others}: --data is to be the data set that it was "
+                "trained on"
+            )
+
     def forward(self, images: Tensor) -> Tensor:
         """Logits [N, C, h, w] of the main head for images [N, 3, H, W], uint8 or already normalised."""
         logits = self.network(images)

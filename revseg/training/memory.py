@@ -127,4 +127,4 @@ def _mapped_bytes() -> int:
 
 def mebibytes(count: int) -> str:
     """Bytes as text."""
-    return f"{count / 2**20:,.0f} MiB"
+    return f"{count / 2**20:,.{1 if count < 10 * 2**20 else 0}f} MiB"

@@ -41,6 +41,7 @@ from revseg.training.setup import (
     Batch,
     build_model,
     check_data,
+    check_fit,
     choose_device,
     class_weights,
     create_criterion,
@@ -161,6 +162,7 @@ def prepare(settings: TrainSettings, device: torch.device, team: Team, console: 
     seed_everything(settings.seed)
 
     train_set, val_set = create_split(settings, "train", augment=True), create_split(settings, "val")
+    check_fit(settings, train_set, team.size)
     check_data(train_set, val_set)
     names, size = train_set.classes.names, train_set[0][1].shape
     batches = create_loader(train_set, settings, shuffle=True, team=team)

@@ -54,7 +54,7 @@ class TrainSettings:
     root: Path | None = None
     """Folder of the data set, for data sets that are read from files."""
     data_args: tuple[str, ...] = ()
-    """Options of the data set, as in: classes=table.yaml."""
+    """Options of the data set, as in: table=coarse.yaml, or cache=FOLDER of `revseg data cache`."""
     size: tuple[int, int] | None = None
     """Height and width to train at; by default those of the data set."""
     train_samples: int | None = None

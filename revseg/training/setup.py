@@ -103,6 +103,26 @@ def check_data(*datasets: SegmentationDataset) -> None:
             )
 
 
+def check_fit(settings: TrainSettings, train_set: SegmentationDataset, processes: int = 1) -> None:
+    """Refuses settings that have no meaning for these samples.
+
+    Raises:
+        ValueError: If an epoch has fewer batches than a step, or a class to look for is none of the table.
+    """
+    count, names = len(train_set), train_set.classes.names
+    batches = max(1, count // processes // settings.batch)
+    if settings.accumulate > batches:
+        raise ValueError(
+            f"expected --accumulate of at most {batches}, the batches of an epoch ({count} samples, --batch "
+            f"{settings.batch}, {processes} processes), got {settings.accumulate}"
+        )
+    if unknown := [number for number in settings.crop_classes if not 0 <= number < len(names)]:
+        raise ValueError(
+            f"expected --crop-classes from 0 to {len(names) - 1}, the numbers of the classes of {settings.data}, "
+            f"got {unknown[0]}"
+        )
+
+
 def create_loader(
     dataset: SegmentationDataset, settings: TrainSettings, *, shuffle: bool, team: Team | None = None
 ) -> DataLoader[Batch]:

@@ -258,5 +258,13 @@ def test_factory(tmp_path):
     root = write(tmp_path, stored())
     other = tmp_path / "coarse.yaml"
     other.write_text("classes: [soil, {name: plant, ids: [7, 9]}]")
-    dataset = create_dataset("folder", "train", root=root, table=other)
-    assert torch.equal(dataset[0][1], torch.from_numpy(PLACES > 0).to(torch.uint8))
+    for table in (
+        other,
+        other.name if root == tmp_path else f"../{other.name}",
+    ):  # a path from the folder too
+        dataset = create_dataset("folder", "train", root=root, table=table)
+        assert torch.equal(dataset[0][1], torch.from_numpy(PLACES > 0).to(torch.uint8))
+    with pytest.raises(
+        FileNotFoundError, match=r"expected a class table, got nowhere\.yaml, which is no file"
+    ):
+        create_dataset("folder", "train", root=root, table="nowhere.yaml")

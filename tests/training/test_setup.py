@@ -14,7 +14,7 @@ from revseg.files import CheckpointError, save_weights
 from revseg.models import create_model
 from revseg.training import TrainSettings
 from revseg.training.optimize import averaged, decay_groups, learning_rate
-from revseg.training.setup import check_data, create_transform
+from revseg.training.setup import check_data, check_fit, create_transform
 from revseg.training.weights import load_starting_weights, read_weights
 
 SMALL = {"widths": (4, 8, 16)}
@@ -155,6 +155,28 @@ def test_sets_from_which_nothing_can_be_learned_are_refused():
     one = ClassTable(names=("road",), colours=((1, 2, 3),))
     with pytest.raises(ValueError, match=r"expected at least two classes, got road: .* such as background"):
         check_data(Scenes(one))
+
+
+@pytest.mark.parametrize(
+    ("settings", "processes", "message"),
+    [
+        (
+            {"batch": 1, "accumulate": 3},
+            1,
+            r"--accumulate of at most 2, .* \(2 samples, --batch 1, 1 processes\), got 3",
+        ),
+        ({"batch": 1, "accumulate": 2}, 2, "--accumulate of at most 1"),
+        (
+            {"crop": (32, 32), "crop_classes": (0, 19)},
+            1,
+            "--crop-classes from 0 to 18, .* of synthetic, got 19",
+        ),
+    ],
+)
+def test_settings_that_mean_nothing_for_the_samples_are_refused(settings, processes, message):
+    """More batches to a step than there are divided by zero; a class that is none was never found."""
+    with pytest.raises(ValueError, match=message):
+        check_fit(TrainSettings(**settings), Scenes(), processes)
 
 
 def test_augmentation_has_the_size_of_the_window():
