@@ -17,10 +17,8 @@ from revseg.training.folder import DivergedError, Parts, Progress
 from revseg.training.optimize import learning_rate
 from revseg.training.random_state import seed_epoch
 from revseg.training.settings import TrainSettings
-from revseg.training.setup import Batch
+from revseg.training.setup import Batch, autocast
 from revseg.training.stop import Stop
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def train_epoch(
@@ -95,7 +93,7 @@ def gradients(
     for i, (images, labels) in enumerate(some):
         images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
         with without_reduction(parts.model, i + 1 == len(some)):
-            with torch.autocast(device.type, DTYPES[settings.precision], settings.precision != "float32"):
+            with autocast(settings, device):
                 loss = criterion(parts.model(images), labels) / len(some)
             if team.size > 1:
                 loss = loss * share_of_loss(criterion, labels, team)

@@ -11,9 +11,7 @@ from revseg.memory import predicted_peak_bytes
 from revseg.models.policy import MEMORY_LEVELS
 from revseg.training.choices import parsed_bytes
 from revseg.training.settings import TrainSettings
-from revseg.training.setup import build_model, create_criterion
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+from revseg.training.setup import autocast, build_model, create_criterion
 
 
 class MemoryExhaustedError(RuntimeError):
@@ -38,7 +36,7 @@ def predicted_step(settings: TrainSettings, num_classes: int, size: Sequence[int
         def step() -> None:
             images = torch.zeros(settings.batch, 3, *size, dtype=torch.uint8)
             labels = torch.zeros(settings.batch, *size, dtype=torch.uint8)
-            with torch.autocast("cpu", DTYPES[settings.precision], settings.precision != "float32"):
+            with autocast(settings, images.device):
                 loss = criterion(model(images), labels)
             loss.backward()
 

@@ -25,7 +25,7 @@ from revseg.training.folder import Progress, best_epoch
 from revseg.training.memory import free_bytes, predicted_step
 from revseg.training.report import draw_curves, draw_samples, memory_table, result_table
 from revseg.training.settings import TrainSettings
-from revseg.training.setup import Batch, build_model
+from revseg.training.setup import Batch, autocast, build_model
 
 SAMPLES_DRAWN = 4
 
@@ -80,7 +80,7 @@ def write_results(
             build_model(settings, classes, save_activations=False).to(device),
             criterion,
             batch,
-            device,
+            settings,
             predicted,
         )
         console.print(memory_table(peaks, predicted, batch[0].shape))
@@ -126,10 +126,11 @@ def compare_memory(
     model: nn.Module,
     criterion: nn.Module,
     batch: Batch,
-    device: torch.device,
+    settings: TrainSettings,
     predicted: Mapping[str, int],
 ) -> dict[str, int]:
     """Peak bytes of a training step on a batch, for those memory modes that are predicted to fit."""
+    device = next(model.parameters()).device
     images, labels = (tensor.to(device) for tensor in batch)
     peaks = {}
     for mode in predicted:
@@ -140,7 +141,9 @@ def compare_memory(
 
         def step(twin: nn.Module = twin) -> None:
             twin.zero_grad(set_to_none=True)
-            criterion(twin(images), labels).backward()
+            with autocast(settings, device):
+                loss = criterion(twin(images), labels)
+            loss.backward()
 
         peaks[mode] = peak_bytes(step, device, before=step)
     return peaks

@@ -32,6 +32,7 @@ from revseg.training.settings import TrainSettings
 
 Batch = tuple[Tensor, Tensor]  # images [N, 3, H, W], labels [N, H, W], both uint8
 WEIGHT_OFFSETS = {"enet": 1.02, "erfnet": 1.10}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def choose_device(name: str, local_rank: int = 0) -> torch.device:
@@ -170,6 +171,11 @@ def build_model(settings: TrainSettings, num_classes: int, *, save_activations: 
     if settings.channels_last:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model
+
+
+def autocast(settings: TrainSettings, device: torch.device) -> torch.autocast:
+    """The context in which a step runs its network and loss: convolutions in the precision of the settings."""
+    return torch.autocast(device.type, DTYPES[settings.precision], settings.precision != "float32")
 
 
 def create_parts(

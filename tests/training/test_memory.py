@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from revseg.data import SyntheticStreets
-from revseg.memory import peak_bytes
 from revseg.training import TrainSettings, loop, memory, run, train
 from revseg.training.memory import (
     MemoryExhaustedError,
@@ -16,8 +15,8 @@ from revseg.training.memory import (
     free_bytes,
     is_memory_error,
     level_within,
-    predicted_step,
 )
+from revseg.training.results import compare_memory, predict_both
 from revseg.training.run import LoaderError
 from revseg.training.setup import build_model, create_criterion
 
@@ -33,15 +32,15 @@ SETTINGS = TrainSettings(
 SIZE = (128, 256)
 
 
-def test_the_prediction_is_near_the_measurement():
-    settings = replace(SETTINGS, batch=2)
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_prediction_is_near_the_measurement(precision):
+    """The step with activations stored was measured in float32, whatever the run computed in."""
+    settings = replace(SETTINGS, batch=2, precision=precision)
     model, criterion = build_model(settings, 19, save_activations=False), create_criterion(settings, None)
     images, labels = torch.zeros(2, 3, *SIZE, dtype=torch.uint8), torch.zeros(2, *SIZE, dtype=torch.uint8)
-
-    def step():
-        criterion(model(images), labels).backward()
-
-    assert predicted_step(settings, 19, SIZE) == pytest.approx(peak_bytes(step, before=step), rel=0.25)
+    predicted = predict_both(settings, 19, (images, labels))
+    measured = compare_memory(model, criterion, (images, labels), settings, predicted)
+    assert measured == pytest.approx(predicted, rel=0.25)
 
 
 @pytest.fixture

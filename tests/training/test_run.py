@@ -349,9 +349,7 @@ def test_only_what_fits_is_measured(monkeypatch):
     batch = torch.zeros(1, 3, 32, 64, dtype=torch.uint8), torch.zeros(1, 32, 64, dtype=torch.uint8)
     monkeypatch.undo()
     monkeypatch.setattr(results, "free_bytes", lambda device: 10**9)
-    peaks = results.compare_memory(
-        model, criterion, batch, torch.device("cpu"), {"reversible": 10**6, "saved": 10**10}
-    )
+    peaks = results.compare_memory(model, criterion, batch, TINY, {"reversible": 10**6, "saved": 10**10})
     assert list(peaks) == ["reversible"]
 
 
