@@ -114,7 +114,8 @@ def load_official(
 
     Args:
         model: The network, with the hyperparameters of the weights.
-        state: The state dict of the official network; names may begin with "module.".
+        state: The state dict of the official network; names may begin with "module.". Of SegNet and ICNet, which were
+            released for Caffe, what `revseg.models.caffe.read_caffemodel` reads.
         normalization: How the images were normalised that the weights were trained with; None for what the
             official code does with the data set that has so many classes.
 
@@ -126,9 +127,10 @@ def load_official(
     kind = type(model).__name__
     convert = getattr(model, "from_official", None)
     if convert is None or not isinstance(model, Network):
-        raise ValueError(f"expected a model with official PyTorch weights, got {kind}")
+        why = getattr(model, "official_missing", "")
+        raise ValueError(f"expected a model with official weights, got {kind}{': ' if why else ''}{why}")
     if getattr(model, "reversible", False):
-        raise ValueError(f"expected a model with official PyTorch weights, got a reversible {kind}")
+        raise ValueError(f"expected a model with official weights, got a reversible {kind}")
     weights = convert(state)
     known = model.official_normalizations
     found = normalization or known.get(model.num_classes) or known.get(None)

@@ -69,6 +69,7 @@ class ENet(Network):
     """
 
     stride = 1
+    official_missing = "its authors' code is Torch7, whose files hold objects of Lua; the weights of PyTorch editions are of other layers"
 
     def __init__(
         self,

@@ -17,8 +17,9 @@ aligned corners. The auxiliary heads are those that reimplementations have; they
 1/16, 1/8 and 1/4 with 0.16, 0.4 and 1. Pruning is no part of this: the net trains as it is.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 from revseg.layers.grid_pool import grid_means
 from revseg.layers.images import Normalization, of_each_image
 from revseg.layers.stack import Stack
+from revseg.models.caffe import Layers, from_caffe
 from revseg.models.network import Network
 from revseg.models.policy import Memory, MemoryPolicy
 from revseg.models.resnet import bottleneck, conv_bn, conv_bn_relu, image_conv_bn_relu, residual_stage
@@ -53,6 +55,10 @@ class ICNet(Network):
     """
 
     stride = 4
+    official_normalizations: ClassVar = {
+        19: Normalization.of_bytes((103.939, 116.779, 123.68), (1, 1, 1), flipped=True)
+    }
+    official_files = "the released files, to be read by revseg.models.caffe.read_caffemodel, are of num_classes=19, aux=False (Cityscapes)"
 
     def __init__(
         self,
@@ -112,6 +118,35 @@ class ICNet(Network):
         if not self.training or self.aux is None:
             return logits
         return logits, self.aux[0](at32, at16.shape[-2:]), self.aux[1](fused16, at8.shape[-2:])
+
+    @staticmethod
+    def from_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Our names for the blobs of the authors' Caffe files, merged ones too; see `revseg.models.load_official`.
+
+        Raises:
+            ValueError: If a layer is unknown or missing.
+        """
+        return from_caffe(state, _official_layers(), suffix="/bn", bias=False)
+
+
+def _official_layers() -> Layers:
+    """Our convolution and batch norm of each layer of the authors' prototxt."""
+    ours = {"conv1_1_3x3_s2": "stem.layers.0", "conv1_2_3x3": "stem.layers.1", "conv1_3_3x3": "stem.layers.2"}
+    blocks = {f"conv2_{i + 1}": f"stage2.{i}" for i in range(3)} | {"conv3_1": "down"}
+    blocks |= {f"conv3_{i + 2}": f"stage3.{i}" for i in range(3)}
+    blocks |= {f"conv4_{i + 1}": f"stage4.{i}" for i in range(6)}
+    blocks |= {f"conv5_{i + 1}": f"stage5.{i}" for i in range(3)}
+    parts = {"1x1_reduce": "body.0", "3x3": "body.1", "1x1_increase": "body.2"}
+    for theirs, block in blocks.items():
+        shortcut = {"1x1_proj": "shortcut"} if theirs.endswith("_1") else {}
+        ours |= {f"{theirs}_{part}": f"{block}.{name}" for part, name in (parts | shortcut).items()}
+    ours |= {"conv5_4_k1": "pyramid.1", "conv_sub4": "fusion16.coarse", "conv3_1_sub2_proj": "fusion16.fine"}
+    ours |= {"conv_sub2": "fusion8.coarse", "conv3_sub1_proj": "fusion8.fine"}
+    ours |= {f"conv{i + 1}_sub1": f"fine.{i}" for i in range(3)}
+    layers: dict[str, tuple[str, str | None]] = {
+        theirs: (f"{name}.0", f"{name}.1") for theirs, name in ours.items()
+    }
+    return layers | {"conv6_cls": ("classifier", None)}
 
 
 class PyramidSum(nn.Module):

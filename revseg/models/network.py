@@ -36,6 +36,7 @@ class Network(nn.Module):
     # number), and with which hyperparameters they fit, as a sentence.
     official_normalizations: ClassVar[Mapping[int | None, Normalization]] = {}
     official_files: ClassVar[str] = ""
+    official_missing: ClassVar[str] = ""  # why there are none that load, if there are none
 
     def __init__(self, num_classes: int, in_channels: int = 3) -> None:
         super().__init__()

@@ -16,8 +16,9 @@ Only the place of a maximum in its window is kept, a byte where PyTorch's indice
 paper: two bits would do). Putting it back is deterministic, as PyTorch's own unpooling is not.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -25,7 +26,9 @@ from revseg.layers.bands.corners import pooled_by_bands
 from revseg.layers.bands.sources import Unpooled, run_of_source
 from revseg.layers.blocks import ConvBNAct, ImageConvBNAct
 from revseg.layers.corner_pool import pool_with_corners, unpool
+from revseg.layers.images import Normalization
 from revseg.layers.stack import Stack
+from revseg.models.caffe import Layers, from_caffe
 from revseg.models.network import Network
 from revseg.models.policy import Memory, MemoryPolicy
 
@@ -54,6 +57,11 @@ class SegNet(Network):
     """
 
     stride = 1
+    official_normalizations: ClassVar = {None: Normalization.of_bytes((0, 0, 0), (1, 1, 1), flipped=True)}
+    official_files = (
+        "the released files, to be read by revseg.models.caffe.read_caffemodel, are of num_classes=12 (the driving demo), "
+        "11 (CamVid, the Bayesian one), 37 (SUN) and 21 (Pascal); SegNet-Basic is another network"
+    )
 
     def __init__(
         self,
@@ -81,6 +89,29 @@ class SegNet(Network):
 
     def logits(self, images: Tensor) -> Tensor:  # [N, 3, H, W] -> [N, C, H, W]
         return self.decoder(*self.encoder(images))  # type: ignore[no-any-return]
+
+    @staticmethod
+    def from_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Our names for the blobs of the authors' Caffe files; see `revseg.models.load_official`.
+
+        Raises:
+            ValueError: If a layer is unknown or missing.
+        """
+        return from_caffe(state, _official_layers(), suffix="_bn", bias=True)
+
+
+def _official_layers() -> Layers:
+    """Our convolution and batch norm of each layer of the authors' prototxt."""
+    layers: dict[str, tuple[str, str | None]] = {}
+    for i, count in enumerate(CONVOLUTIONS):
+        for j in range(count):
+            down, up = (
+                f"encoder.stages.{i}.convolutions.{j}",
+                f"decoder.stages.{4 - i}.convolutions.{count - 1 - j}",
+            )
+            layers[f"conv{i + 1}_{j + 1}"] = f"{down}.0", f"{down}.1"
+            layers[f"conv{i + 1}_{j + 1}_D"] = (up, None) if i + j == 0 else (f"{up}.0", f"{up}.1")
+    return layers
 
 
 class _Down(nn.Module):

@@ -109,7 +109,7 @@ def test_other_names_are_refused():
         ValueError, match=r"expected names of the official network, got 'level4\.conv\.weight'"
     ):
         load_official(small(), {"level1_0.conv.weight": torch.ones(1), "level4.conv.weight": torch.ones(1)})
-    with pytest.raises(ValueError, match="expected a model with official PyTorch weights, got VNet"):
+    with pytest.raises(ValueError, match="expected a model with official weights, got VNet"):
         load_official(create_model("vnet"), {})
     with pytest.raises(RuntimeError, match="Missing key"):
         load_official(small(), {}, IMAGENET)

@@ -53,9 +53,9 @@ def test_normalization_goes_with_a_weights_file(tmp_path):
 
 
 def test_a_model_without_official_weights_says_so():
-    with pytest.raises(ValueError, match="official PyTorch weights, got a reversible ESPNet"):
+    with pytest.raises(ValueError, match="official weights, got a reversible ESPNet"):
         load_official(create_model("espnet_rev"), {})
-    with pytest.raises(ValueError, match="expected a model with official PyTorch weights, got VNet"):
+    with pytest.raises(ValueError, match="expected a model with official weights, got VNet"):
         load_official(create_model("vnet"), {})
 
 
