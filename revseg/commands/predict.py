@@ -134,6 +134,6 @@ def _converted(
     convert, top = converter(kind, classes), 0
     for strip in strips:
         strip = strip.cpu()
-        pixels = rows.read(top, top + len(strip)) if kind == "overlay" else None
+        pixels = rows.read((top, top + len(strip)), (0, rows.width)) if kind == "overlay" else None
         yield convert(strip, pixels)
         top += len(strip)

@@ -1,8 +1,8 @@
 """Prediction by overlapping windows, for images larger than the device's memory.
 
 A row of windows at a time, from top to bottom. The scores of neighbours are blended where they overlap, at the
-stride of the network, and only the scores of the present row of windows exist. Labels come out strip by strip, so
-neither the image nor its labels need be in memory as a whole.
+stride of the network, and only the scores of the present row of windows exist. Pixels are read window by window and
+labels come out strip by strip, so neither the image nor its labels need be in memory as a whole.
 
 Letters: s the stride of the network; H W size of the image; h w its size in scores, ceil(H / s).
 """
@@ -19,26 +19,30 @@ from torch import Tensor
 
 from revseg.ops import upsample_argmax
 
+STRIP = 1 << 17  # pixels of a strip of labels, about: their scores at full size are C floats each
+
+Span = tuple[int, int]  # first and last (exclusive)
+
 
 class Rows(Protocol):
-    """An image that is read by rows."""
+    """An image that is read by parts."""
 
     height: int
     width: int
 
-    def read(self, top: int, bottom: int) -> Tensor:
-        """The pixels [3, bottom - top, W] of these rows, uint8 or already normalised."""
+    def read(self, rows: Span, columns: Span) -> Tensor:
+        """These pixels [3, n, m], uint8 or already normalised."""
 
 
 class TensorRows:
-    """The rows of an image [3, H, W] that is in memory."""
+    """The parts of an image [3, H, W] that is in memory."""
 
     def __init__(self, image: Tensor) -> None:
         self.image = image
         self.height, self.width = image.shape[1:]
 
-    def read(self, top: int, bottom: int) -> Tensor:
-        return self.image[:, top:bottom]
+    def read(self, rows: Span, columns: Span) -> Tensor:
+        return self.image[:, slice(*rows), slice(*columns)]
 
 
 @dataclass(frozen=True)
@@ -90,27 +94,28 @@ def predict_rows(
     weights: Tensor | None = None  # [n, w]
     for k, (first, last) in enumerate(down):
         following = down[k + 1][0] if k + 1 < len(down) else last
-        strip = _padded(rows, first * stride, last * stride, stride)
-        total, weight = _blended(scores, strip, across, stride)
+        total, weight = _blended(scores, rows, (first, last), across, stride)
         if held is not None and weights is not None:
             total[:, : held.shape[1]] += held
             weight[: len(weights)] += weights
         ready = following - first
-        yield from labels.of(total[:, :ready] / weight[:ready], last=k + 1 == len(down))
+        yield from labels.of(total[:, :ready].div_(weight[:ready]), last=k + 1 == len(down))
         held, weights = total[:, ready:].clone(), weight[ready:].clone()
+        del total, weight  # not beside those of the next row
 
 
 def _blended(
-    scores: Callable[[Tensor], Tensor], strip: Tensor, across: list[tuple[int, int]], s: int
+    scores: Callable[[Tensor], Tensor], rows: Rows, down: Span, across: list[Span], s: int
 ) -> tuple[Tensor, Tensor]:
     """The weighted scores of a row of windows [C, n, w], and the sum of their weights [n, w]."""
     total: Tensor | None = None
     weight: Tensor | None = None
+    n = down[1] - down[0]
     for first, last in across:
-        found = scores(strip[None, :, :, first * s : last * s])[0].float()
-        if found.shape[1:] != (strip.shape[1] // s, last - first):
+        found = scores(_padded(rows, down, (first, last), s)[None])[0].float()
+        if found.shape[1:] != (n, last - first):
             raise ValueError(
-                f"expected scores at stride {s}, {strip.shape[1] // s} x {last - first}, got {list(found.shape[1:])}"
+                f"expected scores at stride {s}, {n} x {last - first}, got {list(found.shape[1:])}"
             )
         tent = _tent(found.shape[1], found.device)[:, None] * _tent(found.shape[2], found.device)
         if total is None or weight is None:
@@ -134,6 +139,13 @@ class _Labels:
         self.done = 0  # rows of pixels
 
     def of(self, scores: Tensor, last: bool) -> Iterator[Tensor]:
+        """Strips of at most about `STRIP` pixels for scores [C, n, w], which are the last ones or not."""
+        n = max(1, STRIP // (scores.shape[2] * self.stride**2))
+        parts = torch.split(scores, n, 1)
+        for i, part in enumerate(parts):
+            yield from self._strip(part, last and i + 1 == len(parts))
+
+    def _strip(self, scores: Tensor, last: bool) -> Iterator[Tensor]:
         begun = self.done > 0
         scores = scores if self.waiting is None else torch.cat((self.waiting, scores), 1)
         count, s = scores.shape[1], self.stride
@@ -148,7 +160,7 @@ class _Labels:
         self.waiting = scores.clone()
 
 
-def _starts(length: int, window: int, overlap: float) -> list[tuple[int, int]]:
+def _starts(length: int, window: int, overlap: float) -> list[Span]:
     """First and last (exclusive) of each window along an axis of so many scores, evenly spread."""
     window = min(window, length)
     if window == length:
@@ -164,11 +176,12 @@ def _tent(n: int, device: torch.device) -> Tensor:
     return torch.minimum(i + 1, n - i)
 
 
-def _padded(rows: Rows, top: int, bottom: int, stride: int) -> Tensor:
-    """The pixels of these rows, continued to multiples of the stride [3, bottom - top, w * s]."""
-    strip = rows.read(top, min(bottom, rows.height))
-    below, right = bottom - top - strip.shape[1], -strip.shape[2] % stride
-    if not below and not right:
-        return strip
-    whole = strip[None] if strip.is_floating_point() else strip[None].float()
-    return F.pad(whole, (0, right, 0, below), mode="replicate")[0].to(strip.dtype)
+def _padded(rows: Rows, down: Span, across: Span, stride: int) -> Tensor:
+    """The pixels of a window of scores, continued to multiples of the stride [3, n * s, m * s]."""
+    (top, bottom), (left, right) = ((first * stride, last * stride) for first, last in (down, across))
+    window = rows.read((top, min(bottom, rows.height)), (left, min(right, rows.width)))
+    below, beside = bottom - top - window.shape[1], right - left - window.shape[2]
+    if not below and not beside:
+        return window
+    whole = window[None] if window.is_floating_point() else window[None].float()
+    return F.pad(whole, (0, beside, 0, below), mode="replicate")[0].to(window.dtype)

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from revseg.inference import windows
 from revseg.inference.windows import TensorRows, Windows, _starts, predict_rows
 from revseg.ops import upsample_argmax
 
@@ -24,8 +25,8 @@ def small_image(height, width):
     )
 
 
-def by_windows(image, windows):
-    return torch.cat(list(predict_rows(local_scores, TensorRows(image), STRIDE, windows)))
+def by_windows(image, cut):
+    return torch.cat(list(predict_rows(local_scores, TensorRows(image), STRIDE, cut)))
 
 
 @pytest.mark.parametrize("overlap", [0, 0.25, 0.9])
@@ -45,19 +46,29 @@ def test_sizes_that_are_no_multiples_of_the_stride(height, width):
     assert torch.equal(by_windows(image, Windows(16, 16)), whole)
 
 
-def test_rows_are_read_from_the_top_and_only_as_far_as_a_window_reaches():
+def test_windows_are_read_from_the_top_one_by_one():
     seen = []
 
     class Watched(TensorRows):
-        def read(self, top, bottom):
-            seen.append((top, bottom))
-            return super().read(top, bottom)
+        def read(self, rows, columns):
+            seen.append((rows, columns))
+            return super().read(rows, columns)
 
-    strips = list(predict_rows(local_scores, Watched(small_image(200, 16)), STRIDE, Windows(40, 16, 0.5)))
+    strips = list(predict_rows(local_scores, Watched(small_image(200, 30)), STRIDE, Windows(40, 16, 0.5)))
     assert sum(map(len, strips)) == 200
     assert seen == sorted(seen)
-    assert all(bottom - top <= 40 for top, bottom in seen)
+    assert all(rows[1] - rows[0] <= 40 and columns[1] - columns[0] <= 16 for rows, columns in seen)
     assert len(strips) > 5
+
+
+def test_strips_of_wide_images_have_few_rows(monkeypatch):
+    """Labels are made and written in strips of so many pixels, whatever the windows."""
+    image = small_image(60, 48)
+    whole = by_windows(image, Windows(40, 24))
+    monkeypatch.setattr(windows, "STRIP", 2 * STRIDE * 48)
+    strips = list(predict_rows(local_scores, TensorRows(image), STRIDE, Windows(40, 24)))
+    assert torch.equal(torch.cat(strips), whole)
+    assert max(map(len, strips)) <= 3 * STRIDE
 
 
 def test_scores_that_disagree_are_blended_towards_the_nearer_window():
