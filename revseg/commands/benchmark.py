@@ -7,7 +7,7 @@ What a runtime gives is compared with PyTorch before it is timed.
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,17 +41,38 @@ def benchmark(settings: BenchmarkSettings) -> dict[str, dict[str, Any]]:
     device = choose_device(settings.device)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    network = load(settings.weights).network
+    network = load(settings.weights).network.to(device)
     generator = torch.Generator().manual_seed(0)
     image = torch.randint(0, 256, (1, 3, *settings.size), generator=generator, dtype=torch.uint8).to(device)
-    plain = Deployed(network, labels=True).eval().to(device)
-    expected = plain(image)
+    found = times_of(network, image, {name: RUNTIMES[name] for name in settings.runtimes}, settings.rounds)
+    console.print(_table(found, settings))
+    for name, row in found.items():
+        if "note" in row:
+            console.print(f"{name} was not timed: {row['note']}", markup=False)
+    return found
+
+
+def times_of(
+    network: nn.Module, image: Tensor, runtimes: Mapping[str, Callable[[nn.Module, Tensor], Run]], rounds: int
+) -> dict[str, dict[str, Any]]:
+    """Times of a network by several runtimes, from bytes to labels.
+
+    Args:
+        network: On the device of the image.
+        image: [1, 3, H, W], uint8.
+        runtimes: By name, what makes a function of the network for images of this size.
+        rounds: How often each is timed, in turn with the others.
+
+    Returns:
+        By runtime: prepare_s (seconds until the first result), ms (median), fps; or note, why it was not timed.
+    """
+    expected = Deployed(network, labels=True).eval()(image)
     found: dict[str, dict[str, Any]] = {}
     runs: dict[str, Run] = {}
-    for name in settings.runtimes:
+    for name, make in runtimes.items():
         started = time.perf_counter()
         try:
-            run = RUNTIMES[name](network.to(device), image)
+            run = make(network, image)
             labels = run(image)
         except Exception as error:  # noqa: BLE001 - runtimes raise nearly anything, and the others are still to be timed
             found[name] = {"note": (str(error).splitlines() or [type(error).__name__])[0][:120]}
@@ -62,16 +83,12 @@ def benchmark(settings: BenchmarkSettings) -> dict[str, dict[str, Any]]:
             continue
         runs[name], found[name] = run, {"prepare_s": round(time.perf_counter() - started, 2)}
     times: dict[str, list[float]] = {name: [] for name in runs}
-    for i in range(settings.rounds):
+    for i in range(rounds):
         for name in list(runs) if i % 2 == 0 else reversed(list(runs)):
             times[name].append(_seconds(runs[name], image))
     for name, seconds in times.items():
         median = statistics.median(seconds)
         found[name] |= {"ms": round(1000 * median, 2), "fps": round(1 / median, 2)}
-    console.print(_table(found, settings))
-    for name, row in found.items():
-        if "note" in row:
-            console.print(f"{name} was not timed: {row['note']}", markup=False)
     return found
 
 

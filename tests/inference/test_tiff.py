@@ -96,7 +96,9 @@ def test_prediction_takes_at_most_twice_what_the_network_takes_of_one_window(tmp
         network = peak_bytes(one)
         found = peak_bytes(whole)
         stride = model.stride
-        model.scores = lambda x, augmentation=None: torch.zeros(1, 11, x.shape[2] // stride, x.shape[3] // stride)
+        model.scores = lambda x, augmentation=None: torch.zeros(
+            1, 11, x.shape[2] // stride, x.shape[3] // stride
+        )
         tracemalloc.start()
         whole()
         arrays = tracemalloc.get_traced_memory()[1]
