@@ -10,8 +10,9 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from revseg.engine.tracing import Unscriptable, has_hooks
+from revseg.layers.bands.cut import Bands
 from revseg.layers.linear import LinearOp
-from revseg.layers.stack import run_layers, stacks_are_right
+from revseg.layers.stack import bands_of, run_row, stacks_are_right
 from revseg.layers.stack_layer import Layer, layer_of
 
 Linear = tuple[
@@ -26,6 +27,8 @@ class LayerModule(Unscriptable, nn.Module):
     """
 
     norm: nn.Sequential
+    bands: Bands | None = None  # by which it runs where training asks for it, called alone
+    save_activations = False  # True for whole maps nevertheless
 
     def linear(self) -> Linear | None:
         """What comes before `norm`; None if it has become something else, or if something waits for the call of a part."""
@@ -44,4 +47,4 @@ class LayerModule(Unscriptable, nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         layer = self.as_layer() if stacks_are_right(x) else None
-        return self.plain(x) if layer is None else run_layers([layer], x)
+        return self.plain(x) if layer is None else run_row([layer], x, bands_of(self))

@@ -55,15 +55,11 @@ class Stack(Unscriptable, nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         if not stacks_are_right(x, (1, 2, 3)):
             return super().forward(x)  # type: ignore[no-any-return, no-untyped-call]
-        return _run_stack(self.flat(), x, self.bands if self._goes_by_bands() else None)
-
-    def _goes_by_bands(self) -> bool:
-        trains = self.training or torch.is_grad_enabled()
-        return trains and not self.save_activations and not torch.compiler.is_compiling()
+        return _run_stack(self.flat(), x, bands_of(self))
 
     def layers_by_bands(self, x: Tensor, part: nn.Module | None = None) -> Sequence[Layer] | None:
         """The layers of the stack, or of a part of it, if all of a map x would go through them by bands; else None."""
-        if self.bands is None or not self._goes_by_bands() or has_hooks(self) or not stacks_are_right(x):
+        if bands_of(self) is None or has_hooks(self) or not stacks_are_right(x):
             return None
         layers = layers_of(self if part is None else part, without_norm=True)
         return layers if layers and BandPlan.takes(layers, x) else None
@@ -88,18 +84,26 @@ class Stack(Unscriptable, nn.Sequential):
                 yield module
 
 
+def bands_of(module: Any) -> Bands | None:
+    """How maps are cut in this call of a module; None for whole maps, as in inference, which has the bits of all levels."""
+    trains = module.training or torch.is_grad_enabled()
+    whole = module.save_activations or not trains or torch.compiler.is_compiling()
+    return None if whole else module.bands
+
+
 def _run_stack(modules: Iterable[nn.Module], x: Tensor, bands: Bands | None) -> Tensor:
     layers: list[Layer] = []
     for part in _parts(modules, x.ndim - 2, bands is not None):
         if isinstance(part, Layer):
             layers.append(part)
         else:
-            x = part(_run_row(layers, x, bands) if layers else x)
+            x = part(run_row(layers, x, bands) if layers else x)
             layers = []
-    return _run_row(layers, x, bands) if layers else x
+    return run_row(layers, x, bands) if layers else x
 
 
-def _run_row(layers: Sequence[Layer], x: Tensor, bands: Bands | None) -> Tensor:
+def run_row(layers: Sequence[Layer], x: Tensor, bands: Bands | None) -> Tensor:
+    """The output of layers, by bands if all are local."""
     if bands is not None and BandPlan.takes(layers, x):
         return run_by_bands(layers, (x,), bands)[0]
     return run_layers(layers, x)

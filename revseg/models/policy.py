@@ -138,7 +138,7 @@ class MemoryPolicy:
     def _with_bands(self, module: nn.Module) -> nn.Module:
         """The same; the rows in it go by bands."""
         for part in module.modules():
-            if self.bands is not None and isinstance(part, Stack):
+            if self.bands is not None and isinstance(part, (Stack, LayerModule)):
                 part.bands, part.save_activations = self.bands, self.save_activations
         return module
 
