@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from revseg.layers.bands.cut import Bands
+from revseg.layers.bands.joined import normed_by_bands
 from revseg.layers.convolution import Convolution
 from revseg.layers.images import Normalization
 from revseg.layers.layer_module import LayerModule
@@ -53,6 +55,17 @@ class BNAct(nn.Sequential):
             nn.BatchNorm2d(channels, eps=eps, momentum=momentum), _activation(activation, channels)
         )
 
+    bands: Bands | None = None  # by which it runs where training asks for it
+    save_activations = False  # True for whole maps nevertheless
+
+    def forward(self, *maps: Tensor) -> Tensor:
+        """Of maps of one size, joined by their channels in the dtype of the first."""
+        by_bands = None if self.bands is None else normed_by_bands(self, maps)
+        if by_bands is not None:
+            return by_bands
+        x = maps[0] if len(maps) == 1 else torch.cat([each.to(maps[0].dtype) for each in maps], dim=1)
+        return super().forward(x)  # type: ignore[no-any-return, no-untyped-call]
+
 
 class PooledBatchNorm2d(nn.BatchNorm2d):
     """Batch norm that also takes a single value per channel: one image, pooled to one cell.
@@ -68,14 +81,6 @@ class PooledBatchNorm2d(nn.BatchNorm2d):
         return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
 
 
-class Joined(BNAct):
-    """Maps of one size joined by their channels, in the dtype of the first; then batch norm and activation."""
-
-    def forward(self, *maps: Tensor) -> Tensor:
-        joined = torch.cat([each.to(maps[0].dtype) for each in maps], dim=1)
-        return super().forward(joined)  # type: ignore[no-any-return, no-untyped-call]
-
-
 class JoinedClassifier(nn.Module):
     """Maps of one size joined, normed, and read as classes by a 1 x 1 convolution without bias.
 
@@ -87,7 +92,7 @@ class JoinedClassifier(nn.Module):
 
     def __init__(self, channels: int, num_classes: int, dropout: float = 0.0) -> None:
         super().__init__()
-        self.join = Joined(channels)
+        self.join = BNAct(channels)
         self.dropout = nn.Dropout2d(dropout)
         self.classifier = nn.Conv2d(channels, num_classes, 1, bias=False)
 

@@ -22,7 +22,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from revseg.layers.blocks import BNAct, ConvBNAct, ImageConvBNAct, Joined, JoinedClassifier
+from revseg.layers.blocks import BNAct, ConvBNAct, ImageConvBNAct, JoinedClassifier
 from revseg.layers.convolution import Convolution
 from revseg.layers.images import Normalization, image_pyramid
 from revseg.layers.layer_module import LayerModule, Linear
@@ -161,7 +161,7 @@ class Down(nn.Module):
 
     def __init__(self, channels: int, out_channels: int, dilation: int, reduction: int) -> None:
         super().__init__()
-        self.join = Joined(channels)
+        self.join = BNAct(channels)
         self.context = Stack(
             ConvBNAct(channels, out_channels, stride=2), Surroundings(out_channels, dilation)
         )

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from revseg.layers.blocks import BNAct, ConvBNAct, ImageConvBNAct, Joined, JoinedClassifier
+from revseg.layers.blocks import BNAct, ConvBNAct, ImageConvBNAct, JoinedClassifier
 from revseg.layers.images import Normalization, image_pyramid
 from revseg.layers.stack import Stack
 from revseg.models.network import Network
@@ -128,7 +128,7 @@ class Down(nn.Module):
 
     def __init__(self, channels: int, out_channels: int) -> None:
         super().__init__()
-        self.join = Joined(channels)
+        self.join = BNAct(channels)
         self.pools = channels < out_channels
         made = out_channels - channels if self.pools else out_channels
         self.conv = nn.Conv2d(channels, made, 3, 2, 1, bias=False)

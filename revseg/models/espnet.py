@@ -22,25 +22,22 @@ channels is rounded). What changes: nothing follows a sum, and each resolution i
 Source of the coupling: Gomez et al., The Reversible Residual Network, arXiv:1707.04585.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from revseg.couplings import AdditiveCoupling
 from revseg.exact.modes import Exact
-from revseg.layers.blocks import BNAct, ConvBNAct, ImageConvBNAct
+from revseg.layers.blocks import BNAct, ImageConvBNAct
 from revseg.layers.images import Normalization, crop, of_each_image
 from revseg.layers.stack import Stack
-from revseg.layers.upsample_conv import DoublingConv2d
+from revseg.models.espnet_decoder import Decoder, Wrap
 from revseg.models.espnet_esp import DILATIONS, ESP
 from revseg.models.network import Network, check_edition
 from revseg.models.official import renamed
 from revseg.models.policy import Memory, MemoryPolicy
-
-Wrap = Callable[[nn.Module], nn.Module]
 
 
 class ESPNet(Network):
@@ -105,7 +102,8 @@ class ESPNet(Network):
 
         def units(channels: int, count: int) -> nn.Module:
             if not reversible:
-                return Stack(*(block(ESP(channels, channels, residual=True)) for _ in range(count)))
+                row = Stack(*(block(ESP(channels, channels, residual=True)) for _ in range(count)))
+                return policy.groups(row)
             halves = ([ESP(channels // 2, channels // 2) for _ in "fg"] for _ in range(2 * count))
             return policy.sequence((AdditiveCoupling(*half) for half in halves), exact)
 
@@ -116,14 +114,30 @@ class ESPNet(Network):
         self.level2 = policy.stage(level2)  # 1/4
         level3 = Level(block(ESP(quarter, w3, stride=2)), units(w3, q), block(Join(eighth)))
         self.level3 = policy.stage(level3)  # 1/8
-        self.decoder = policy.stage(
-            Decoder((half if skip_images else w1, quarter, eighth), num_classes, block)
-        )  # 1
+        self.again = policy.again()
+        last: Wrap = nn.Identity() if self.again.on else block  # logits that run again would stand twice
+        decoder = Decoder((half if skip_images else w1, quarter, eighth), num_classes, block, last)
+        self.decoder = decoder if self.again.on else policy.stage(decoder)  # 1
 
     def logits(self, images: Tensor) -> Tensor:  # [N, 3, H, W] -> [N, C, H, W]
+        if self.again.on:
+            parts = self.level1, self.level2, self.level3, self.decoder
+            decoder: Any = self.decoder
+            logits = decoder.classified(self.again(self._features, parts, images))
+        else:
+            logits = self.decoder(*self._encoded(images))
+        return crop(logits, images.shape[-2:])
+
+    def _encoded(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The maps at 1/2, 1/4 and 1/8 that the decoder reads."""
         half, image, *alone = self.level1(images)
         quarter = self.level2(half, image)
-        return crop(self.decoder(*(alone or [half]), quarter, self.level3(quarter)), images.shape[-2:])
+        return (*(alone or [half]), quarter, self.level3(quarter))
+
+    def _features(self, images: Tensor) -> Tensor:
+        """What the classes are read from."""
+        decoder: Any = self.decoder
+        return decoder.features(*self._encoded(images))  # type: ignore[no-any-return]
 
     @staticmethod
     def from_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -182,7 +196,7 @@ class Level1(nn.Module):
         """The map at 1/2 [N, channels + 3, h, w] and the images at 1/4 [N, 3, h', w']."""
         x = self.conv(images)
         small = of_each_image(_smaller, images, self.conv.prepare).to(x.dtype)
-        joined = self.norm(torch.cat((x, small), 1))
+        joined = self.norm(x, small)
         return (joined, _smaller(small), *(() if self.skip_images else (x,)))
 
 
@@ -218,71 +232,7 @@ class Join(nn.Module):
         self.norm = BNAct(channels)
 
     def forward(self, *maps: Tensor) -> Tensor:
-        return self.norm(torch.cat(maps, 1))  # type: ignore[no-any-return]
-
-
-class Decoder(nn.Module):
-    """From what the encoder has at 1/2, 1/4 and 1/8 to logits at full size.
-
-    Args:
-        channels: Of the three maps.
-        num_classes: C, the number of classes.
-        block: Called with the layers of one size, for what stands in their place.
-    """
-
-    def __init__(self, channels: Sequence[int], num_classes: int, block: Wrap) -> None:
-        super().__init__()
-        half, quarter, eighth = channels
-        c = max(num_classes, len(DILATIONS))  # ESP shares them out
-        reduce = nn.Conv2d(eighth, c, 1, bias=False)
-        self.level3 = block(Stack(reduce, nn.BatchNorm2d(c, eps=1e-3), _doubling(c, c)))
-        self.level2 = block(Quarter(quarter, c))
-        self.level1 = block(Half(half, c, num_classes))
-
-    def forward(self, half: Tensor, quarter: Tensor, eighth: Tensor) -> Tensor:
-        return self.level1(self.level2(self.level3(eighth), quarter), half)  # type: ignore[no-any-return]
-
-
-class Quarter(nn.Module):
-    """Two maps at 1/4 become one of C channels at 1/2.
-
-    Args:
-        in_channels: Channels of the encoder's map.
-        channels: C, those of the decoder's.
-    """
-
-    def __init__(self, in_channels: int, channels: int) -> None:
-        super().__init__()
-        c = channels
-        self.project = nn.Conv2d(in_channels, c, 1, bias=False)
-        last = nn.BatchNorm2d(c, eps=1e-3), nn.PReLU(c)
-        self.merge = Stack(BNAct(2 * c), ESP(2 * c, c), _doubling(c, c), *last)
-
-    def forward(self, x: Tensor, quarter: Tensor) -> Tensor:
-        both = torch.cat((self.project(quarter), crop(x, quarter.shape[-2:])), 1)
-        return self.merge(both)  # type: ignore[no-any-return]
-
-
-class Half(nn.Module):
-    """Two maps at 1/2 become logits at full size.
-
-    Args:
-        in_channels: Channels of the encoder's map.
-        channels: Those of the decoder's.
-        num_classes: C, the number of classes.
-    """
-
-    def __init__(self, in_channels: int, channels: int, num_classes: int) -> None:
-        super().__init__()
-        conv = ConvBNAct(channels + in_channels, channels)
-        self.classify = Stack(conv, DoublingConv2d(channels, num_classes, bias=False))
-
-    def forward(self, x: Tensor, half: Tensor) -> Tensor:
-        return self.classify(torch.cat((crop(x, half.shape[-2:]), half), 1))  # type: ignore[no-any-return]
-
-
-def _doubling(in_channels: int, out_channels: int) -> nn.ConvTranspose2d:
-    return nn.ConvTranspose2d(in_channels, out_channels, 2, stride=2, bias=False)
+        return self.norm(*maps)  # type: ignore[no-any-return]
 
 
 def _smaller(x: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ from revseg.exact.modes import Exact
 from revseg.layers.bands.cut import Bands
 from revseg.layers.bands.head import HeadByBands
 from revseg.layers.bands.module import ByBands
+from revseg.layers.blocks import BNAct
 from revseg.layers.layer_module import LayerModule
 from revseg.layers.recompute import Recompute
 from revseg.layers.rerun import Rerun, RowInGroups
@@ -91,9 +92,18 @@ class MemoryPolicy:
 
     def stage(self, module: nn.Module) -> nn.Module:
         """What stands in the place of a stage, a row of blocks."""
-        if self.bands is not None and self.stages and isinstance(module, nn.Sequential) and _is_long(module):
-            module = RowInGroups(*module, save_activations=self.save_activations)
-        return self._again(module) if self.stages else module
+        return self._again(self.groups(module)) if self.stages else module
+
+    def groups(self, module: nn.Module) -> nn.Module:
+        """A row of blocks inside of a stage: at the least level groups of it run again."""
+        if (
+            self.bands is None
+            or not self.stages
+            or not isinstance(module, nn.Sequential)
+            or not _is_long(module)
+        ):
+            return module
+        return RowInGroups(*module, save_activations=self.save_activations)
 
     def again(self) -> Rerun:
         """By what a network calls its parts that are methods: at the least level they run again."""
@@ -138,7 +148,7 @@ class MemoryPolicy:
     def _with_bands(self, module: nn.Module) -> nn.Module:
         """The same; the rows in it go by bands."""
         for part in module.modules():
-            if self.bands is not None and isinstance(part, (Stack, LayerModule)):
+            if self.bands is not None and isinstance(part, (Stack, LayerModule, BNAct)):
                 part.bands, part.save_activations = self.bands, self.save_activations
         return module
 

@@ -9,6 +9,7 @@ from torch import nn
 from revseg.layers.bands.corners import pooled_by_bands
 from revseg.layers.bands.cut import Bands
 from revseg.layers.bands.sources import Unpooled, WithGrids, run_of_source
+from revseg.layers.blocks import BNAct
 from revseg.layers.corner_pool import pool_with_corners, unpool
 from revseg.layers.stack import Stack, layers_of
 from tests.helpers import assert_same_result, relative_error, run_step, small_input
@@ -97,3 +98,19 @@ def test_grids_beside_a_map_are_those_of_torch(size):
         ours, plain = Grids(bands).double(), Grids().double()
         x = small_input(2, 4, *size)
         assert_same_result(run_step(ours, x), run_step(plain, x), 1e-9)
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_norms_of_joined_maps_are_those_of_torch(train):
+    for bands in (Bands(1), Bands(900), Bands()):
+        torch.manual_seed(0)
+        norm = stirred(BNAct(9)).double().train(train)
+        ours = copy.deepcopy(norm)
+        ours.bands = bands
+        maps = [small_input(3, c, 7, 5, seed=c) for c in (4, 5)]
+        found = []
+        for each in (ours, norm):
+            y = each(*maps)
+            found.append((y, torch.autograd.grad(y.sin().sum(), [*maps, *each.parameters()])))
+        torch.testing.assert_close(*found)
+        torch.testing.assert_close([*ours.buffers()], [*norm.buffers()])

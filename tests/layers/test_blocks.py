@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from revseg.layers.blocks import ACTIVATIONS, ConvBNAct, Joined, PooledBatchNorm2d, asymmetric_pairs
+from revseg.layers.blocks import ACTIVATIONS, BNAct, ConvBNAct, PooledBatchNorm2d, asymmetric_pairs
 from revseg.layers.images import IMAGENET, image_pyramid, normalize_images
 
 
@@ -128,7 +128,7 @@ def test_image_pyramid_halves_again_and_again(size):
 
 
 def test_joined_maps_are_normed_together_in_the_dtype_of_the_first():
-    join = Joined(5, activation="relu").double()
+    join = BNAct(5, activation="relu").double()
     a, b = torch.randn(2, 2, 3, 3, dtype=torch.float64), torch.randn(2, 3, 3, 3)
     y = join(a, b)
     assert y.dtype == torch.float64
