@@ -10,8 +10,10 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from revseg.engine.tracing import has_hooks
 from revseg.layers.recompute import Recompute
 
 
@@ -54,23 +56,40 @@ class _Part(nn.Module):
         return self.run(*inputs)
 
 
-class RowInGroups(nn.Sequential):
+class InGroups(Recompute):
     """A row of blocks in groups that run again: of n inputs of blocks no more than twice the root of n are there at a time.
 
-    For a row that itself runs again, of blocks that do: one more run of each.
+    The state dict is that of the row, without a prefix.
+
+    Args:
+        module: The row, of blocks that run again themselves: one more run of each.
+        whole: Whether the row runs again as a whole too, and keeps its input alone.
+        save_activations: True for the plain twin.
     """
 
-    def __init__(self, *blocks: nn.Module, save_activations: bool = False) -> None:
-        super().__init__(*blocks)
-        self.save_activations = save_activations
+    def __init__(self, module: nn.Sequential, *, whole: bool, save_activations: bool = False) -> None:
+        super().__init__(module, save_activations=save_activations)
+        self.whole = whole
+
+    def forward(self, x: Tensor) -> Any:
+        """What the row makes of x."""
+        plain = self.save_activations or not torch.is_grad_enabled() or has_hooks(self.module)
+        if plain or torch.compiler.is_compiling():
+            return self.module(x)
+        row: Any = self.module
+        groups = _Groups(_blocks(row))
+        return Recompute(groups)(x) if self.whole else groups(x)
+
+
+class _Groups(nn.Module):
+    def __init__(self, blocks: Iterable[nn.Module]) -> None:
+        super().__init__()
+        self.row = nn.ModuleList(blocks)
 
     def forward(self, x: Tensor) -> Tensor:
-        row = list(_blocks(self))
-        size = math.ceil(math.sqrt(len(row)))
-        if self.save_activations or size < 2:
-            return super().forward(x)  # type: ignore[no-any-return, no-untyped-call]
-        for first in range(0, len(row), size):
-            x = Recompute(nn.Sequential(*row[first : first + size]))(x)
+        size = math.ceil(math.sqrt(len(self.row)))
+        for first in range(0, len(self.row), size):
+            x = Recompute(nn.Sequential(*self.row[first : first + size]))(x)
         return x
 
 

@@ -30,7 +30,7 @@ from revseg.layers.bands.module import ByBands
 from revseg.layers.blocks import BNAct
 from revseg.layers.layer_module import LayerModule
 from revseg.layers.recompute import Recompute
-from revseg.layers.rerun import Rerun, RowInGroups
+from revseg.layers.rerun import InGroups, Rerun
 from revseg.layers.stack import Stack
 from revseg.sequence import ReversibleSequence
 
@@ -92,18 +92,15 @@ class MemoryPolicy:
 
     def stage(self, module: nn.Module) -> nn.Module:
         """What stands in the place of a stage, a row of blocks."""
-        return self._again(self.groups(module)) if self.stages else module
+        if self.bands is None or not self.stages or not _is_long(module):
+            return self._again(module) if self.stages else module
+        return InGroups(module, whole=True, save_activations=self.save_activations)  # type: ignore[arg-type]
 
     def groups(self, module: nn.Module) -> nn.Module:
         """A row of blocks inside of a stage: at the least level groups of it run again."""
-        if (
-            self.bands is None
-            or not self.stages
-            or not isinstance(module, nn.Sequential)
-            or not _is_long(module)
-        ):
+        if self.bands is None or not self.stages or not _is_long(module):
             return module
-        return RowInGroups(*module, save_activations=self.save_activations)
+        return InGroups(module, whole=False, save_activations=self.save_activations)  # type: ignore[arg-type]
 
     def again(self) -> Rerun:
         """By what a network calls its parts that are methods: at the least level they run again."""
@@ -153,10 +150,11 @@ class MemoryPolicy:
         return module
 
 
-def _is_long(row: nn.Sequential) -> bool:
+def _is_long(module: nn.Module) -> bool:
     """Whether it is a row of blocks, not one of layers."""
-    layers = isinstance(row, Stack) and not all(isinstance(part, Recompute) for part in row)
-    return len(row) > 1 and not layers
+    if not isinstance(module, nn.Sequential) or len(module) < 2:
+        return False
+    return not isinstance(module, Stack) or all(isinstance(part, Recompute) for part in module)
 
 
 Memory = str | MemoryPolicy  # what a network takes: the name of a level, or a policy
