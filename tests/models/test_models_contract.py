@@ -11,16 +11,19 @@ import torch
 from torch.nn.modules.dropout import _DropoutNd
 
 from revseg.files import save_weights
+from revseg.layers.bands.cut import Bands
 from revseg.layers.images import IMAGENET, Normalization, normalize_images
 from revseg.losses import UpsampleCrossEntropy
 from revseg.memory import saved_bytes
 from revseg.models import MODELS, create_model, list_models, load_model
-from revseg.models.policy import MEMORY_LEVELS
+from revseg.models.policy import MEMORY_LEVELS, MemoryPolicy
 from tests.helpers import assert_same_result, relative_error, run_step
 from tests.models import networks
 from tests.models.networks import by_state_names
 
 CLASSES = 5
+SMALL_BANDS = MemoryPolicy(stages=True, bands=Bands(bytes=2000))  # the least level, cut here too
+LEVELS = (SMALL_BANDS, *(level for level in MEMORY_LEVELS if level != "least"))
 NARROW = {
     "bisenet_resnet18": {"width": 8},
     "bisenet_xception39": {"width": 4},
@@ -222,7 +225,7 @@ def test_outputs_and_buffers_are_bitwise_the_same_at_all_levels(name, n, size):
 def test_gradients_are_the_same_at_all_levels(name, monkeypatch):
     """In double precision; and those of PyTorch's own modules."""
     x = images()
-    results = [step(stirred_network(name, memory=memory).double(), x) for memory in MEMORY_LEVELS]
+    results = [step(stirred_network(name, memory=memory).double(), x) for memory in LEVELS]
     monkeypatch.setenv("REVSEG_KERNELS", "0")
     plain = step(stirred_network(name, memory="fastest").double(), x)
     for result in results:
@@ -232,7 +235,7 @@ def test_gradients_are_the_same_at_all_levels(name, monkeypatch):
 @each_model
 def test_gradients_are_as_near_to_float64_as_those_of_the_modules(name, monkeypatch):
     x = images()
-    models = [network(name, memory=memory) for memory in MEMORY_LEVELS]
+    models = [network(name, memory=memory) for memory in LEVELS]
     plain, exact = network(name, memory="fastest"), network(name, memory="fastest").double()
     for module in (each for model in (*models, plain, exact) for each in model.modules()):
         if isinstance(module, _DropoutNd):
