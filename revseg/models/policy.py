@@ -139,7 +139,7 @@ class MemoryPolicy:
 
     def _again(self, module: nn.Module) -> nn.Module:
         if self.bands is not None and isinstance(module, (Stack, LayerModule)):
-            return ByBands(module, self.bands, save_activations=self.save_activations)
+            return ByBands(self._with_bands(module), self.bands, save_activations=self.save_activations)
         return Recompute(self._with_bands(module), save_activations=self.save_activations)
 
     def _with_bands(self, module: nn.Module) -> nn.Module:

@@ -97,7 +97,7 @@ class PSPNet(Network):
         self.stage4 = stage(16 * w, 8 * w, counts[3], dilation=4)
         pyramid = PyramidPooling(32 * w, bins)
         read = conv_bn_relu(pyramid.out_channels, 8 * w)
-        self.head = policy.residual(_Head(pyramid, read, *_classifier(8 * w, num_classes, dropout)))
+        self.head = again(_Head(pyramid, read, *_classifier(8 * w, num_classes, dropout)))
         self.aux = None
         if aux:
             read = conv_bn_relu(16 * w, 4 * w)
@@ -164,7 +164,7 @@ class _Head(Stack):
 
     def forward(self, x: Tensor) -> Tensor:
         pyramid: Any = self[0]
-        layers = None if has_hooks(pyramid) else self.layers_by_bands(x, self[1])
+        layers = self.layers_by_bands(x, self[1]) if self.training and not has_hooks(pyramid) else None
         if layers is None or self.bands is None:
             return super().forward(x)
         x = run_of_source(layers, WithGrids, (x, *pyramid.grids(x)), self.bands)
