@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from revseg.memory.late import arguments
+from revseg.memory.room import is_memory_error
 from revseg.memory.step import Loss, takes_target, target_for
-
-_WORDS = ("can't allocate memory", "not enough memory", "out of memory", "std::bad_alloc")
 
 
 def find_batch_size(
@@ -58,7 +57,7 @@ def _runs(model: nn.Module, example: Any, loss: Loss | None, target: Any, images
     try:
         _step(model, example, loss, target, images)
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(w in str(error) for w in _WORDS):
+        if is_memory_error(error):
             return False
         raise
     finally:

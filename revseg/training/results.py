@@ -19,13 +19,14 @@ from revseg.data import SegmentationDataset
 from revseg.files import write_text
 from revseg.losses import UpsampleCrossEntropy, predict_labels
 from revseg.memory import peak_bytes
+from revseg.memory.room import free_bytes
 from revseg.models import load_model
 from revseg.sequence import set_save_activations
 from revseg.training.folder import Progress, best_epoch
-from revseg.training.memory import free_bytes, predicted_step
 from revseg.training.report import draw_curves, draw_samples, memory_table, result_table
 from revseg.training.settings import TrainSettings
 from revseg.training.setup import Batch, autocast, build_model
+from revseg.training.step_memory import predicted_step
 
 SAMPLES_DRAWN = 4
 

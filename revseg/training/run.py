@@ -15,7 +15,9 @@ from torch.utils.data import DataLoader
 
 from revseg.data import SegmentationDataset
 from revseg.losses import UpsampleCrossEntropy
+from revseg.memory.room import free_bytes, is_memory_error
 from revseg.training.distributed import Team, joined, local_rank
+from revseg.training.dry_run import predicted_peak, show_plan
 from revseg.training.folder import (
     DivergedError,
     Parts,
@@ -31,8 +33,6 @@ from revseg.training.folder import (
 from revseg.training.lock import locked
 from revseg.training.log import loggers
 from revseg.training.loop import divergence, first_batch, steps_of, train_epoch, validate
-from revseg.training.memory import MemoryExhaustedError, advice, free_bytes, is_memory_error, level_within
-from revseg.training.plan import predicted_peak, show_plan
 from revseg.training.random_state import seed_everything
 from revseg.training.report import epoch_line, step_progress
 from revseg.training.results import check_libraries, count_parameters, draw_predictions, write_results
@@ -50,6 +50,7 @@ from revseg.training.setup import (
     create_split,
     facts_of,
 )
+from revseg.training.step_memory import MemoryExhaustedError, advice, level_within
 from revseg.training.stop import Stop, watched_signals
 from revseg.training.weights import described, load_starting_weights
 

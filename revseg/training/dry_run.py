@@ -7,9 +7,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from revseg.memory.room import free_bytes
 from revseg.training.distributed import Team
-from revseg.training.memory import free_bytes, mebibytes, predicted_step
 from revseg.training.settings import TrainSettings
+from revseg.training.step_memory import mebibytes, predicted_step
 
 
 def predicted_peak(
