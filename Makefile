@@ -6,7 +6,7 @@ OLDEST ?= $(lastword python3.10 $(wildcard $(HOME)/.pyenv/versions/3.10.*/bin/py
 NEWEST ?= $(lastword python3.13 $(wildcard $(HOME)/.pyenv/versions/3.13.*/bin/python))
 INSTALLED := .venv/installed
 
-.PHONY: help demo test test-slow test-oldest test-newest lint bench bench-report docs clean
+.PHONY: help demo test test-slow test-oldest test-newest test-clients lint bench bench-report docs clean
 
 help:  ## what there is to make
 	@sed -n 's/^\([a-z-]*\):[^#]*## */  make \1  /p' Makefile
@@ -36,6 +36,9 @@ test-oldest: .venv-oldest/installed  ## all tests with the oldest supported Pyth
 test-newest: .venv-newest/installed  ## the same with the newest Python, and the newest of all others there is; some GB
 	$(call suite,.venv-newest)
 
+test-clients: .venv-clients/installed  ## networks of torchvision, timm and segmentation_models.pytorch, fitted as they come; some GB
+	OMP_NUM_THREADS=1 .venv-clients/bin/python -m pytest --numprocesses 2 --dist worksteal tests/clients
+
 lint: $(INSTALLED)  ## style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -51,8 +54,8 @@ docs: $(INSTALLED)  ## the pages of docs/ as a site under build/site; a warning 
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[docs]"
 	$(BIN)/mkdocs build --strict
 
-clean:  ## take .venv, those of test-oldest and test-newest, and runs away
-	rm -rf .venv .venv-oldest .venv-newest runs
+clean:  ## take .venv, those of test-oldest, test-newest and test-clients, and runs away
+	rm -rf .venv .venv-oldest .venv-newest .venv-clients runs
 
 $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -62,6 +65,11 @@ $(INSTALLED): pyproject.toml constraints.txt
 .venv-oldest/installed: pyproject.toml constraints-oldest.txt
 	$(OLDEST) -m venv --clear .venv-oldest
 	.venv-oldest/bin/python -m pip install --quiet --constraint constraints-oldest.txt --editable ".[test]"
+	touch $@
+
+.venv-clients/installed: pyproject.toml constraints-clients.txt
+	$(PYTHON) -m venv --clear .venv-clients
+	.venv-clients/bin/python -m pip install --quiet --constraint constraints-clients.txt --editable ".[dev]" torchvision timm segmentation_models_pytorch
 	touch $@
 
 .venv-newest/installed: pyproject.toml
