@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
 from benchmarks.network_ways import NotAllowedError, blocks
-from revseg import fit
-from revseg.memory import predict
+from revseg.memory import Plan
+from revseg.memory.fit import Search
+from revseg.memory.step import Step
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 CRITERION = nn.CrossEntropyLoss(ignore_index=255)
@@ -63,23 +64,32 @@ def compiled(model: nn.Module, budget: float) -> Loss:
     return run
 
 
-def fitted(model: nn.Module, images: Tensor, **wanted: Any) -> Loss:
-    """`revseg.fit`, which plans on shapes alone; the plan stays on what is returned."""
-    ours = fit(model, images, loss=CRITERION, **wanted)
-    loss: Loss = ours.loss if ours.plan.by_bands else plain(ours, images)  # type: ignore[assignment, union-attr]
+def search_of(model: nn.Module, images: Tensor, device: str | None = None) -> Search:
+    """The search for its plans."""
+    return Search(model, images, Step(CRITERION, device=device))
 
-    def run(images: Tensor, labels: Tensor) -> Tensor:
-        return loss(images, labels)
 
-    run.plan, run.model = ours.plan, ours  # type: ignore[attr-defined]
-    return run
+def fitted(model: nn.Module, images: Tensor, budget: int | None = None, **wanted: Any) -> Loss:
+    """By a plan of `revseg.fit`, made on shapes alone; it stays on what is returned."""
+    return _by(search_of(model, images).plan(budget, **wanted), model, budget)
 
 
 def halfway(model: nn.Module, images: Tensor) -> Loss:
     """Fitted to a budget halfway between the least and plain."""
-    before = predict(model, images, CRITERION).peak
-    least = fit(model, images, loss=CRITERION, time=ANY_TIME).plan.peak  # type: ignore[union-attr]
-    return fitted(model, images, budget=(before + least) // 2)
+    search = search_of(model, images)
+    budget = (search.before.peak + search.plan(time=ANY_TIME).peak) // 2
+    return _by(search.plan(budget), model, budget)
+
+
+def _by(plan: Plan, model: nn.Module, budget: int | None) -> Loss:
+    ours: Any = plan.apply(model, CRITERION)
+    loss = ours.loss if plan.by_bands else plain(ours, torch.empty(0))
+
+    def run(images: Tensor, labels: Tensor) -> Tensor:
+        return loss(images, labels)  # type: ignore[no-any-return]
+
+    run.plan, run.model, run.budget = plan, ours, budget  # type: ignore[attr-defined]
+    return run
 
 
 def _wrapped(model: nn.Module, wrap: Callable[[int, Callable[..., Any]], Callable[..., Any]]) -> Loss:

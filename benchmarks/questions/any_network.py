@@ -3,7 +3,7 @@
 Eleven networks (`benchmarks.architectures`), every way (`benchmarks.any_network_ways`) in a process of its own:
 
 - peak of a training step with cross-entropy at the size of the labels, by the allocator, beyond parameters, images and
-  labels; of a fitted network also the peak that its plan says, beyond the same;
+  labels; of the plain and a fitted network also the peak that is predicted, beyond the same;
 - time of a step as a ratio to the plain step next to it, at the same size, the two in turns; not with `--rounds 0`;
 - predicted on shapes alone, at the size of the network's paper or of common use, what libraries copy inside not counted:
   plain and fitted, within 1.35 times the time and at any; whether a smaller budget ever gives a higher peak; and how far
@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import process, record
-from benchmarks.any_network_ways import ANY_TIME, CRITERION, TIME, WAYS
+from benchmarks.any_network_ways import ANY_TIME, CRITERION, TIME, WAYS, search_of
 from benchmarks.architectures import ARCHITECTURES
 from benchmarks.network_ways import NotAllowedError
 from benchmarks.peers import MISSING
@@ -38,8 +38,7 @@ from benchmarks.rivals import is_available
 from benchmarks.segmentation import MIB
 from benchmarks.tables import NOT_RUN, Table, markdown, size, source, unique
 from benchmarks.timing import environment, in_turns, spread
-from revseg import fit
-from revseg.memory import peak_bytes, predict
+from revseg.memory import Plan, peak_bytes, predict
 
 QUESTION = "What does fit make of networks that people bring, beside PyTorch's own means and the rivals'?"
 ORDER = 3.5
@@ -92,16 +91,8 @@ def _job(name: str, way: str, rounds: int, threads: int) -> Iterator[dict[str, A
     yield {"size": list(shape)}
     try:
         step, run = step_of(name, way, shape)
-        if hasattr(run, "plan"):
-            plan = run.plan
-            standing = sum(
-                x.nbytes for x in (*run.model.parameters(), *run.model.buffers(), *batch(name, shape))
-            )
-            said = {
-                "planned_mib": round((plan.peak - standing) / MIB, 1),
-                "planned_time": round(plan.time, 2),
-            }
-            yield said | {"parts": len(plan.parts), "by_bands": plan.by_bands}
+        if way == "plain" or hasattr(run, "plan"):
+            yield _planned(name, shape, run)
         step()
         gc.collect()
         yield {"peak_mib": round(peak_bytes(step, before=step) / MIB, 1)}
@@ -114,6 +105,19 @@ def _job(name: str, way: str, rounds: int, threads: int) -> Iterator[dict[str, A
         yield {"note": str(reason)}
     except Exception as error:  # noqa: BLE001, a library may raise anything
         yield {"note": f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"}
+
+
+def _planned(name: str, shape: tuple[int, ...], run: Any) -> dict[str, Any]:
+    """What a plan says, or a prediction of the network as it is, beyond what stands there."""
+    model, (images, labels) = ARCHITECTURES[name].make(), batch(name, shape)
+    standing = sum(x.nbytes for x in (*model.parameters(), *model.buffers(), images, labels))
+    plan: Plan | None = getattr(run, "plan", None)
+    if plan is None:
+        return {"planned_mib": round(predict(model, images, CRITERION).step_bytes / MIB, 1)}
+    said = {"planned_mib": round((plan.peak - standing) / MIB, 1), "planned_time": round(plan.time, 2)}
+    if run.budget is not None:
+        said["budget_mib"] = round((run.budget - standing) / MIB, 1)
+    return said | {"parts": len(plan.parts), "by_bands": plan.by_bands}
 
 
 def batch(name: str, shape: tuple[int, ...], device: str | None = None) -> tuple[Tensor, Tensor]:
@@ -147,30 +151,27 @@ def _full_size(name: str, way: str, rounds: int, threads: int) -> Iterator[dict[
     with torch.device("meta"):
         model = ARCHITECTURES[name].make()
     images, _ = batch(name, shape, "meta")
-    before = predict(model, images, CRITERION, device="cuda")
+    search = search_of(model, images, "cuda")
+    before = search.before
     yield {"size": list(shape), "plain_mib": round(before.step_bytes / MIB, 1)}
 
     def beyond(peak: int) -> float:
         return round((peak - before.before) / MIB, 1)
 
     started = time.process_time()
-    within = _plan(model, images, time=TIME)
+    within = search.plan(time=TIME)
     yield {
         "fit_mib": beyond(within.peak),
         "fit_time": round(within.time, 2),
         "plan_s": round(time.process_time() - started, 1),
     }
-    least = _plan(model, images, time=ANY_TIME)
+    least = search.plan(time=ANY_TIME)
     yield {"least_mib": beyond(least.peak), "least_time": round(least.time, 2)}
-    budgets = [least.peak + share * (before.peak - least.peak) / 4 for share in (1, 2, 3)]
-    peaks = [least.peak, *(_plan(model, images, budget=int(b)).peak for b in budgets), before.peak]
+    budgets = [least.peak + share * (before.peak - least.peak) // 4 for share in (1, 2, 3)]
+    peaks = [least.peak, *(search.plan(budget).peak for budget in budgets), before.peak]
     yield {"budgets_mib": [beyond(p) for p in peaks], "monotone": peaks == sorted(peaks)}
     of = {n: _predicted(least, model, (n, *shape[1:])) for n in (2, 4, 8)}
     yield {"law_off": round((of[4] + 2 * (of[4] - of[2])) / of[8] - 1, 4)}
-
-
-def _plan(model: nn.Module, images: Tensor, **wanted: Any) -> Any:
-    return fit(model, images, loss=CRITERION, device="cuda", **wanted).plan
 
 
 def _predicted(plan: Any, model: nn.Module, shape: tuple[int, ...]) -> int:
