@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from revseg.engine.tracing import has_hooks
 from revseg.layers.recompute import Recompute
 from revseg.memory.late import LateLoss, nothing_waits
-from revseg.memory.remake import FromPieces, called_by_pieces, noting
+from revseg.memory.remake import FromPieces, begins_again, called_by_pieces, noting
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,8 @@ def _line_up(modules: dict[str, nn.Module], parts: list[Part]) -> None:
 class _RunAgain(nn.Module):
     """A module that runs again, and keeps of its arguments the pieces."""
 
+    begins_again = True
+
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.module = Recompute(FromPieces(module))
@@ -135,6 +138,10 @@ class _Chain(nn.Module):
     def __init__(self, modules: nn.ModuleList) -> None:
         super().__init__()
         self.first, self.others = modules[0], modules[1:]
+
+    @property
+    def begins_again(self) -> bool:
+        return begins_again(self.first)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         x = self.first(*args, **kwargs)
@@ -206,6 +213,12 @@ class _Again:
     _kind: type[nn.Module]
     training: bool
 
+    @property
+    def begins_again(self) -> bool:
+        runs: _Runs = self.__dict__["_runs"]
+        alone = not (runs.leads or runs.follows or has_hooks(self))  # type: ignore[arg-type]
+        return alone and begins_again(runs.now)
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         runs: _Runs = self.__dict__["_runs"]
         with noting():
@@ -242,6 +255,10 @@ class _Row(nn.Module):
     def __init__(self, children: list[nn.Module], segments: list[tuple[int, int]]) -> None:
         super().__init__()
         self.parts = nn.ModuleList(_parts(children, 0, len(children), segments))
+
+    @property
+    def begins_again(self) -> bool:
+        return begins_again(self.parts[0])
 
     def forward(self, x: Any) -> Any:
         for part in self.parts:

@@ -1,8 +1,9 @@
 """The peak of a step under any choice of calls that run again, from one trace, in milliseconds.
 
 A kept block lives in the backward pass until the node that saved it first. If the calls in which it is saved run
-again, their inputs are kept instead, and the block comes back when its call is run again, until that call is done.
-Beside the kept blocks stands the working set of the node, which does not depend on the choice.
+again, their inputs are kept instead, and the block comes back when its call is run again, until that call is done; in
+the forward pass it goes when nobody reads it any more. Beside the kept blocks stands the working set of the node, which
+does not depend on the choice.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from revseg.memory.follow import Block
 from revseg.memory.segments import with_segments
 from revseg.memory.trace import Call, Kept, Key, Tracer
 
-Bytes = NDArray[np.int64]
-Changes = list[tuple[int, int]]
+Bytes = NDArray[np.int64]  # of each node: while its gradient is computed, and behind those, while it is made
+Changes = list[tuple[int, int]]  # from which place on there are how many more
 
 
 @dataclass(eq=False)
@@ -54,7 +55,8 @@ class Estimate:
         for call in calls:
             for node in call.spared:
                 spared[node].append(call)
-        for kept in self.kept.values():
+        for block, kept in self.kept.items():
+            kept.used = tracer.used.get(block, (0, 0))
             kept.spared = {node: spared[node] for node, _ in kept.saved if node in spared}
         for call in calls:
             for block, parts in call.remade.items():
@@ -63,6 +65,7 @@ class Estimate:
                     for piece in parts:
                         if not piece.kind:
                             found = Kept(piece.size, tracer.made.get(piece, ()))
+                            found.used = tracer.used.get(piece, (0, 0))
                             self.kept.setdefault(piece, found).pieces.append(call)
         self.standing = sum(block.size for block in standing)
         self.seconds = sum(tracer.costs.values())
@@ -76,27 +79,34 @@ class Estimate:
         }
 
     def live(self, chosen: Container[Key]) -> Bytes:
-        """Bytes beyond the standing ones while the gradient of each node is computed."""
-        change = np.zeros(self.length + 1, dtype=np.int64)
+        """Bytes beyond the standing ones at each node."""
+        change = self._no_change()
         for block in self.kept:
-            for node, size in self._changes(block, chosen):
-                change[node] += size
-        return self.working + np.cumsum(change)[:-1]
+            for place, size in self._changes(block, chosen):
+                change[place] += size
+        return self.working + self._summed(change)
 
     def difference(self, candidate: Candidate, before: Container[Key], after: Container[Key]) -> Bytes:
         """How the bytes at each node change from one choice to another that differs in this candidate."""
-        change = np.zeros(self.length + 1, dtype=np.int64)
+        change = self._no_change()
         for block in candidate.blocks:
             old, new = self._changes(block, before), self._changes(block, after)
             if old is not new:
-                for node, size in old:
-                    change[node] -= size
-                for node, size in new:
-                    change[node] += size
-        return np.cumsum(change)[:-1]
+                for place, size in old:
+                    change[place] -= size
+                for place, size in new:
+                    change[place] += size
+        return self._summed(change)
+
+    def _no_change(self) -> Bytes:
+        return np.zeros(2 * (self.length + 1), dtype=np.int64)
+
+    def _summed(self, change: Bytes) -> Bytes:
+        """What changes at places add up to, in each pass by itself."""
+        return np.cumsum(change.reshape(2, -1), axis=1)[:, :-1].reshape(-1)
 
     def _changes(self, block: Block, chosen: Container[Key]) -> Changes:
-        """Where a block comes and goes: nodes, and bytes more or less from there on."""
+        """Where a block comes and goes."""
         known = self._known[block]
         state = tuple(key in chosen for key in self._relevant[block])
         if state not in known:
@@ -123,6 +133,10 @@ class Estimate:
             changes.append((begin, kept.size))
             if context is not None:
                 changes.append((min(context.end + 1, self.length), -kept.size))
+        first, last = (self.length + 1 + node for node in kept.used)
+        changes.append((first, kept.size))
+        if None not in since:
+            changes.append((last + 1, -kept.size))
         return changes
 
     def extra(self, chosen: Iterable[Candidate]) -> float:
@@ -145,14 +159,15 @@ class Estimate:
         return found
 
     def _working_set(self, tracer: Tracer) -> Bytes:
-        """The most bytes that are alive and not kept, while each node runs backward."""
-        most = np.zeros(self.length, dtype=np.int64)
+        """The most bytes that are alive and not kept, at each node."""
+        most = np.zeros(2 * self.length, dtype=np.int64)
         now = 0
         for event in tracer.events:
             if event.block not in self.kept:
                 now += event.size
-            if event.phase == "backward" and event.node >= 0:
-                most[event.node] = max(most[event.node], now)
+            if event.node >= 0:
+                place = event.node if event.phase == "backward" else self.length + max(event.node - 1, 0)
+                most[place] = max(most[place], now)
         return most
 
 

@@ -63,8 +63,9 @@ def fit(
         `loss(model(images), labels)`, by bands where the network ends in linear upsampling and the loss is a
         cross-entropy (`revseg.memory.late`). Where the plan counts on that it says so.
 
-    Numerics: gradients are bitwise those of the model where kernels give the same result twice; running statistics
-        count a batch once; dropout masks repeat. Only those of a loss by bands differ, by rounding.
+    Numerics: outputs and buffers are bitwise those of the model where kernels give the same result twice; running
+        statistics count a batch once, dropout masks repeat. So are gradients, but for two sums that round otherwise:
+        of a loss by bands, and of a map that is read twice inside of what runs again and outside of it too.
 
     Raises:
         ValueError: If not one of the three is given, or the budget is less than what can be reached: the error
@@ -73,33 +74,51 @@ def fit(
     """
     if sum(each is not None for each in (budget, factor, time)) != 1:
         raise ValueError(f"expected one of budget, factor and time, got {budget=}, {factor=}, {time=}")
-    step = Step(loss, optimizer, True, target, autocast, device)
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"expected a torch.nn.Module, got {type(model).__name__}")
-    model = as_it_was(model)
-    before = _predicted(model, example, step)
-    wanted = None if budget is None else bytes_of(budget)
-    if factor is not None:
-        wanted = before.before + before.step_bytes / factor
-    search = _Search(model, example, step, before.peak)
-    return (search.within_time(time) if time is not None else search.within_bytes(wanted)).apply(model, loss)
+    search = Search(model, example, Step(loss, optimizer, True, target, autocast, device))
+    return search.plan(budget, factor, time).apply(model, loss)
 
 
-class _Search:
-    """The search for the plan of a network; `before` is the peak without one."""
+class Search:
+    """The search for plans of one network and one input. What it has found stays for the next question.
 
-    def __init__(self, model: nn.Module, example: Any, step: Step, before: int) -> None:
-        self.model, self.example, self.step, self.before = model, example, step, before
+    Args:
+        model: Any network. It is left as it was.
+        example: What it is called with.
+        step: What is trained.
+
+    Raises:
+        TypeError: If the model is none.
+    """
+
+    def __init__(self, model: nn.Module, example: Any, step: Step) -> None:
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"expected a torch.nn.Module, got {type(model).__name__}")
+        self.model, self.example, self.step = as_it_was(model), example, step
+        self.before = _predicted(self.model, example, step)
         self.least: Plan | None = None
+        self._peaks: dict[tuple[bool, tuple[Part, ...]], int] = {(False, ()): self.before.peak}
 
-    def within_bytes(self, budget: float | None) -> Plan:
+    def plan(
+        self, budget: int | str | None = None, factor: float | None = None, time: float | None = None
+    ) -> Plan:
+        """The plan for one of the three, as in `fit`.
+
+        Raises:
+            ValueError: If the budget is less than what can be reached.
+        """
+        if time is not None:
+            return self.within_time(time)
+        if factor is not None:
+            return self.within_bytes(self.before.before + self.before.step_bytes / factor)
+        return self.within_bytes(bytes_of(budget))
+
+    def within_bytes(self, budget: float) -> Plan:
         """The fastest that takes no more; the loss is by bands only where it must be.
 
         Raises:
             ValueError: If none is found.
         """
-        assert budget is not None
-        if self.before <= budget:
+        if self.before.peak <= budget:
             return self._without()
         plan = self._fastest(self.step, budget)
         if plan is None and self._can_be_late():
@@ -136,7 +155,7 @@ class _Search:
             return False
         return bool(self._trace(replace(self.step, late=True))[0].late)
 
-    @cache  # noqa: B019, the search is gone soon
+    @cache  # noqa: B019, what is held goes with the search
     def _trace(self, step: Step) -> tuple[Tracer, list[Block]]:
         return step.run(self.model, self.example, Tracer, Tracer.noting)
 
@@ -148,7 +167,7 @@ class _Search:
         return choices(estimate), estimate.standing
 
     def _without(self) -> Plan:
-        return Plan(type(self.model).__name__, (), self.before, self.before, 1.0)
+        return Plan(type(self.model).__name__, (), self.before.peak, self.before.peak, 1.0)
 
     def _plan(self, step: Step, choice: Choice) -> Plan:
         """The plan of a choice, its peak predicted."""
@@ -157,8 +176,10 @@ class _Search:
             for key, candidate in choice.chosen.items()
         )
         plan = replace(self._without(), parts=parts, time=choice.time, by_bands=step.late)
-        if parts or step.late:
-            plan = replace(plan, peak=_predicted(plan.apply(self.model), self.example, step).peak)
+        if (step.late, parts) not in self._peaks:
+            fitted = plan.apply(self.model)
+            self._peaks[step.late, parts] = _predicted(fitted, self.example, step).peak
+        plan = replace(plan, peak=self._peaks[step.late, parts])
         if self.least is None or plan.peak < self.least.peak:
             self.least = plan
         return plan

@@ -146,6 +146,11 @@ def made(value: Any) -> Any:
     )
 
 
+def begins_again(module: nn.Module) -> bool:
+    """Whether what a module calls first, with the same arguments, takes recipes in the places of maps."""
+    return bool(getattr(module, "begins_again", False))
+
+
 class FromPieces(nn.Module):
     """A module called with recipes in the places of maps."""
 
@@ -154,7 +159,8 @@ class FromPieces(nn.Module):
         self.module = module
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        args, kwargs = made((args, kwargs))
+        if not begins_again(self.module):  # else what begins it makes them, and keeps the pieces too
+            args, kwargs = made((args, kwargs))
         return self.module(*args, **kwargs)
 
 

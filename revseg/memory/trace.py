@@ -60,6 +60,7 @@ class Kept:
     remade: set[Call] = field(default_factory=set)  # the calls that make it again if they run again
     pieces: list[Call] = field(default_factory=list)  # and those that then keep it, to make another
     spared: dict[int, list[Call]] = field(default_factory=dict)  # by the node that then does not save it
+    used: tuple[int, int] = (0, 0)  # the first and the last node of the forward pass that has it in hands
 
 
 class Tracer(Follower):  # type: ignore[no-untyped-call]
@@ -73,6 +74,7 @@ class Tracer(Follower):  # type: ignore[no-untyped-call]
         self.made: dict[Block, tuple[Call, ...]] = {}
         self.written: dict[Block, int] = {}
         self.read: dict[Block, list[int]] = {}  # by which operations
+        self.used: dict[Block, tuple[int, int]] = {}  # see `Kept`
         self.clock = 0
 
     def where(self) -> tuple[Call, ...]:
@@ -93,6 +95,7 @@ class Tracer(Follower):  # type: ignore[no-untyped-call]
                 found = self.alive.get(x.untyped_storage()._cdata)
                 if found is not None:
                     self.read.setdefault(found[0], []).append(self.clock)
+                    self._use(found[0])
         if self.phase == "forward":
             for call in self.open:
                 call.cost += self.spent - before
@@ -105,7 +108,12 @@ class Tracer(Follower):  # type: ignore[no-untyped-call]
                 found = self.alive.get(x.untyped_storage()._cdata)
                 if found is not None:
                     self.made.setdefault(found[0], tuple(self.open))
+                    self._use(found[0])
         return result
+
+    def _use(self, block: Block) -> None:
+        now = max(self.node - 1, 0)  # the node of what runs is there already
+        self.used[block] = self.used.get(block, (now, now))[0], now
 
     @contextmanager
     def noting(self) -> Iterator[None]:
