@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from revseg.commands.plan import PlanSettings, _makers
+from revseg.commands.plan import OWN, PlanSettings, _makers
 
 
 @dataclass(frozen=True)
@@ -27,19 +27,21 @@ class MemorySettings(PlanSettings):
     """File for the numbers, as JSON."""
     picture: Path | None = None
     """File for a picture of the predicted bytes over the step: .png, or .html."""
+    budget: str | None = None
+    """Of a network of your own: also as revseg.fit makes it fit this, as in 12GB; drawn on top."""
 
 
 def memory(settings: MemorySettings) -> None:
     """Prints the measured and the predicted peak of each memory level, and writes them if asked to.
 
     Raises:
-        ValueError: If the network or its level is unknown.
+        ValueError: If the network or its level is unknown, or the budget is less than can be reached.
     """
     import torch
 
     from revseg.files import write_text
     from revseg.losses import UpsampleCrossEntropy
-    from revseg.memory import peak_bytes, predict
+    from revseg.memory import fit, peak_bytes, predict
     from revseg.memory.draw import draw
 
     rows, histories = [], {}
@@ -55,7 +57,14 @@ def memory(settings: MemorySettings) -> None:
         value.backward()
         model.zero_grad(set_to_none=True)
 
-    for level, make in _makers(settings).items():
+    makers = _makers(settings)
+    if settings.budget is not None:
+        if OWN not in makers:
+            raise ValueError(f"expected a network of your own with --budget, got {settings.model!r}")
+        plan = fit(makers[OWN](), images, loss, settings.budget, target=labels, autocast=autocast).plan
+        print(plan)
+        makers["fitted"] = lambda: plan.apply(makers[OWN]())  # type: ignore[operator, union-attr]
+    for level, make in makers.items():
         run = partial(step, make().to(settings.device))
         measured = peak_bytes(run, settings.device, before=run)
         prediction = predict(make().to(settings.device), images, loss, target=labels, autocast=autocast)
@@ -69,4 +78,4 @@ def memory(settings: MemorySettings) -> None:
         found = {"model": settings.model, "size": settings.size, "batch": settings.batch, "rows": rows}
         write_text(settings.out, json.dumps(found, indent=2) + "\n")
     if settings.picture is not None:
-        draw(settings.picture, histories)
+        draw(settings.picture, histories, overlaid="fitted" in histories)

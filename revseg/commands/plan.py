@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _DTYPES = ("float32", "bf16")
 _OPTIMIZERS = ("adam", "adamw", "rmsprop", "sgd", "none")
+OWN = "as it is"  # in the place of memory levels, of networks that have none
 _LARGEST = 1 << 16  # images of a batch, or pixels of a side
 
 
@@ -165,7 +166,7 @@ def _makers(settings: PlanSettings) -> dict[str, Callable[[], nn.Module]]:
             raise ValueError(f"expected module:factory, got {settings.model!r}: {error}") from error
         if settings.memory is not None:
             raise ValueError(f"expected no memory level for a network of your own, got {settings.memory!r}")
-        return {"as it is": factory}
+        return {OWN: factory}
     levels = tuple(reversed(MEMORY_LEVELS))
     if settings.memory is not None and settings.memory not in levels:
         raise ValueError(f"unknown memory level {settings.memory!r}; choose one of {', '.join(levels)}")

@@ -41,6 +41,22 @@ def test_a_network_of_ones_own(capsys, tmp_path, monkeypatch):
     assert "the largest images of this shape in a batch of 1: " in out
 
 
+def test_a_network_of_ones_own_is_fitted(capsys, tmp_path, monkeypatch):
+    (tmp_path / "own_unet.py").write_text(
+        "from tests.memory.nets import UNet\ndef make():\n    return UNet(width=16)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    words = ["memory", "own_unet:make", "--size", "64x96", "--budget", "12MiB"]
+    assert main([*words, "--out", str(tmp_path / "memory.json"), "--picture", str(tmp_path / "own.png")]) == 0
+    assert "UNet: peak" in capsys.readouterr().out
+    plain, fitted = json.loads((tmp_path / "memory.json").read_text())["rows"]
+    assert plain["level"] == "as it is"
+    assert fitted["measured"] < plain["measured"]
+    assert (tmp_path / "own.png").exists()
+    assert main(["memory", "enet", "--size", "64x96", "--budget", "12MiB"]) == 2
+    assert "expected a network of your own with --budget, got 'enet'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
