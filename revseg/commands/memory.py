@@ -63,7 +63,7 @@ def memory(settings: MemorySettings) -> None:
             raise ValueError(f"expected a network of your own with --budget, got {settings.model!r}")
         plan = fit(makers[OWN](), images, loss, settings.budget, target=labels, autocast=autocast).plan
         print(plan)
-        makers["fitted"] = lambda: plan.apply(makers[OWN]())  # type: ignore[operator, union-attr]
+        makers["fitted"] = lambda: plan.apply(makers[OWN]())  # type: ignore[union-attr]
     for level, make in makers.items():
         run = partial(step, make().to(settings.device))
         measured = peak_bytes(run, settings.device, before=run)
