@@ -41,7 +41,9 @@ def test_the_prediction_is_near_the_measurement(precision):
 def simple(monkeypatch):
     """A prediction that takes no time: so many bytes an image at each level."""
     each = {"least": 50, "lowest": 100, "balanced": 200, "fastest": 300}
-    monkeypatch.setattr(step_memory, "predicted_step", lambda settings, *_: each[settings.memory] * settings.batch)
+    monkeypatch.setattr(
+        step_memory, "predicted_step", lambda settings, *_: each[settings.memory] * settings.batch
+    )
     return each
 
 
