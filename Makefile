@@ -5,8 +5,9 @@ BIN := .venv/bin
 OLDEST ?= $(lastword python3.10 $(wildcard $(HOME)/.pyenv/versions/3.10.*/bin/python))
 NEWEST ?= $(lastword python3.13 $(wildcard $(HOME)/.pyenv/versions/3.13.*/bin/python))
 INSTALLED := .venv/installed
+TWO_PROCESSES := --numprocesses 2 --dist worksteal
 
-.PHONY: help demo test test-slow test-oldest test-newest test-clients lint bench bench-report docs clean
+.PHONY: help demo test coverage test-slow test-oldest test-newest test-clients lint bench bench-report docs clean
 
 help:  ## what there is to make
 	@sed -n 's/^\([a-z-]*\):[^#]*## */  make \1  /p' Makefile
@@ -17,12 +18,21 @@ demo: $(INSTALLED)  ## train VNet on generated street scenes and predict new one
 	$(BIN)/revseg data synthesize --out runs/demo/scenes --size 128 256 --train-samples 1 --val-samples 4
 	$(BIN)/revseg predict runs/demo/best.safetensors runs/demo/scenes/leftImg8bit/val --write colour overlay --out runs/demo/predicted --overwrite
 
-test: $(INSTALLED)  ## all tests; those of the kernels in Triton's interpreter, which a process chooses once
-	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal --maxfail 20
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal --maxfail 20 tests/interpreted
+test: $(INSTALLED)  ## all tests, or those of a folder, FOLDER=engine; kernels in Triton's interpreter, which a process chooses once
+	$(BIN)/python -m pytest $(TWO_PROCESSES) --maxfail 20 $(if $(FOLDER),tests/$(FOLDER))
+ifeq ($(filter-out interpreted kernels,$(FOLDER)),)
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest $(TWO_PROCESSES) --maxfail 20 tests/interpreted
+endif
+
+coverage: $(INSTALLED)  ## the same, and which lines of revseg/ and kernels/ they do not run; fails below 95 %
+	rm -f .coverage .coverage.*
+	OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest $(TWO_PROCESSES) --ignore tests/benchmarks
+	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(BIN)/coverage run -m pytest $(TWO_PROCESSES) tests/interpreted
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
 
 test-slow: $(INSTALLED)  ## what takes minutes: each network compiled, exported for any size
-	$(BIN)/python -m pytest -m slow --numprocesses 2 --dist worksteal
+	$(BIN)/python -m pytest -m slow $(TWO_PROCESSES)
 
 # The whole suite; with CASES=K at most K cases of each test. Kernels in Triton's interpreter, which a process chooses once.
 define suite

@@ -6,9 +6,15 @@ import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
+import venv
 import zipfile
 from pathlib import Path
+
+import pytest
+
+import revseg
 
 ROOT = Path(__file__).parents[1]
 
@@ -21,15 +27,18 @@ def test_kernels_are_one_folder_under_two_names():
     assert not (ROOT / "kernels" / "__init__.py").exists(), "it would shadow other packages named kernels"
 
 
-def test_wheel_made_from_the_source_distribution_holds_every_module(tmp_path):
-    subprocess.run(
-        [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)],
-        check=True,
-        capture_output=True,
-    )
-    (wheel,) = tmp_path.glob("*.whl")
-    (source,) = tmp_path.glob("*.tar.gz")
-    packed = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("revseg/")}
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """The source distribution, and the wheel made from it."""
+    folder = tmp_path_factory.mktemp("dist")
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(ROOT)]
+    subprocess.run(command, check=True, capture_output=True)
+    return (*folder.glob("*.tar.gz"), *folder.glob("*.whl"))
+
+
+def test_the_wheel_made_from_the_source_distribution_holds_every_module(built):
+    source, wheel = built
+    packed = set(zipfile.ZipFile(wheel).namelist())
     tree = {
         "revseg/" + str(path.relative_to(ROOT / "revseg"))
         for path in (ROOT / "revseg").rglob("*.py")
@@ -43,17 +52,48 @@ def test_wheel_made_from_the_source_distribution_holds_every_module(tmp_path):
     assert tree | {"revseg/py.typed"} <= packed
     with tarfile.open(source) as archive:  # tests need the whole checkout
         assert not [name for name in archive.getnames() if "/tests/" in name]
-    zipfile.ZipFile(wheel).extractall(tmp_path / "installed")
+
+
+def test_both_carry_the_licence(built):
+    source, wheel = built
+    text = (ROOT / "LICENSE").read_text()
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = [name for name in archive.namelist() if name.endswith(".dist-info/licenses/LICENSE")]
+        assert archive.read(name).decode() == text
+        (name,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+        assert "\nLicense-Expression: MIT\n" in archive.read(name).decode()
+    with tarfile.open(source) as archive:
+        (name,) = [name for name in archive.getnames() if name.endswith("/LICENSE")]
+        assert archive.extractfile(name).read().decode() == text
+
+
+@pytest.mark.parametrize("kind", ["tar.gz", "whl"])
+def test_it_is_installed_into_an_empty_environment(built, kind, tmp_path):
+    """By the Python that runs the tests, which `make test-oldest` and `make test-newest` choose."""
+    venv.create(tmp_path, with_pip=False)
+    python, script = tmp_path / "bin" / "python", tmp_path / "bin" / "revseg"
+    outside = {
+        **os.environ,
+        "PYTHONPATH": sysconfig.get_path("purelib"),
+    }  # setuptools, torch: GBs not loaded here
+
+    def output_of(*command, **more):
+        done = subprocess.run(
+            command, cwd=tmp_path, capture_output=True, text=True, check=False, **{"env": outside, **more}
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    (package,) = (path for path in built if path.name.endswith(kind))
+    pip = ["-m", "pip", "--python", str(python), "install", "--no-index", "--no-deps", "--no-build-isolation"]
+    output_of(sys.executable, *pip, str(package))
+    empty = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    assert output_of(script, "--version", env=empty) == f"revseg {revseg.__version__}"
     code = "import revseg, revseg.kernels; from revseg import Recompute, create_model; print(revseg.__file__)"
-    found = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(tmp_path / "installed")},
-        capture_output=True,
-        text=True,
-        check=True,
+    assert Path(output_of(python, "-c", code)).is_relative_to(tmp_path)
+    assert Path(output_of(python, "-c", "import revseg; print(revseg.__file__)", env=empty)).is_relative_to(
+        tmp_path
     )
-    assert found.stdout.strip() == str(tmp_path / "installed" / "revseg" / "__init__.py")
 
 
 def test_constraints_pin_torch_and_the_range_stays_open():
@@ -119,3 +159,16 @@ def test_a_release_is_checked_before_it_is_made(tmp_path):
     assert check().stdout == "7.8.9 may be released\n"
     git("tag", "v7.8.9")
     assert "not released: v7.8.9 exists" in check().stderr
+
+
+def test_make_says_what_there_is_and_runs_a_folder():
+    def make(*words):
+        return subprocess.run(["make", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+    targets = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[1].split()
+    assert re.findall(r"^  make ([\w-]+)", make("help"), re.MULTILINE) == targets
+    everything, engine = make("-n", "test"), make("-n", "test", "FOLDER=engine")
+    assert "tests/interpreted" in everything
+    assert "tests/engine" not in everything
+    assert "tests/engine" in engine
+    assert "tests/interpreted" not in engine
