@@ -2,18 +2,23 @@
 
 import re
 import runpy
+import statistics
 from pathlib import Path
 
 import pytest
 import torch
 
+from benchmarks import record
 from tests.test_readme import assert_commands, assert_leads_somewhere
 
 ELSEWHERE = ("training", "data")  # their blocks run in tests/training and tests/data
 PAGES = sorted((Path(__file__).parents[1] / "docs").glob("*.md"))
 ROOT = sorted(Path(__file__).parents[1].glob("*.md"))
+CODE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 LINKS = [
-    (page, link) for page in [*PAGES, *ROOT] for link in re.findall(r"\]\(([^)h#][^)]*)\)", page.read_text())
+    (page, link)
+    for page in [*PAGES, *ROOT]
+    for link in re.findall(r"\]\(([^)h#][^)]*)\)", CODE.sub("", page.read_text()))
 ]
 
 
@@ -76,3 +81,21 @@ def test_a_page_of_the_reference_is_what_the_code_says(page):
     """`python docs/generate.py` writes it anew."""
     made = runpy.run_path(str(PAGES[0].parent / "generate.py"))["PAGES"][page]()
     assert (PAGES[0].parent / page).read_text() == made
+
+
+def test_how_near_predictions_come_is_what_the_results_say():
+    text = (PAGES[0].parent / "memory-prediction.md").read_text()
+    said = [float(value) / 100 for value in re.findall(r"\| (\d+\.\d) % \|", text)]
+    results = record.Results(record.RESULTS)
+    levels = {"float32": [0.0], "bfloat16": [0.0]}
+    for row in results.get("memory_levels")["rows"]:
+        if "off" in row:
+            levels["bfloat16" if "bfloat16" in row["case"] else "float32"].append(abs(row["off"]))
+    networks = [
+        max(abs(case["off"]) for case in row["cases"].values() if "off" in case)
+        for row in results.get("training_memory")["rows"]
+        if any("off" in case for case in row["cases"].values())
+    ]
+    assert f"| {len(networks)} networks" in text
+    found = [max(levels["float32"]), max(levels["bfloat16"]), statistics.median(networks), max(networks)]
+    assert said == pytest.approx(found, abs=1e-3)
