@@ -1,7 +1,7 @@
-"""The pages of the reference, made from the code: `python docs/generate.py` writes them, a test holds them to it.
+"""The pages of the reference, made from the code: `python -m docs.generate` writes them, a test holds them to it.
 
 `command-line.md` has a table a command, from the dataclass whose fields are its flags; `api.md` a line a public name,
-with its signature and docstring where the site is built.
+with its signature and docstring where the site is built; `errors.md` every message that can be raised (`docs/errors.py`).
 """
 
 import ast
@@ -13,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from docs import errors
 from revseg.commands import COMMANDS, named
 
 MODULES = {
@@ -36,7 +37,7 @@ def command_line() -> str:
     lines = [
         "# Command line",
         "",
-        "Made from the settings by `python docs/generate.py`. `revseg COMMAND --help` says the same.",
+        "Made from the settings by `python -m docs.generate`. `revseg COMMAND --help` says the same.",
     ]
     for name, command in COMMANDS.items():
         settings = named(command.settings)
@@ -84,7 +85,7 @@ def default_of(field: "Field[Any]") -> str:
 
 def api() -> str:
     """The page of all public names."""
-    lines = ["# Python", "", "Made from the code by `python docs/generate.py`."]
+    lines = ["# Python", "", "Made from the code by `python -m docs.generate`."]
     for name, about in MODULES.items():
         lines += ["", f"## {name}: {about}", ""]
         for public, thing in public_names(importlib.import_module(name)):
@@ -115,7 +116,7 @@ def public_names(module: ModuleType) -> list[tuple[str, Any]]:
     return found
 
 
-PAGES = {"command-line.md": command_line, "api.md": api}
+PAGES = {"command-line.md": command_line, "api.md": api, "errors.md": errors.page}
 
 if __name__ == "__main__":
     for page, make in PAGES.items():

@@ -191,6 +191,9 @@ def test_settings_come_from_a_file_and_flags_count_more(tmp_path, capsys):
     ):
         path.write_text(text)
         assert message in refused(capsys, "train", "--config", path)
+    path = tmp_path / "settings.json"
+    path.write_text("{")
+    assert f"{path} is no JSON: " in refused(capsys, "train", "--config", path)
 
 
 @pytest.mark.parametrize(
@@ -211,6 +214,11 @@ def test_settings_come_from_a_file_and_flags_count_more(tmp_path, capsys):
         (["--precision", "bf16"], "unknown --precision 'bf16'; did you mean bfloat16? choose one of"),
         (["--optimizer", "adamW"], "unknown --optimizer 'adamW'; did you mean adamw?"),
         (["--log", "tensorbord"], "unknown --log 'tensorbord'; did you mean tensorboard?"),
+        (["--clip", "0"], "expected --clip above 0, got 0"),
+        (
+            ["--crop", "32", "32", "--scale", "2", "1"],
+            "expected --scale 0 < lowest <= highest, got (2.0, 1.0)",
+        ),
         (["--scale", "0.5", "2"], "--scale and --crop-classes need the size of a window: give --crop too"),
         (["--budget", "11 apples"], "expected --budget as in 11GB or 512MiB, got '11 apples'"),
         (["--ema", "1"], "expected --ema in (0, 1), got 1"),

@@ -134,10 +134,14 @@ def test_what_cannot_be_counted_is_refused(count):
     labels = torch.zeros(1, 2, 2, dtype=torch.uint8)
     with pytest.raises(ValueError, match=r"one shape, got \[1, 2, 3\] and \[1, 2, 2\]"):
         count(torch.zeros(1, 2, 3, dtype=torch.int64), labels)
-    with pytest.raises(TypeError, match=r"predictions.*torch\.float32"):
+    with pytest.raises(
+        TypeError, match=r"expected predictions to be class indices of an integer type, got torch\.float32"
+    ):
         count(torch.zeros(1, 2, 2), labels)
     with pytest.raises(TypeError, match=r"labels.*torch\.bool"):
         count(labels, labels.bool())
+    with pytest.raises(ValueError, match="predictions and labels on one device, got meta and cpu"):
+        count(labels.to("meta"), labels)
 
 
 @pytest.mark.parametrize("classes", [0, 256])

@@ -55,7 +55,8 @@ class PlanSettings:
                 )
         if min(*self.size, self.batch, self.classes) < 1:
             raise ValueError(
-                f"expected sizes of 1 and more, got {self.size=}, {self.batch=}, {self.classes=}"
+                "expected --size, --batch and --classes of at least 1, "
+                f"got {self.size[0]} x {self.size[1]}, {self.batch} and {self.classes}"
             )
 
 

@@ -8,6 +8,7 @@ from revseg.cli import main
 from revseg.commands import benchmark
 from revseg.files import save_weights
 from revseg.models import create_model
+from tests.helpers import refused
 
 
 def test_runtimes_are_timed_or_named(tmp_path, monkeypatch, capsys):
@@ -29,3 +30,8 @@ def test_runtimes_are_timed_or_named(tmp_path, monkeypatch, capsys):
     assert "compile was not timed: 100.0 % of the labels are others" in out
     assert "onnx was not timed: No module named 'onnxruntime'" in out
     assert float(re.search(r"pytorch │ +([\d.]+) │", out)[1]) > 0
+
+
+def test_runtimes_that_are_none_are_refused(capsys):
+    message = refused(capsys, "benchmark", "vnet-camvid", "--runtimes", "tensorrt")
+    assert "unknown runtime 'tensorrt'; choose some of pytorch" in message

@@ -65,7 +65,16 @@ def test_layers_that_depend_on_the_size_are_refused(tmp_path):
         def forward(self, images):
             return images.float() * torch.linspace(0, 1, int(images.shape[3]))
 
-    with pytest.raises(ExportError, match="--no-dynamic writes a file for this size alone"):
+    class Broken(Sized):
+        def forward(self, images):
+            raise NotImplementedError("of its own")
+
+    with pytest.raises(ExportError, match=r"torch cannot export this network as torchscript: .*of its own"):
+        export(Broken(), tmp_path / "x.ts", "torchscript", (32, 64), dynamic=False, labels=False)
+    with pytest.raises(
+        ExportError,
+        match=r"the file does not run on images 1 x 3 x 72 x 56: .*--no-dynamic writes a file for this size",
+    ):
         export(Sized(), tmp_path / "x.ts", "torchscript", (32, 64), dynamic=True, labels=False)
     assert export(Sized(), tmp_path / "x.ts", "torchscript", (32, 64), dynamic=False, labels=False) == 0
 

@@ -6,6 +6,7 @@ import pytest
 
 from revseg.cli import main
 from revseg.commands.plan import largest
+from tests.helpers import refused
 
 
 def test_the_table_and_the_levels(capsys):
@@ -69,6 +70,11 @@ def test_a_network_of_ones_own_is_fitted(capsys, tmp_path, monkeypatch):
 def test_bad_input(capsys, words, message):
     assert main(["plan", *words, "--size", "32x32", "--batch", "1"]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_sizes_below_one_are_refused(capsys):
+    message = refused(capsys, "plan", "enet", "--size", "32x32", "--batch", "1", "--classes", "0")
+    assert "expected --size, --batch and --classes of at least 1, got 32 x 32, 1 and 0" in message
 
 
 def test_measured_beside_predicted(capsys, tmp_path):

@@ -1,5 +1,8 @@
 """`revseg predict`: files in, pictures out, names kept, nothing lost."""
 
+import sys
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import tifffile
@@ -101,6 +104,9 @@ def test_a_broken_image_is_named_and_the_rest_is_done(weights, photos, tmp_path,
         (["nothing*.png"], "no image fits nothing*.png"),
         (["--write", "color", "--", "a.png"], "unknown --write color"),
         (["--overlap", "2", "--", "a.png"], "expected --overlap between 0 and 0.9"),
+        (["--scales", "0.01", "--", "a.png"], "expected --scales between 0.1 and 10, got (0.01,)"),
+        (["--write", "--", "a.png"], "expected something to write; choose some of colour"),
+        (["camera:front"], "expected a camera as camera:0, camera:1, ..., got camera:front"),
     ],
 )
 def test_wrong_words_are_refused(words, message, weights, tmp_path, capsys):
@@ -112,6 +118,21 @@ def test_wrong_words_are_refused(words, message, weights, tmp_path, capsys):
     said = " ".join(capsys.readouterr().err.replace("│", " ").split())
     assert message in said
     assert not (tmp_path / "out").exists()
+
+
+def test_a_video_without_a_frame_is_refused(weights, tmp_path, monkeypatch, capsys):
+    class Empty:
+        def __init__(self, path):
+            self.isOpened, self.release = lambda: path.endswith("empty.mp4"), lambda: None
+
+        def read(self):
+            return False, None
+
+    monkeypatch.setitem(sys.modules, "cv2", SimpleNamespace(VideoCapture=Empty))
+    for name, message in (("empty.mp4", "empty.mp4 holds no frame"), ("no.mp4", "no.mp4 as a video")):
+        (tmp_path / name).touch()
+        assert predict(weights, tmp_path / name, out=tmp_path / "out") == 2
+        assert message in " ".join(capsys.readouterr().err.split())
 
 
 def test_two_images_of_one_name_are_refused(weights, photos, tmp_path, capsys):

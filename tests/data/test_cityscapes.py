@@ -73,7 +73,7 @@ def test_coarse_labels(tmp_path):
     assert len(create_dataset("cityscapes", "train", root=tmp_path, labels="coarse")) == 1
     with pytest.raises(FileNotFoundError, match=r"missing folder .*gtFine.train"):
         Cityscapes(tmp_path, "train")
-    with pytest.raises(ValueError, match="coarse labels only"):
+    with pytest.raises(ValueError, match="the split train_extra has coarse labels only"):
         Cityscapes(tmp_path, "train_extra", labels="fine")
 
 

@@ -184,7 +184,7 @@ def test_compose_and_seeds():
     [
         (lambda: Resize((0, 4)), r"got \(0, 4\)"),
         (lambda: RandomHorizontalFlip(1.5), r"\[0, 1\], got 1\.5"),
-        (lambda: RandomScaleCrop((4, 4), (2.0, 1.0)), r"got \(2\.0, 1\.0\)"),
+        (lambda: RandomScaleCrop((4, 4), (2.0, 1.0)), r"scales 0 < lowest <= highest, got \(2\.0, 1\.0\)"),
         (lambda: RandomScaleCrop((4, -4)), r"got \(4, -4\)"),
         (lambda: RandomScaleCrop((4, 4), classes=(255,)), r"classes in \[0, 255\), got \(255,\)"),
         (lambda: StrongPhotometric(hue=0.6), r"hue turn in \[0, 0\.5\], got 0\.6"),

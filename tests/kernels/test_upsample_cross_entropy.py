@@ -491,7 +491,12 @@ def test_what_does_not_fit_is_refused():
         (logits, labels, {"weight": torch.ones(4)}, r"class weights \[C\] with C = 5, got \[4\]"),
         (logits, labels, {"counts": counts}, r"counts \[C, C\] with C = 5, got \[5, 10\]"),
         (logits, labels, {"counts": counts[:, ::2]}, r"contiguous counts"),
-        (many, labels, {"counts": torch.zeros(300, 300, dtype=torch.int64)}, r"at most 255 classes to count"),
+        (
+            many,
+            labels,
+            {"counts": torch.zeros(300, 300, dtype=torch.int64)},
+            r"expected at most 255 classes to count",
+        ),
         (logits, labels.to("meta"), {}, r"labels on cpu, where the logits are, got meta"),
         (logits, labels, {"weight": torch.ones(5, device="meta")}, r"class weights on cpu"),
         (logits, labels, {"label_smoothing": 1.5}, r"label_smoothing in \[0, 1\], got 1\.5"),

@@ -327,7 +327,7 @@ def test_function_that_runs_a_profiler_is_refused():
         with profiler.profile():
             block(1000)
 
-    with pytest.raises(RuntimeError, match="profiler"):
+    with pytest.raises(RuntimeError, match="expected a function that runs no profiler, got one that does"):
         peak_bytes(fn)
     with pytest.raises(RuntimeError, match="profiler"):
         peak_bytes(lambda: peak_bytes(fn))

@@ -75,12 +75,31 @@ def test_every_flipped_bit_is_refused_by_name(tmp_path, load):
         save_weights(path, {"w": torch.randn(30)}, {"model": "vnet", "num_classes": 3})
     content = path.read_bytes()
     load(path)
+    said = set()
     for bit in range(0, 8 * len(content), 7):
         changed = bytearray(content)
         changed[bit // 8] ^= 1 << bit % 8
         path.write_bytes(changed)
-        with pytest.raises(CheckpointError, match=rf"{path} (is damaged|holds no weights)"):
+        with pytest.raises(CheckpointError, match=rf"{path} (is damaged|holds no weights)") as error:
             load(path)
+        said.add(str(error.value).removeprefix(f"{path} is damaged"))
+    assert said & {
+        ": its contents do not have the checksum in its header",
+        ": its contents do not have the checksum at its end",
+    }
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"\xff" * 20, "it ends within its header"),
+        (b"\x02" + b"\0" * 7 + b"[]", "its header is none of safetensors"),
+    ],
+)
+def test_what_is_no_safetensors_file_is_refused(content, reason, tmp_path):
+    (tmp_path / "w.safetensors").write_bytes(content)
+    with pytest.raises(CheckpointError, match=rf"w\.safetensors is damaged or no safetensors file: {reason}"):
+        load_weights(tmp_path / "w.safetensors")
 
 
 class Malicious:

@@ -373,7 +373,7 @@ def test_diverged_loss_names_step_files_and_the_last_good_checkpoint(tmp_path, m
     monkeypatch.setattr(loop, "gradients", diverge)
     with pytest.raises(
         DivergedError,
-        match=r"loss became inf at step 2 of epoch 2, samples train_00000\d, train_00000\d; .*last\.pt holds the run",
+        match=r"the loss became inf at step 2 of epoch 2, samples train_00000\d, train_00000\d; .*last\.pt holds the run",
     ):
         train(replace(TINY, epochs=2, out=tmp_path))
     state = load_checkpoint(tmp_path / "last.pt")
@@ -404,7 +404,7 @@ def test_weights_spoilt_by_the_last_step_are_not_saved(tmp_path, monkeypatch):
         return real(model, *args)
 
     monkeypatch.setattr(run, "validate", spoil)
-    with pytest.raises(DivergedError, match=r"validation loss became nan at epoch 2; .*last\.pt holds"):
+    with pytest.raises(DivergedError, match=r"the validation loss became nan at epoch 2; .*last\.pt holds"):
         train(replace(TINY, epochs=2, out=tmp_path))
     assert all(p.isfinite().all() for p in weights(tmp_path).values())
 

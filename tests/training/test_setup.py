@@ -13,8 +13,9 @@ from revseg.data.classes import ClassTable
 from revseg.files import CheckpointError, save_weights
 from revseg.models import create_model
 from revseg.training import TrainSettings
+from revseg.training.distributed import Team
 from revseg.training.optimize import averaged, decay_groups, learning_rate
-from revseg.training.setup import check_data, check_fit, create_transform
+from revseg.training.setup import check_data, check_fit, create_parts, create_transform
 from revseg.training.weights import load_starting_weights, read_weights
 
 SMALL = {"widths": (4, 8, 16)}
@@ -177,6 +178,18 @@ def test_settings_that_mean_nothing_for_the_samples_are_refused(settings, proces
     """More batches to a step than there are divided by zero; a class that is none was never found."""
     with pytest.raises(ValueError, match=message):
         check_fit(TrainSettings(**settings), Scenes(), processes)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "flag"),
+    [({"ema": 0.9}, "--ema"), ({"pictures": 1}, "--pictures"), ({"precision": "float16"}, "float16")],
+)
+def test_what_needs_whole_parameters_is_refused_where_they_are_in_pieces(chosen, flag):
+    settings = replace(TrainSettings(), parallel="fsdp", **chosen)
+    with pytest.raises(
+        ValueError, match=f"{flag} does not go with --parallel fsdp, whose parameters are in pieces"
+    ):
+        create_parts(settings, nn.Conv2d(3, 2, 1), Team(0, 2), torch.device("cpu"), {})
 
 
 def test_augmentation_has_the_size_of_the_window():
