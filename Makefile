@@ -12,11 +12,13 @@ TWO_PROCESSES := --numprocesses 2 --dist worksteal
 help:  ## what there is to make
 	@sed -n 's/^\([a-z-]*\):[^#]*## */  make \1  /p' Makefile
 
-demo: $(INSTALLED)  ## train VNet on generated street scenes and predict new ones; tables and pictures under runs/demo
-	$(BIN)/revseg train --data synthetic --size 128 256 --train-samples 192 --val-samples 24 --epochs 12 --threads 1 --out runs/demo --overwrite
-	rm -rf runs/demo/scenes
-	$(BIN)/revseg data synthesize --out runs/demo/scenes --size 128 256 --train-samples 1 --val-samples 4
-	$(BIN)/revseg predict runs/demo/best.safetensors runs/demo/scenes/leftImg8bit/val --write colour overlay --out runs/demo/predicted --overwrite
+demo: $(INSTALLED)  ## street scenes through the weights that are shipped, in seconds; then VNet is trained on such scenes; all under runs/demo
+	rm -rf runs/demo
+	$(BIN)/revseg data synthesize --out runs/demo/scenes --size 256 512 --train-samples 1 --val-samples 4
+	$(BIN)/revseg predict vnet-camvid runs/demo/scenes/leftImg8bit/val --write overlay --out runs/demo/shipped
+	@echo "runs/demo/shipped has these scenes as a network sees them that was trained on photographs alone; now one learns them."
+	$(BIN)/revseg train --data synthetic --size 128 256 --train-samples 192 --val-samples 24 --epochs 12 --threads 1 --out runs/demo/trained
+	$(BIN)/revseg predict runs/demo/trained/best.safetensors runs/demo/scenes/leftImg8bit/val --write colour overlay --out runs/demo/predicted
 
 test: $(INSTALLED)  ## all tests, or those of a folder, FOLDER=engine; kernels in Triton's interpreter, which a process chooses once
 	$(BIN)/python -m pytest $(TWO_PROCESSES) --maxfail 20 $(if $(FOLDER),tests/$(FOLDER))
