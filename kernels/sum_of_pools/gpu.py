@@ -110,7 +110,7 @@ def _launch(x: Tensor, y: Tensor, sizes: Sequence[int], width: int) -> tuple[tup
 
 
 @triton.jit
-def _cells(C, h, w, BI: tl.constexpr, BJ: tl.constexpr, Q: tl.constexpr, LARGE: tl.constexpr):
+def _cells(h, w, BI: tl.constexpr, BJ: tl.constexpr, Q: tl.constexpr, LARGE: tl.constexpr):
     """The image of a program, its rows and columns of outputs [P, 1], P = BI * BJ, and its channels [1, Q]."""
     across = tl.cdiv(w, BJ)
     tile = tl.program_id(0)
@@ -157,7 +157,7 @@ def _forward_kernel(
     R: tl.constexpr, BI: tl.constexpr, BJ: tl.constexpr, Q: tl.constexpr, LARGE: tl.constexpr,
 ):  # fmt: skip
     # a program owns the outputs of its cells
-    image, i, j, c = _cells(C, h, w, BI, BJ, Q, LARGE)
+    image, i, j, c = _cells(h, w, BI, BJ, Q, LARGE)
     x += image * xn + c * xc
     covered = tl.zeros([BI * BJ, Q], tl.float32)
     total = tl.zeros([BI * BJ, Q], tl.float32)
@@ -174,7 +174,7 @@ def _backward_kernel(
     R: tl.constexpr, BI: tl.constexpr, BJ: tl.constexpr, Q: tl.constexpr, LARGE: tl.constexpr,
 ):  # fmt: skip
     # a program owns the four pixels of its cells
-    image, i, j, c = _cells(C, h, w, BI, BJ, Q, LARGE)
+    image, i, j, c = _cells(h, w, BI, BJ, Q, LARGE)
     dy += image * yn + c * yc
     dx00 = tl.zeros([BI * BJ, Q], tl.float32)
     dx01 = tl.zeros([BI * BJ, Q], tl.float32)
