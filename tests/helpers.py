@@ -193,6 +193,18 @@ def gradient_error(ours: dict[str, Tensor | None], plain: dict[str, Tensor | Non
     return max(errors, default=0.0) / (scale or 1.0)
 
 
+def assert_same_gradients(
+    ours: dict[str, Tensor | None], plain: dict[str, Tensor | None], tolerance: float = 1e-9
+) -> None:
+    """In float64: the same but for rounding."""
+    assert gradient_error(ours, plain) <= tolerance
+
+
+def assert_equal_gradients(ours: dict[str, Tensor | None], plain: dict[str, Tensor | None]) -> None:
+    """The same numbers."""
+    assert gradient_error(ours, plain) == 0
+
+
 def relative_error(ours: dict[str, Tensor | None], exact: dict[str, Tensor | None]) -> float:
     """The length of the difference of two whole gradients by the length of the exact one."""
     assert [name for name in exact if ours[name] is None] == [name for name in exact if exact[name] is None]

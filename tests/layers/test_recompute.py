@@ -17,6 +17,7 @@ from revseg.memory import peak_bytes, saved_bytes
 from tests.helpers import (
     HELD_BY_TORCH,
     Through,
+    assert_equal_gradients,
     assert_same_step,
     default_loss,
     gradient_error,
@@ -41,10 +42,6 @@ def stem():
 
 def assert_same_bits(net, x):
     assert_same_step(net, twin(net), x, tolerance=0.0)
-
-
-def assert_same_gradients(ours, plain):
-    assert gradient_error(ours, plain) == 0
 
 
 @pytest.mark.parametrize("requires_grad", [True, False], ids=["variable", "constant"])
@@ -76,7 +73,7 @@ def test_autocast_of_the_forward_pass_holds_in_the_second_run(dtype):  # 81
             default_loss(y).backward()
         assert y.dtype == torch.bfloat16
         results.append(gradients_of(net, x=x))
-    assert_same_gradients(*results)
+    assert_equal_gradients(*results)
 
 
 @needs_cuda
@@ -99,7 +96,7 @@ def test_an_integer_input_is_kept_for_the_second_run():
     for net in (layers, twin(layers)):
         default_loss(net(torch.tensor([[0, 1, 4]]))).backward()
         results.append(gradients_of(net))
-    assert_same_gradients(*results)
+    assert_equal_gradients(*results)
 
 
 # --- arguments and results of any kind ----------------------------------------------------------
@@ -132,7 +129,7 @@ def test_nested_arguments_and_results_keep_their_structure():
         assert (y["parts"][1][1], y["none"], y["count"]) == ("name", None, 7)
         default_loss(y["sum"], y["parts"][0], y["parts"][1][0], y["extra"]).backward()
         results.append(gradients_of(module, x=x, b=b, deep=deep))
-    assert_same_gradients(*results)
+    assert_equal_gradients(*results)
 
 
 def test_results_that_no_loss_uses_get_no_gradient():  # 35
@@ -191,7 +188,7 @@ def test_the_same_tensor_twice_stays_one_tensor():  # 38
         y, weights = module(x, x, x)
         default_loss(y, weights).backward()
         results.append(gradients_of(module, x=x))
-    assert_same_gradients(*results)
+    assert_equal_gradients(*results)
 
 
 LAYOUTS = {  # 13, 59

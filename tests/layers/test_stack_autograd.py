@@ -9,7 +9,14 @@ from torch.func import functional_call
 
 from revseg.layers.stack import Stack
 from revseg.memory import saved_bytes
-from tests.helpers import default_loss, gradient_error, gradients_of, relative_error, run_step, small_input
+from tests.helpers import (
+    assert_same_gradients,
+    default_loss,
+    gradients_of,
+    relative_error,
+    run_step,
+    small_input,
+)
 from tests.layers.stack_twins import Plain, by_name, layer, small_stack, stirred
 
 SHAPE = (2, 8, 9, 7)
@@ -20,10 +27,6 @@ def both(steps, stack=None):
     stack = small_stack() if stack is None else stack
     plain = Plain(stack)
     return steps(stack), by_name(steps(plain))
-
-
-def assert_same_gradients(ours, plain, tolerance=1e-9):
-    assert gradient_error(ours, plain) <= tolerance
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3])

@@ -128,3 +128,10 @@ class Transformer(nn.Module):
 
 
 NETS = {"resnet": ResNet, "u-net": UNet, "branches": Branches, "transformer": Transformer}
+
+
+def conv_net(depth: int) -> nn.Sequential:
+    layers = []
+    for _ in range(depth):
+        layers += [nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.PReLU(8)]
+    return nn.Sequential(*layers)

@@ -1,22 +1,14 @@
 """Tests of `revseg.memory.measure`: against sums done by hand, and against themselves."""
 
 import gc
-import threading
 
 import pytest
 import torch
-from torch import nn
 from torch._C._autograd import _profiler_enabled
-from torch.autograd import profiler
-from torch.utils.checkpoint import checkpoint
 
-from revseg.memory import peak_bytes, saved_bytes
-
-
-def block(size: int) -> torch.Tensor:
-    """`size` bytes that nobody shares."""
-    return torch.empty(size, dtype=torch.uint8)
-
+from revseg.memory import peak_bytes
+from tests.memory.blocks import block
+from tests.memory.nets import conv_net
 
 # --- peak_bytes: small examples, summed by hand -------------------------------------------------
 
@@ -211,27 +203,6 @@ def test_peak_of_a_chain_of_multiplications():
     assert peak_bytes(forward) == 5 * 4 * n
 
 
-def conv_net(depth: int) -> nn.Sequential:
-    layers = []
-    for _ in range(depth):
-        layers += [nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.PReLU(8)]
-    return nn.Sequential(*layers)
-
-
-@pytest.mark.parametrize("depth", [1, 3, 6])
-def test_a_conv_net_saves_three_maps_a_layer(depth):
-    torch.manual_seed(0)
-    net = conv_net(depth)
-    x = torch.randn(2, 8, 33, 17)
-    one = x.nbytes  # the map of every layer has this size
-    statistics = 4 * 8 * 4  # mean and 1/std of the batch, and the two buffers
-    # conv saves its input, batch norm its input, PReLU its input; the first input is x itself
-    assert saved_bytes(lambda: net(x)) == depth * (3 * one + statistics)
-    # forward: three new maps a layer, the last of them the output, and the statistics of the batch
-    peak = peak_bytes(lambda: net(x), before=lambda: net(x))
-    assert 0 <= peak - depth * 3 * one <= one + depth * statistics
-
-
 def test_training_step_grows_with_depth_as_computed():
     def step_of(depth):
         torch.manual_seed(0)
@@ -260,79 +231,7 @@ def test_training_step_repeats_to_the_byte():
     assert len({peak_bytes(step, before=step) for _ in range(3)}) == 1
 
 
-SEEN = []  # threads
-
-
-class _Deep(torch.autograd.Function):
-    """A backward within a backward, `depth` times: autograd takes a new thread for every 60."""
-
-    @staticmethod
-    def forward(ctx, x, depth):
-        ctx.depth = depth
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx, dx):
-        if ctx.depth == 0:
-            SEEN.append(threading.get_native_id())
-            block(1 << 20)
-            return dx, None
-        with torch.enable_grad():
-            _Deep.apply(torch.ones(1, requires_grad=True), ctx.depth - 1).backward()
-        return dx, None
-
-
-def test_threads_of_autograd_are_counted():
-    SEEN.clear()
-    x = torch.ones(1, requires_grad=True)
-    peak = peak_bytes(lambda: _Deep.apply(x, 100).backward())
-    assert SEEN[0] != threading.get_native_id()  # else this test tests nothing
-    assert 1 << 20 <= peak < (1 << 20) + 10_000
-
-
-@pytest.mark.parametrize("threads", [1, 2])
-def test_threads_inside_an_operator_change_nothing(threads):
-    a = torch.randn(1 << 18)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        assert peak_bytes(lambda: a.exp()) == a.nbytes
-    finally:
-        torch.set_num_threads(before)
-
-
 # --- peak_bytes: errors --------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("where", ["fn", "before"])
-def test_exceptions_pass_through_and_leave_the_profiler_off(where):
-    def bad():
-        block(1000)
-        raise KeyError("mine")
-
-    with pytest.raises(KeyError, match="mine"):
-        peak_bytes(bad if where == "fn" else lambda: None, before=bad if where == "before" else None)
-    assert not _profiler_enabled()
-    assert peak_bytes(lambda: block(1000)) == 1000
-
-
-def test_running_profiler_is_refused():
-    with profiler.profile(), pytest.raises(RuntimeError, match="expected no running profiler"):
-        peak_bytes(lambda: block(1000))
-    assert peak_bytes(lambda: block(1000)) == 1000
-
-
-def test_function_that_runs_a_profiler_is_refused():
-    def fn():
-        with profiler.profile():
-            block(1000)
-
-    with pytest.raises(RuntimeError, match="expected a function that runs no profiler, got one that does"):
-        peak_bytes(fn)
-    with pytest.raises(RuntimeError, match="profiler"):
-        peak_bytes(lambda: peak_bytes(fn))
-    assert not _profiler_enabled()
-    assert peak_bytes(lambda: block(1000)) == 1000
 
 
 def test_other_devices_are_refused():
@@ -352,108 +251,3 @@ def test_peak_on_a_gpu():
     assert peak_bytes(fn, "cuda") == 4 << 20
     assert peak_bytes(fn, "cuda", before=fn) == 4 << 20
     del held
-
-
-# --- saved_bytes ---------------------------------------------------------------------------------
-
-
-def test_saved_inputs_count_and_parameters_do_not():
-    layer = nn.Linear(10, 20)
-    x = torch.randn(5, 10)
-    assert saved_bytes(lambda: layer(x)) == x.nbytes
-    assert saved_bytes(lambda: layer(x.requires_grad_())) == x.nbytes  # now the weight is saved too
-
-
-def test_saved_weight_without_parameter_counts():
-    w = torch.randn(10, requires_grad=True)
-    x = torch.randn(10, requires_grad=True)
-    assert saved_bytes(lambda: x * w) == 2 * 40
-    assert saved_bytes(lambda: x * nn.Parameter(w)) == 40
-
-
-def test_storage_counts_once_and_in_full():
-    x = torch.randn(100, requires_grad=True)
-    assert saved_bytes(lambda: x * x) == 400
-    assert saved_bytes(lambda: (x[:10] * x[10:20], x.exp().view(10, 10).exp())) == 3 * 400
-    assert saved_bytes(lambda: x[3:5] ** 2) == 400
-
-
-def test_storages_that_die_count_each():
-    x = torch.randn(100, requires_grad=True)
-
-    def fn():
-        for _ in range(10):  # the heap gives out the same address again
-            x.exp()
-
-    assert saved_bytes(fn) == 10 * 400
-
-
-def test_saved_bytes_frees_what_it_saw():
-    x = torch.randn(1000, requires_grad=True)
-
-    def fn():
-        for _ in range(10):
-            x.exp()
-
-    assert peak_bytes(lambda: saved_bytes(fn)) == peak_bytes(fn)
-
-
-def test_double_backward_through_the_count():
-    x = torch.randn(10, dtype=torch.float64, requires_grad=True)
-    net = nn.Linear(10, 10).double()
-
-    def second(measure):
-        outputs = []
-        measure(lambda: outputs.append((net(x).exp() * x).sum()))
-        (dx,) = torch.autograd.grad(outputs[0], x, create_graph=True)
-        return torch.autograd.grad(dx.square().sum(), [x, *net.parameters()], allow_unused=True)
-
-    for ours, plain in zip(second(saved_bytes), second(lambda fn: fn()), strict=True):
-        torch.testing.assert_close(ours, plain, rtol=0, atol=0)
-
-
-def test_nothing_saved_without_grad():
-    net, x = conv_net(2), torch.randn(1, 8, 5, 5)
-    with torch.no_grad():
-        assert saved_bytes(lambda: net(x)) == 0
-
-
-def test_checkpoint_saves_its_inputs_only():
-    net, x = conv_net(3), torch.randn(2, 8, 9, 7, requires_grad=True)
-
-    def fn():
-        y = x
-        for _ in range(4):
-            y = checkpoint(net, y, use_reentrant=False)
-        return y
-
-    assert saved_bytes(fn) == 4 * x.nbytes
-
-
-def test_meta_tensors_save_the_same():
-    real, x = conv_net(3), torch.randn(2, 8, 9, 7)
-    meta = conv_net(3).to("meta")
-    assert saved_bytes(lambda: meta(x.to("meta"))) == saved_bytes(lambda: real(x))
-
-
-def test_gradients_are_unchanged_by_the_count():
-    net, x = conv_net(2).double(), torch.randn(2, 8, 9, 7, dtype=torch.float64)
-    outputs = []
-    net(x).square().sum().backward()
-    expected = [p.grad.clone() for p in net.parameters()]
-    net.zero_grad()
-    saved_bytes(lambda: outputs.append(net(x)))
-    outputs[0].square().sum().backward()
-    for p, grad in zip(net.parameters(), expected, strict=True):
-        torch.testing.assert_close(p.grad, grad, rtol=0, atol=0)
-
-
-def test_exception_leaves_no_hook():
-    x = torch.randn(10, requires_grad=True)
-
-    def bad():
-        raise KeyError("mine")
-
-    with pytest.raises(KeyError, match="mine"):
-        saved_bytes(bad)
-    assert saved_bytes(lambda: x.exp()) == 40
