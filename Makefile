@@ -6,6 +6,7 @@ OLDEST ?= $(lastword python3.10 $(wildcard $(HOME)/.pyenv/versions/3.10.*/bin/py
 NEWEST ?= $(lastword python3.13 $(wildcard $(HOME)/.pyenv/versions/3.13.*/bin/python))
 INSTALLED := .venv/installed
 TWO_PROCESSES := --numprocesses 2 --dist worksteal
+CASES_OF_EACH = $(if $(CASES),--cases $(CASES))
 
 .PHONY: help demo test coverage test-slow test-oldest test-newest test-clients lint bench bench-report docs clean
 
@@ -28,8 +29,8 @@ endif
 
 coverage: $(INSTALLED)  ## the same, and which lines of revseg/ and kernels/ they do not run; fails below 95 %
 	rm -f .coverage .coverage.*
-	OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest $(TWO_PROCESSES) --ignore tests/benchmarks
-	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(BIN)/coverage run -m pytest $(TWO_PROCESSES) tests/interpreted
+	OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest $(CASES_OF_EACH) $(TWO_PROCESSES) --ignore tests/benchmarks
+	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(BIN)/coverage run -m pytest $(CASES_OF_EACH) $(TWO_PROCESSES) tests/interpreted
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
@@ -38,8 +39,8 @@ test-slow: $(INSTALLED)  ## what takes minutes: each network compiled, exported 
 
 # The whole suite; with CASES=K at most K cases of each test. Kernels in Triton's interpreter, which a process chooses once.
 define suite
-OMP_NUM_THREADS=1 $(1)/bin/python -m pytest $(if $(CASES),--cases $(CASES)) --numprocesses 2 --dist worksteal
-OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(1)/bin/python -m pytest $(if $(CASES),--cases $(CASES)) --numprocesses 2 --dist worksteal tests/interpreted
+OMP_NUM_THREADS=1 $(1)/bin/python -m pytest $(CASES_OF_EACH) $(TWO_PROCESSES)
+OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(1)/bin/python -m pytest $(CASES_OF_EACH) $(TWO_PROCESSES) tests/interpreted
 endef
 
 test-oldest: .venv-oldest/installed  ## all tests with the oldest supported Python, torch, Triton and numpy; some GB
