@@ -171,6 +171,26 @@ def test_files_that_are_none(tmp_path):
             read_caffemodel(path)
 
 
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"\x0b", "a field of kind 3"),
+        (b"\x12\x05ab", "it ends in the middle of a field"),
+        (b"\x80" * 11, "a number of more than 64 bits"),
+    ],
+)
+def test_damaged_files_say_where(tmp_path, content, reason):
+    (tmp_path / "x.caffemodel").write_bytes(content)
+    with pytest.raises(CheckpointError, match=f"is damaged or no .caffemodel: {reason}"):
+        read_caffemodel(tmp_path / "x.caffemodel")
+
+
+def test_a_file_without_weights_is_refused(tmp_path):
+    (tmp_path / "x.caffemodel").write_bytes(b"")
+    with pytest.raises(CheckpointError, match="it holds no layer with weights"):
+        read_caffemodel(tmp_path / "x.caffemodel")
+
+
 def test_layers_of_another_network_are_refused():
     model = create_model("segnet", 5, widths=(2, 3, 4, 5, 6))
     with pytest.raises(ValueError, match=r"expected layers of the official network, got 'conv1_1_3x3_s2'"):
