@@ -85,6 +85,7 @@ def batches_seen(net):
 
 
 def test_lightning(main, tmp_path):
+    pytest.importorskip("lightning", reason="an environment of the oldest versions has none")
     net = main("lightning_training", size=(32, 64), samples=4, epochs=1, folder=str(tmp_path))
     assert all(p.isfinite().all() for p in net.parameters())
     assert batches_seen(net) == {2}
@@ -92,6 +93,7 @@ def test_lightning(main, tmp_path):
 
 def test_accelerate(main, capsys):
     """Gradients that are accumulated make one step of two batches."""
+    pytest.importorskip("accelerate", reason="an environment of the oldest versions has none")
     net = main("accelerate_training", size=(32, 64), samples=4, epochs=1, mixed_precision="bf16")
     assert re.search(r"epoch 1: loss \d\.\d{3}", capsys.readouterr().out)
     assert batches_seen(net) == {2}

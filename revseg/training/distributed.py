@@ -125,8 +125,23 @@ def shared_out(model: nn.Module, settings: TrainSettings, team: Team, device: to
     if settings.parallel == "fsdp":
         from torch.distributed.fsdp import fully_shard
 
+        _check_mean(device)
         return fully_shard(model)  # type: ignore[return-value]
     return DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
+
+
+def _check_mean(device: torch.device) -> None:
+    """Refuses `fully_shard` where it adds gradients up, as torch 2.8 does over gloo, instead of taking their mean."""
+    from torch.distributed.fsdp import fully_shard
+
+    probe: Any = fully_shard(nn.PReLU(1).to(device))  # a network of one weight, which draws no random numbers
+    probe(torch.full((1, 1), -1.0, device=device)).sum().backward()
+    found = float(probe.weight.grad.full_tensor())
+    if found != -1:
+        raise ValueError(
+            f"fully_shard of torch {torch.__version__} makes a gradient of {found:g} of -1 in each process, which is not "
+            "the mean; use --parallel ddp, or a newer torch"
+        )
 
 
 def inner(model: nn.Module) -> nn.Module:

@@ -97,6 +97,9 @@ def main(folder: Path) -> None:
     for parallel in ("ddp", "fsdp"):
         settings = replace(SETTINGS, sync_bn=True, parallel=parallel, out=folder / parallel)
         found[f"{parallel} codes"] = ended(start(settings, 2))
+        if parallel == "fsdp" and found["fsdp codes"] == [1, 1]:
+            found["fsdp refused"] = [(folder / f"fsdp.{rank}").read_text() for rank in range(2)]
+            continue
         found[f"{parallel} files"] = sorted(path.name for path in (folder / parallel).iterdir())
         found[parallel] = distance(folder / "one", folder / parallel)
         if parallel == "fsdp" and "REVSEG_SLOW" not in os.environ:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers import TORCH
+
 HERE = Path(__file__).parent
 
 
@@ -26,9 +28,21 @@ def found(tmp_path_factory):
     return json.loads(result.stdout.splitlines()[-1])
 
 
+def skip_what_is_refused(found, parallel):
+    """Torch 2.8 adds up what `fully_shard` should take the mean of, over gloo; newer ones do not."""
+    if parallel == "fsdp" and TORCH < (2, 9):
+        for message in found["fsdp refused"]:
+            assert (
+                "makes a gradient of -2 of -1 in each process, which is not the mean; use --parallel ddp"
+                in message
+            )
+        pytest.skip("fully_shard is refused under this torch")
+
+
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_two_processes_make_the_steps_of_one_at_the_same_global_batch(found, parallel):
     """Batch norm, class weights and pixels without a label count over both; summed in another order."""
+    skip_what_is_refused(found, parallel)
     assert found[f"{parallel} codes"] == [0, 0]
     assert (
         found[parallel]["weights"] < 1e-5
@@ -40,6 +54,7 @@ def test_two_processes_make_the_steps_of_one_at_the_same_global_batch(found, par
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_one_process_writes_and_all_go_on(found, parallel):
+    skip_what_is_refused(found, parallel)
     assert found[f"{parallel} files"] == [
         ".lock",
         "best.safetensors",
