@@ -133,7 +133,7 @@ def test_what_waits_describes_itself_and_is_made_once():
         with pytest.raises(
             RuntimeError, match="does not go through Python, where an upsampled map would be made"
         ):
-            torch.ops.aten.relu.default._op_dk(torch._C.DispatchKey.Python, waits)
+            Upsampled.__torch_dispatch__(torch.ops.aten.relu.default, (), (waits,))
     assert type(F.interpolate(low, (6, 8), mode="bilinear")) is torch.Tensor
 
 
