@@ -121,7 +121,7 @@ def in_short(results: Results) -> list[str]:
     if not result:
         return []
     return [
-        'One image and its loss at full size, VNet by bands (`memory="least"`), predicted:\n',
+        'One image and its loss at full size, VNet by bands (`memory="least"`), MiB, predicted:\n',
         markdown(images(result)),
     ]
 
