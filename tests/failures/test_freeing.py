@@ -34,6 +34,12 @@ class Watched(nn.Module):
         return h.tanh()
 
 
+def alive_in(sequence):
+    """The references of its functions to tensors that were not freed."""
+    watched = [module for module in sequence.modules() if isinstance(module, Watched)]
+    return [each for module in watched for each in module.seen if each() is not None]
+
+
 @modes
 @pytest.mark.parametrize("backward", [False, True])
 def test_a_graph_is_freed_without_the_garbage_collector(backward, options):  # 58
@@ -49,15 +55,8 @@ def test_a_graph_is_freed_without_the_garbage_collector(backward, options):  # 5
         if backward:
             y.sum().backward()
         del y
-        alive = [
-            each
-            for m in sequence.modules()
-            if isinstance(m, Watched)
-            for each in m.seen
-            if each() is not None
-        ]
         assert node() is None
-        assert not alive
+        assert not alive_in(sequence)
     finally:
         gc.enable()
 
@@ -74,14 +73,7 @@ def test_the_graph_of_second_derivatives_is_freed_too(options):  # 58
         (dx,) = torch.autograd.grad(sequence(x).square().sum(), x, create_graph=True)
         (second,) = torch.autograd.grad(dx.sum(), x)
         del dx, second
-        alive = [
-            each
-            for m in sequence.modules()
-            if isinstance(m, Watched)
-            for each in m.seen
-            if each() is not None
-        ]
-        assert not alive
+        assert not alive_in(sequence)
     finally:
         gc.enable()
 
