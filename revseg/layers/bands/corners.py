@@ -15,7 +15,7 @@ from torch._compile import _disable_dynamo
 
 from revseg.layers.bands.cut import Bands
 from revseg.layers.bands.row import BandedRow
-from revseg.layers.bands.rows import Images, Whole
+from revseg.layers.bands.rows import Asked, Images, Whole
 from revseg.layers.bands.run import differentiable
 from revseg.layers.bands.sources import Unpooled
 from revseg.layers.corner_pool import pool_with_corners
@@ -110,11 +110,6 @@ class _Pooled(torch.autograd.Function):
             return None, *differentiable(run, 1, tensors, dys[:1], wanted)
         dz = Unpooled(dys[0], corners, row.plan.shapes[-1][2:])
         dys.clear()
-        dx: list[Tensor] = []
-
-        def make_dx() -> Whole:
-            dx.append(torch.empty_like(tensors[0]))
-            return Whole(dx[0])
-
-        found = row.gradients(Whole(tensors[0]), tensors[1:], dz, wanted[1:], make_dx if wanted[0] else None)
-        return None, dx[0] if dx else None, *found
+        dx = Asked(Whole(tensors[0]))
+        found = row.gradients(dx.x, tensors[1:], dz, wanted[1:], dx if wanted[0] else None)
+        return None, *dx.gradients(), *found

@@ -114,7 +114,7 @@ class _ByBands(torch.autograd.Function):
             return None, None, *differentiable(run, count, tensors, [dy], wanted)
         x, parameters = Whole(*tensors[:count]), tensors[count:]
         total: Grads = [None] * len(parameters)
-        dx = Whole(*(torch.empty_like(part) for part in x.parts)) if any(wanted[:count]) else None
+        dx = x.like() if any(wanted[:count]) else None
         done = 0
         with without_autocast(dy.device.type):
             for images, first, last in head.cuts(x, dy.shape):

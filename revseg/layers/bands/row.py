@@ -12,7 +12,7 @@ from revseg.engine.gradients import Grads, total
 from revseg.layers.bands.backward import gradients_by_bands
 from revseg.layers.bands.cut import FIRST_RUN, BandPlan, Bands
 from revseg.layers.bands.forward import find_statistics, write_values
-from revseg.layers.bands.rows import Kept, Whole
+from revseg.layers.bands.rows import Asked, Kept, Whole
 from revseg.layers.stack_layer import Layer
 from revseg.replay.call import is_recomputing
 from revseg.replay.memo import noting, reminding
@@ -80,24 +80,19 @@ class BandedRow:
 
         @torch.no_grad()
         def differentiate(dh: Tensor, before: Grads) -> Grads:
-            dx: list[Tensor] = []
-
-            def make_dx() -> Whole:
-                dx.append(torch.empty_like(x))
-                return Whole(dx[0])
-
+            dx = Asked(Whole(x))
             with plan.no_autocast():
                 of_tensors = gradients_by_bands(
                     plan,
-                    Whole(x),
+                    dx.x,
                     tensors,
                     Whole(dh),
                     asked[1:],
                     kept,
-                    make_dx if asked[0] else None,
+                    dx if asked[0] else None,
                     plan.kept_last(),
                 )
-            found = [dx[0] if dx else None, *of_tensors]
+            found = [*dx.gradients(), *of_tensors]
             return [total(more, so_far, dh) for more, so_far in zip(found, before, strict=True)]
 
         return coupled, differentiate

@@ -7,13 +7,14 @@ back as it is used up; `Sliding` a map that is made in order, and never more of 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from revseg.engine.gradients import Grads
 from revseg.tensors import dense
 
 Images = slice  # which of a batch
@@ -55,6 +56,10 @@ class Whole:
         self.parts = parts
         n, _, height, width = parts[0].shape
         self.shape = n, sum(part.shape[1] for part in parts), height, width
+
+    def like(self) -> Whole:
+        """Memory for the gradients of the parts."""
+        return Whole(*(torch.empty_like(part) for part in self.parts))
 
     def release(self) -> None:
         """Let the map go; nobody will ask for it again."""
@@ -101,6 +106,27 @@ class Kept:
         while spend and pieces and pieces[0][0] + pieces[0][1].shape[2] <= last:
             pieces.popleft()
         return found[0] if len(found) == 1 else torch.cat(found, 2)
+
+
+class Asked:
+    """Memory for the gradient of an input, made when a pass asks for it.
+
+    Args:
+        x: The input.
+    """
+
+    def __init__(self, x: Whole) -> None:
+        self.x = x
+        self.parts: Sequence[Tensor] = ()  # of the gradient, none before
+
+    def __call__(self) -> Whole:
+        made = self.x.like()
+        self.parts = made.parts
+        return made
+
+    def gradients(self) -> Grads:
+        """Of the parts of the input; None of each if no pass asked."""
+        return [*self.parts] or [None] * len(self.x.parts)
 
 
 class Rows:

@@ -12,7 +12,7 @@ from torch._compile import _disable_dynamo
 from revseg.engine.gradients import Grads, alias
 from revseg.layers.bands.cut import Bands
 from revseg.layers.bands.row import BandedRow
-from revseg.layers.bands.rows import Whole
+from revseg.layers.bands.rows import Asked, Whole
 from revseg.layers.stack_layer import Layer
 
 Map = Tensor | tuple[Tensor, Tensor]  # a map, or two that stand for one, joined by their channels: streams
@@ -70,17 +70,10 @@ class _ByBands(torch.autograd.Function):
         given = dys if any(dy is None for dy in dys) else None
         dz = Whole(*(_filled(row, dys, k) if given else dy for k, dy in enumerate(dys)))  # type: ignore[arg-type]
         dys.clear()
-        dx: list[Tensor] = []
-
-        def make_dx() -> Whole:
-            dx[:] = [torch.empty_like(part) for part in parts]
-            return Whole(*dx)
-
+        dx = Asked(Whole(*parts))
         of_input = any(wanted[: ctx.count])
-        found = row.gradients(
-            Whole(*parts), parameters, dz, wanted[ctx.count :], make_dx if of_input else None
-        )
-        return None, None, None, *(dx if dx else [None] * ctx.count), *found
+        found = row.gradients(dx.x, parameters, dz, wanted[ctx.count :], dx if of_input else None)
+        return None, None, None, *dx.gradients(), *found
 
 
 def _filled(row: BandedRow, dys: Grads, k: int) -> Tensor:

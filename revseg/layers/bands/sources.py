@@ -17,7 +17,7 @@ from torch._compile import _disable_dynamo
 
 from revseg.layers.bands.cut import Bands
 from revseg.layers.bands.row import BandedRow
-from revseg.layers.bands.rows import Images, Whole
+from revseg.layers.bands.rows import Asked, Images, Whole
 from revseg.layers.bands.run import differentiable, memory_of
 from revseg.layers.corner_pool import unpool
 from revseg.layers.stack_layer import Layer
@@ -180,16 +180,9 @@ class _OfSource(torch.autograd.Function):
                 return row.rerun_with_graph(make(*parts).plain(), parameters)  # type: ignore[no-any-return]
 
             return None, None, None, *differentiable(run, count, tensors, dys, wanted)
-        dz, source = Whole(dys[0]), make(*tensors[:count])
+        dz, dx = Whole(dys[0]), Asked(make(*tensors[:count]))
         dys.clear()
-        dx: list[Tensor] = []
-
-        def make_dx() -> Whole:
-            memory = source.like()
-            dx[:] = memory.parts
-            return memory  # type: ignore[no-any-return]
-
         of_input = any(wanted[:count])
-        found = row.gradients(source, tensors[count:], dz, wanted[count:], make_dx if of_input else None)
-        given = [d.to(t.dtype) for d, t in zip(dx, tensors, strict=False)] if dx else [None] * count
+        found = row.gradients(dx.x, tensors[count:], dz, wanted[count:], dx if of_input else None)
+        given = [None if d is None else d.to(t.dtype) for d, t in zip(dx.gradients(), tensors, strict=False)]
         return None, None, None, *given, *found
