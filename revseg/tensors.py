@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}  # by the dimensions of a tensor
 _INTEGER = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -19,11 +20,14 @@ def dense(x: Tensor) -> Tensor:
     """The same values without gaps: contiguous or channels_last, whichever the strides are like."""
     if x.is_contiguous():
         return x
-    channels_last = {4: torch.channels_last, 5: torch.channels_last_3d}
-    layout = (
-        channels_last.get(x.ndim, torch.contiguous_format) if x.stride(1) == 1 else torch.contiguous_format
-    )
-    return x.contiguous(memory_format=layout)
+    layout = CHANNELS_LAST.get(x.ndim) if x.stride(1) == 1 else None
+    return x.contiguous(memory_format=layout or torch.contiguous_format)
+
+
+def is_channels_last(x: Tensor) -> bool:
+    """Whether the channels of a pixel lie side by side, and in no other order than that."""
+    layout = CHANNELS_LAST.get(x.ndim)
+    return layout is not None and x.is_contiguous(memory_format=layout) and not x.is_contiguous()
 
 
 def laid_out(x: Tensor, strides: tuple[int, ...]) -> Tensor:

@@ -125,10 +125,9 @@ class Convolution(LinearOp):
     def window(self) -> Window | None:
         return None if self.by_band is None else self.by_band.window
 
-    def shape(self, x: Sequence[int], parameters: Sequence[Tensor]) -> tuple[int, int, int, int]:
+    def shape(self, x: Sequence[int], parameters: Sequence[Tensor]) -> tuple[int, ...]:
         assert self.by_band is not None
-        n, _, height, width = x
-        return n, len(parameters[0]), self.by_band.window.height(height), self.by_band.width(width)
+        return x[0], len(parameters[0]), *self.by_band.size(x[2:])
 
     def make_band(self, x: Band, first: int, last: int, parameters: Sequence[Tensor]) -> Tensor:
         if self.by_band is None or self.every:
@@ -147,7 +146,7 @@ class Convolution(LinearOp):
     ) -> Tensor:
         if self.by_band is None or self.every:
             return super().band_input_gradient(du, x, first, last, parameters)
-        return self.by_band.of_input(du, x.values.shape[3], first, last, parameters)
+        return self.by_band.of_input(du, x.values.shape[3:], first, last, parameters)
 
     def _floats(self, x: Band, parameters: Sequence[Tensor]) -> Band:
         return replace(x, values=prepared(x.values, self.prepare, parameters[0].dtype))
@@ -227,8 +226,8 @@ class Convolution(LinearOp):
 
 
 def _by_band(conv: Conv) -> BandConvolution | None:
-    """What it is for bands of a map; None for those of other dimensions, transposed ones, and windows of nothing but padding."""
-    if conv.transposed or len(conv.kernel_size) != 2 or isinstance(conv.padding, str):
+    """What it is for bands of a map; None for transposed ones, and windows of nothing but padding."""
+    if conv.transposed or isinstance(conv.padding, str):
         return None
     given: Any = conv
     found = BandConvolution(given.kernel_size, given.stride, given.padding, given.dilation, conv.groups)

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from revseg import ops
 from revseg.layers.norms import bn_act
+from revseg.tensors import CHANNELS_LAST, is_channels_last
 
 # Values of one image, 1 MiB in float32, from which a batch goes through an op image by image.
 _LARGE = 1 << 18
-_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}  # by the dimensions of a tensor
 
 
 def _whole(x: Tensor) -> Tensor:
@@ -84,7 +84,7 @@ def is_large(image: Tensor) -> bool:
 
 def by_image(x: Tensor) -> bool:
     """Whether a batch like this goes through a convolution image by image, for the sake of its copies in other layouts."""
-    needs_none = x.element_size() >= 4 and _is_channels_last(x)
+    needs_none = x.element_size() >= 4 and is_channels_last(x)
     return is_large(x[0]) and not needs_none
 
 
@@ -94,7 +94,7 @@ def gather(maps: Iterable[Tensor], count: int) -> Tensor:
     first = next(maps)
     if count == 1:
         return first
-    layout = _CHANNELS_LAST[first.ndim] if _is_channels_last(first) else torch.contiguous_format
+    layout = CHANNELS_LAST[first.ndim] if is_channels_last(first) else torch.contiguous_format
     shape = (count, *first.shape[1:])
     batch = torch.empty(shape, dtype=first.dtype, device=first.device, memory_format=layout)
     batch[0] = first[0]
@@ -102,8 +102,3 @@ def gather(maps: Iterable[Tensor], count: int) -> Tensor:
     for i in range(1, count):
         batch[i] = next(maps)[0]
     return batch
-
-
-def _is_channels_last(x: Tensor) -> bool:
-    layout = _CHANNELS_LAST.get(x.ndim)
-    return layout is not None and x.is_contiguous(memory_format=layout) and not x.is_contiguous()

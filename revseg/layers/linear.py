@@ -19,16 +19,15 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from revseg import ops
 from revseg.engine.gradients import Grads
-from revseg.layers.bands.rows import Band
+from revseg.layers.bands.rows import Band, pad_rows
 from revseg.layers.bands.window import Window
 from revseg.layers.layer_input import LayerInput
 from revseg.layers.norms import batch_statistics, bn_act_backward
-from revseg.tensors import dense
+from revseg.tensors import CHANNELS_LAST, dense
 
 
 class LinearOp(ABC):
@@ -65,8 +64,8 @@ class LinearOp(ABC):
         """Which rows of its input a row follows from; None if any may. `above` is a multiple of `step`."""
         return None
 
-    def shape(self, x: Sequence[int], parameters: Sequence[Tensor]) -> tuple[int, int, int, int]:
-        """The shape of the raw map of an input [N, C, H, W]; of ops that have a window."""
+    def shape(self, x: Sequence[int], parameters: Sequence[Tensor]) -> tuple[int, ...]:
+        """The shape of the raw map of an input [N, C, H, ...]; of ops that have a window."""
         raise NotImplementedError
 
     band_share = 2  # a band is cut into so many, as more of it is there at a time
@@ -88,7 +87,7 @@ class LinearOp(ABC):
         """What rows of the gradient of the raw map, from `first` on, add to the gradients of the parameters."""
         part, before, count = self._cut(x, first, first + du.shape[2])
         after = count - (first - before) - du.shape[2]
-        whole = F.pad(du, (0, 0, first - before, after))
+        whole = pad_rows(du, first - before, after)
         return self.backward(whole, LayerInput(part), parameters, [False, *wanted])[1:]
 
     def band_input_gradient(
@@ -96,20 +95,20 @@ class LinearOp(ABC):
     ) -> Tensor:
         """Rows first to last (excluded) of the gradient of the input; `du` has all rows that read one of these.
 
-        The values of x are empty if none are needed, [n, C, 0, W].
+        The values of x are empty if none are needed, [n, C, 0, ...].
         """
         window = self.window()
         assert window is not None
         start, stop = window.readers(first, last, du.height)
         if stop <= start:
-            n, c, _, w = x.values.shape
-            return du.values.new_zeros(n, c, last - first, w)
+            n, c, _, *across = x.values.shape
+            return du.values.new_zeros(n, c, last - first, *across)
         part, before, count = self._cut(x, start, stop)
-        whole = F.pad(du.rows(start, stop), (0, 0, start - before, count - (stop - before)))
+        whole = pad_rows(du.rows(start, stop), start - before, count - (stop - before))
         dx = self.backward(whole, LayerInput(part), parameters, [True] + [False] * len(parameters))[0]
         assert dx is not None
         top = before * window.step
-        return F.pad(dx, (0, 0, 0, max(0, last - top - dx.shape[2])))[:, :, first - top : last - top]
+        return pad_rows(dx, 0, max(0, last - top - dx.shape[2]))[:, :, first - top : last - top]
 
     def _cut(self, x: Band, first: int, last: int) -> tuple[Tensor, int, int]:
         """The part of the input that rows first to last read; which row its first one makes, and how many it makes."""
@@ -119,9 +118,10 @@ class LinearOp(ABC):
         if x.values.shape[2]:
             part = dense(x.rows(low, high))
         else:
-            n, c, _, w = x.values.shape
-            layout = torch.channels_last if x.values.device.type == "cpu" else torch.contiguous_format
-            part = x.values.new_empty(n, c, high - low, w).contiguous(memory_format=layout)
+            n, c, _, *across = x.values.shape
+            layout = CHANNELS_LAST.get(x.values.ndim) if x.values.device.type == "cpu" else None
+            part = x.values.new_empty(n, c, high - low, *across)
+            part = part.contiguous(memory_format=layout or torch.contiguous_format)
         return part, low // window.step, window.height(high - low)
 
     def make_with_statistics(

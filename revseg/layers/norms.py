@@ -55,6 +55,16 @@ def bn_act_backward(
     return out, dweight, dbias, dslope
 
 
+def bn_act_sums(u: Tensor, dz: Tensor, norm: ops.Norm) -> Tensor:
+    """The sums over a map, or a band of one, from which its gradient follows [3, C]."""
+    return ops.bn_act_sums(plane(u), plane(dz), norm)
+
+
+def bn_act_gradient(u: Tensor, dz: Tensor, norm: ops.Norm, sums: Tensor | None, values: int) -> Tensor:
+    """The gradient of a raw map, or of a band of one, whose sums are known; of the dtype and strides of u."""
+    return ops.bn_act_gradient(plane(u), plane(dz), norm, sums, values).view(u.shape)
+
+
 def _memory(out: Tensor, u: Tensor, flat: Tensor) -> Tensor:
     """Where results go, as a plane; of u itself the one plane, by which operations know that u is written over."""
     return flat if out is u else out.view(flat.shape)

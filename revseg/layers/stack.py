@@ -59,9 +59,9 @@ class Stack(Unscriptable, nn.Sequential):
 
     def layers_by_bands(self, x: Tensor, part: nn.Module | None = None) -> Sequence[Layer] | None:
         """The layers of the stack, or of a part of it, if all of a map x would go through them by bands; else None."""
-        if bands_of(self) is None or has_hooks(self) or not stacks_are_right(x):
+        if bands_of(self) is None or has_hooks(self) or not stacks_are_right(x, (1, 2, 3)):
             return None
-        layers = layers_of(self if part is None else part, without_norm=True)
+        layers = layers_of(self if part is None else part, x.ndim - 2, without_norm=True)
         return layers if layers and BandPlan.takes(layers, x) else None
 
     def as_function(self, x: Tensor, *side: Any) -> Function | None:
@@ -130,7 +130,7 @@ def _parts(
     while row:
         before = layer
         layer, length = _first_layer(row)
-        if layer is None and without_norm and dims == 2:
+        if layer is None and without_norm:
             layer, length = _first_without_norm(row, before)
         if layer is None or layer.op.dims != dims:
             yield from row[:length]

@@ -104,10 +104,10 @@ def layer_without_norm(
         act: The activation.
         like: A value for each channel [C, ...], on the device of the layer.
     """
-    if op is None or op.dims != 2 or type(act) not in _ACTS or has_hooks(act):
+    if op is None or type(act) not in _ACTS or has_hooks(act):
         return None
-    bn = nn.BatchNorm2d(len(like), eps=0.0, affine=False, device=like.device, dtype=torch.float32).eval()
-    return Layer(op, parameters, bn, act, normed=False)
+    bn: Any = _NORMS[op.dims](len(like), eps=0.0, affine=False, device=like.device, dtype=torch.float32)
+    return Layer(op, parameters, bn.eval(), act, normed=False)
 
 
 def layer_of(

@@ -4,6 +4,7 @@ import copy
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from revseg.layers.blocks import ConvBNAct
 from revseg.layers.stack import Stack
@@ -52,13 +53,13 @@ def small_stack(dtype=torch.float64, seed=0):
 
 
 def stirred(module):
-    """The module with random batch norms and slopes."""
+    """The module with random norms and slopes."""
     with torch.no_grad():
         for each in module.modules():
-            if isinstance(each, nn.BatchNorm2d) and each.affine:
+            if isinstance(each, _NormBase) and each.affine:
                 each.weight.normal_(1, 0.3)
                 each.bias.normal_(0, 0.3)
-            if isinstance(each, nn.BatchNorm2d) and each.running_mean is not None:
+            if isinstance(each, _NormBase) and each.running_mean is not None:
                 each.running_mean.normal_(0, 0.2)
                 each.running_var.uniform_(0.5, 2)
             if isinstance(each, nn.PReLU):

@@ -17,12 +17,12 @@ from functools import partial
 
 from torch import Tensor
 
-from revseg import ops
 from revseg.engine.gradients import Grads
 from revseg.layers.bands.cut import BandPlan
 from revseg.layers.bands.rows import Band, Images, Kept, Rows, Sliding, Whole
 from revseg.layers.bands.walk import Source, Walk
 from revseg.layers.linear import summed
+from revseg.layers.norms import bn_act, bn_act_gradient, bn_act_sums
 from revseg.tensors import dense
 
 Incoming = Callable[[Images, int, int], Tensor]  # rows of the gradient of an activated map
@@ -102,7 +102,7 @@ def _sums_of_last(
     for images in plan.groups:
         walk = Walk(source, images, kept, None, plan.of_images(images, keeping))
         for first, end in plan.cuts(last):
-            sums += ops.bn_act_sums(walk.raw(last, first, end), incoming(images, first, end), norms[-1])
+            sums += bn_act_sums(walk.raw(last, first, end), incoming(images, first, end), norms[-1])
         walk.finish()
     return sums
 
@@ -204,7 +204,7 @@ class _Pass:
         if self.plan.is_linear(self.j):
             return dz
         u = self._own_map(images, first, last, x)
-        return ops.bn_act_gradient(u, dz, self.norms[self.j - 1], self.of_map, self.plan.values(self.j))
+        return bn_act_gradient(u, dz, self.norms[self.j - 1], self.of_map, self.plan.values(self.j))
 
     def _own_map(self, images: Images, first: int, last: int, x: Band) -> Tensor:
         """Rows of raw map j."""
@@ -219,7 +219,7 @@ class _Pass:
             self.dx.write(images, first, dz)
             return
         u = before.raw(first, first + dz.shape[2])
-        self.sums += ops.bn_act_sums(u, dz, self.norms[self.j - 2])
+        self.sums += bn_act_sums(u, dz, self.norms[self.j - 2])
         self.gradient.append(images, first, dz)
 
 
@@ -241,7 +241,7 @@ class _Before:
         return dense(self.raws.peek(first, last))
 
     def _activate(self, first: int, last: int) -> Tensor:
-        return ops.bn_act(self.raw(first, last), self.walk.norms[self.j - 1])
+        return bn_act(self.raw(first, last), self.walk.norms[self.j - 1])
 
 
 class _Held:

@@ -4,12 +4,16 @@ A band is cut out with the rows that it reads beyond its own, zeros where these 
 computed in vain. The gradient of the input is a convolution with the turned kernel where the stride is 1. Per value
 the sums are those of the whole map; on a CPU, in channels_last, so are the bits. The gradient of the weight is a sum over
 bands, in float32 also where maps are in half precision.
+
+A CPU runs one small volume in float32 by other means than several, or a large one: slower (five times and more), with other bits,
+and with a copy for each place of the kernel. A band of one goes with an empty one beside it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,13 +21,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from revseg.engine.gradients import Grads
-from revseg.layers.bands.rows import Band
+from revseg.layers.bands.rows import Band, pad_rows
 from revseg.layers.bands.window import Window
+from revseg.tensors import CHANNELS_LAST
 
 
 @dataclass(frozen=True)
 class BandConvolution:
-    """What is fixed about it; numbers are (down, across).
+    """What is fixed about it; the first number of each is that of rows.
 
     Args:
         kernel: Its size.
@@ -33,27 +38,29 @@ class BandConvolution:
         groups: Of channels.
     """
 
-    kernel: tuple[int, int]
-    stride: tuple[int, int]
-    padding: tuple[int, int]
-    dilation: tuple[int, int]
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
     groups: int
 
     @property
     def window(self) -> Window:
-        reach = self.dilation[0] * (self.kernel[0] - 1) + 1
-        return Window(reach, self.stride[0], self.padding[0], self.padding[0])
+        return self._windows()[0]
 
-    def width(self, width: int) -> int:
-        reach = self.dilation[1] * (self.kernel[1] - 1) + 1
-        return (width + 2 * self.padding[1] - reach) // self.stride[1] + 1
+    def size(self, size: Sequence[int]) -> tuple[int, ...]:
+        """What comes of a map of this size, rows first."""
+        return tuple(w.height(length) for w, length in zip(self._windows(), size, strict=True))
+
+    def _windows(self) -> list[Window]:
+        """Of all dimensions."""
+        each = zip(self.kernel, self.stride, self.padding, self.dilation, strict=True)
+        return [Window(d * (k - 1) + 1, s, p, p) for k, s, p, d in each]
 
     def make(self, x: Band, first: int, last: int, parameters: Sequence[Tensor]) -> Tensor:
         """Rows first to last (excluded) of the output."""
         padded = x.padded(*self.window.read(first, last))
-        bias = parameters[1] if len(parameters) > 1 else None
-        across = (0, self.padding[1])
-        return F.conv2d(padded, parameters[0], bias, self.stride, across, self.dilation, self.groups)
+        return self._convolved(padded, *parameters)
 
     def of_parameters(
         self, du: Tensor, x: Band, first: int, parameters: Sequence[Tensor], wanted: Sequence[bool]
@@ -65,48 +72,69 @@ class BandConvolution:
         found = self._backward(du, padded, parameters, [False, *wanted])[1 : len(parameters) + 1]
         return [None if g is None else _wide(g) for g in found]
 
-    def of_input(self, du: Band, width: int, first: int, last: int, parameters: Sequence[Tensor]) -> Tensor:
-        """Rows first to last (excluded) of the input's gradient, of a map of this width."""
-        weight = parameters[0]
-        reach, _, above, _ = self.window
-        across = self.dilation[1] * (self.kernel[1] - 1) - self.padding[1]
-        if self.stride == (1, 1) and across >= 0:
+    def of_input(
+        self, du: Band, across: Sequence[int], first: int, last: int, parameters: Sequence[Tensor]
+    ) -> Tensor:
+        """Rows first to last (excluded) of the input's gradient, of a map of this size across its rows."""
+        weight, windows = parameters[0], self._windows()
+        reach, _, above, _ = windows[0]
+        turned = [w.reach - 1 - w.above for w in windows[1:]]  # the padding of the way back
+        if set(self.stride) == {1} and all(p >= 0 for p in turned):
             padded = du.padded(first + above - reach + 1, last + above)
-            return F.conv2d(padded, self._turned(weight), None, 1, (0, across), self.dilation, self.groups)
+            back = replace(self, padding=(0, *turned))
+            return back._convolved(padded, self._turned(weight))
         start, stop = self.window.readers(first, last, du.height)
         channels = weight.shape[1] * self.groups
-        n = du.values.shape[0]
+        n = len(du.values)
         if stop <= start:
-            return du.values.new_zeros(n, channels, last - first, width)
+            return du.values.new_zeros(n, channels, last - first, *across)
         low, high = self.window.read(start, stop)
-        like = du.values.new_empty(n, channels, high - low, width)
-        if du.values.device.type == "cpu":
-            like = like.contiguous(memory_format=torch.channels_last)
+        like = du.values.new_empty(n, channels, high - low, *across)
+        if du.values.device.type == "cpu" and like.ndim in CHANNELS_LAST:
+            like = like.contiguous(memory_format=CHANNELS_LAST[like.ndim])
         dx: Tensor = self._backward(du.rows(start, stop), like, parameters, [True, False, False])[0]
-        return F.pad(dx, (0, 0, 0, max(0, last - high)))[:, :, first - low : last - low]
+        return pad_rows(dx, 0, max(0, last - high))[:, :, first - low : last - low]
 
     def _turned(self, weight: Tensor) -> Tensor:
         """The kernel that takes gradients back: turned around, inputs and outputs exchanged."""
         outputs, inputs, *size = weight.shape
         grouped = weight.reshape(self.groups, outputs // self.groups, inputs, *size)
-        return grouped.transpose(1, 2).reshape(-1, outputs // self.groups, *size).flip(2, 3)
+        exchanged = grouped.transpose(1, 2).reshape(-1, outputs // self.groups, *size)
+        return exchanged.flip(*range(2, weight.ndim))
+
+    def _convolved(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Of rows that are all there: without a rim of its own above and below."""
+        u = torch.convolution(self._run_alike(x, weight), weight, bias, *self._numbers)
+        return u[: len(x)]
 
     def _backward(self, du: Tensor, x: Tensor, parameters: Sequence[Tensor], wanted: Sequence[bool]) -> Any:
-        bias = [len(parameters[0])] if len(parameters) > 1 else None
+        weight = parameters[0]
+        bias = [len(weight)] if len(parameters) > 1 else None
         mask = (*wanted[:2], bias is not None and wanted[2])
-        return torch.ops.aten.convolution_backward(
-            du,
-            x,
-            parameters[0],
-            bias,
-            self.stride,
-            [0, self.padding[1]],
-            self.dilation,
-            False,
-            [0, 0],
-            self.groups,
-            mask,
+        count, x = len(x), self._run_alike(x, weight)
+        du = du if len(x) == count else _with_empty(du)
+        dx, *found = torch.ops.aten.convolution_backward(du, x, weight, bias, *self._numbers, mask)
+        return None if dx is None else dx[:count], *found
+
+    @property
+    def _numbers(self) -> tuple[Any, ...]:
+        """As operations take them, for bands with all of their rows."""
+        none = [0] * len(self.kernel)
+        return self.stride, [0, *self.padding[1:]], self.dilation, False, none, self.groups
+
+    def _run_alike(self, x: Tensor, weight: Tensor) -> Tensor:
+        """The band, with an empty one beside it if a library would run a volume by other means where it is alone."""
+        if x.ndim != 5 or len(x) > 1 or x.device.type != "cpu" or math.prod(self.kernel) == 1:
+            return x
+        alone, two = (
+            torch._C._select_conv_backend(each, weight, None, *self._numbers)
+            for each in (x, x.expand(2, *x.shape[1:]))
         )
+        return x if alone == two else _with_empty(x)
+
+
+def _with_empty(x: Tensor) -> Tensor:
+    return F.pad(x, (*(0, 0) * (x.ndim - 1), 0, 1))
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -15,8 +15,10 @@ from revseg.layers.bands.rows import Images, Kept, Whole
 from revseg.layers.bands.window import Window
 from revseg.layers.layer_input import lowered
 from revseg.layers.linear import LinearOp
+from revseg.layers.norms import batch_statistics
 from revseg.layers.stack_layer import Layer
 from revseg.layers.stack_pass import Plan
+from revseg.tensors import CHANNELS_LAST
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ class BandPlan(Plan):
         weights = self.of_op(0, self.parameters)
         self.dtype = weights[0].dtype if weights else lowered(first[:0], self.cast).dtype  # of raw maps
         # a CPU copies other layouts into this one
-        self.layout = torch.channels_last if first.device.type == "cpu" else None
+        self.layout = CHANNELS_LAST.get(first.ndim) if first.device.type == "cpu" else None
         self._cut_into(1)
 
     def wider(self, times: int) -> BandPlan:
@@ -86,8 +88,8 @@ class BandPlan(Plan):
 
     @staticmethod
     def takes(layers: Sequence[Layer], x: Tensor) -> bool:
-        """Whether a row goes by bands: maps of two dimensions, ops that are local."""
-        return x.ndim == 4 and all(layer.op.window() is not None for layer in layers)
+        """Whether a row goes by bands: ops that are local, of maps of these dimensions."""
+        return all(layer.op.dims == x.ndim - 2 and layer.op.window() is not None for layer in layers)
 
     def _groups(self, count: int) -> Iterator[Images]:
         """Images that go together: one, or as many as are small enough."""
@@ -98,8 +100,8 @@ class BandPlan(Plan):
 
     def _row(self, j: int) -> int:
         """Bytes of a row of a map of one image."""
-        _, channels, _, width = self.shapes[j]
-        return channels * width * self.dtype.itemsize
+        _, channels, _, *across = self.shapes[j]
+        return channels * math.prod(across) * self.dtype.itemsize
 
     def cuts(self, j: int) -> Iterator[tuple[int, int]]:
         """First and last row (excluded) of the bands of raw map j, 1 for the first; the input is 0."""
@@ -112,8 +114,8 @@ class BandPlan(Plan):
 
     def values(self, j: int) -> int:
         """Of each channel of map j."""
-        n, _, height, width = self.shapes[j]
-        return n * height * width
+        n, _, *size = self.shapes[j]
+        return n * math.prod(size)
 
     def parameters_of(self, j: int, parameters: Sequence[Tensor]) -> list[Tensor]:
         """Of the op that makes raw map j."""
@@ -157,5 +159,5 @@ def statistics_of(parts: Sequence[tuple[Tensor, Tensor, int]]) -> tuple[Tensor, 
 
 
 def of_band(u: Tensor) -> tuple[Tensor, Tensor, int]:
-    """What `statistics_of` takes of a band [n, C, rows, W]."""
-    return *ops.batch_statistics(u), math.prod(u.shape) // u.shape[1]
+    """What `statistics_of` takes of a band [n, C, rows, ...]."""
+    return *batch_statistics(u), math.prod(u.shape) // u.shape[1]

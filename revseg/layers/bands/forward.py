@@ -17,6 +17,7 @@ from revseg.engine.function import Onto
 from revseg.layers.bands.cut import BandPlan, of_band, statistics_of
 from revseg.layers.bands.rows import Kept, Whole
 from revseg.layers.bands.walk import Source, Walk
+from revseg.layers.norms import bn_act, bn_act_add
 from revseg.replay.memo import remember
 
 
@@ -71,9 +72,9 @@ def write_values(
         for first, end in plan.cuts(last):
             u = walk.raw(last, first, end)
             if added is None:
-                z = ops.bn_act(u, source.norms[-1])
+                z = bn_act(u, source.norms[-1])
             else:
-                z = ops.bn_act_add(u, source.norms[-1], added.rows(images, first, end, plan.layout), sign)
+                z = bn_act_add(u, source.norms[-1], added.rows(images, first, end, plan.layout), sign)
             y.write(images, first, z)
         walk.finish()
         del walk  # with the rows that it holds, before the next one

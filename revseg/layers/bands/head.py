@@ -5,6 +5,7 @@ Of maps of a size that matters, a library's copies in layouts of its own take mo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -22,7 +23,7 @@ from revseg.layers.layer_input import lowered
 from revseg.layers.linear import summed
 from revseg.layers.recompute import Recompute
 from revseg.replay.context import is_casting, without_autocast
-from revseg.tensors import dense
+from revseg.tensors import CHANNELS_LAST, dense
 
 
 class HeadByBands(Recompute):
@@ -41,10 +42,10 @@ class HeadByBands(Recompute):
         self.bands = bands
 
     def forward(self, x: Map) -> Any:
-        """The scores [N, C, h, w] of a map [N, C, H, W], or of its halves."""
+        """The scores [N, C, h, ...] of a map [N, C, H, ...], or of its halves."""
         parts = (x,) if isinstance(x, Tensor) else tuple(x)
         op = Convolution.of(self.module) if may_go_by_bands(self, parts) else None
-        if op is None or op.by_band is None:
+        if op is None or op.by_band is None or op.dims != parts[0].ndim - 2:
             return super().forward(joined(parts))
         conv: Any = self.module
         cast = torch.get_autocast_dtype(parts[0].device.type) if is_casting(parts[0].device.type) else None
@@ -66,8 +67,9 @@ class _Head:
         """Rows of the output, image by image."""
         window = self.op.window()
         assert window is not None
-        images, channels, _, width = x.shape
-        size = x.parts[0].element_size() * max(channels * width * window.step, y[1] * y[3])
+        images, channels, _, *across = x.shape
+        values = max(channels * math.prod(across) * window.step, y[1] * math.prod(y[3:]))
+        size = x.parts[0].element_size() * values
         rows = max(1, self.bands.bytes // max(1, size))
         for i in range(images):
             for first in range(0, y[2], rows):
@@ -77,7 +79,7 @@ class _Head:
         window = self.op.window()
         assert window is not None
         low, high = window.inside(first, last, x.shape[2])
-        layout = torch.channels_last if x.parts[0].device.type == "cpu" else None
+        layout = CHANNELS_LAST.get(len(x.shape)) if x.parts[0].device.type == "cpu" else None
         return Band(lowered(x.rows(images, low, high, layout), self.cast), low, x.shape[2])
 
 

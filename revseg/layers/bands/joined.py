@@ -26,9 +26,8 @@ class Nothing(LinearOp):
     def window(self) -> Window:
         return Window(1, 1, 0, 0)
 
-    def shape(self, x: Sequence[int], parameters: Sequence[Tensor]) -> tuple[int, int, int, int]:
-        n, channels, height, width = x
-        return n, channels, height, width
+    def shape(self, x: Sequence[int], parameters: Sequence[Tensor]) -> tuple[int, ...]:
+        return tuple(x)
 
     def forward(self, x: Tensor, *parameters: Tensor) -> Tensor:
         return x

@@ -21,7 +21,9 @@ def may_go_by_bands(wrapper: Recompute, parts: Sequence[Tensor]) -> bool:
     """Whether maps may go by bands in this call: in training, or where there are gradients, and nobody traces it."""
     traced = torch.compiler.is_compiling() or is_traced(parts)
     inference = not (torch.is_grad_enabled() or wrapper.training)  # has the bits of all levels
-    return not (wrapper.save_activations or traced or inference) and all(map(stacks_are_right, parts))
+    return not (wrapper.save_activations or traced or inference) and all(
+        stacks_are_right(part, (1, 2, 3)) for part in parts
+    )
 
 
 class ByBands(Recompute):
@@ -62,10 +64,10 @@ class ByBands(Recompute):
         self.bands, self.streams = bands or Bands(), streams
 
     def forward(self, x: Map) -> Any:
-        """The output [N, C, h, w], or its halves.
+        """The output [N, C, h, ...], or its halves.
 
         Args:
-            x: The input [N, C, H, W], or its halves.
+            x: The input [N, C, L], [N, C, H, W] or [N, C, D, H, W], or its halves.
         """
         parts = (x,) if isinstance(x, Tensor) else tuple(x)
         layers = self._layers(parts) if may_go_by_bands(self, parts) else None
@@ -79,5 +81,5 @@ class ByBands(Recompute):
         """The layers of the module; None if it does not go by bands."""
         if has_hooks(self.module):
             return None
-        layers = layers_of(self.module, without_norm=True)
+        layers = layers_of(self.module, parts[0].ndim - 2, without_norm=True)
         return layers if layers and BandPlan.takes(layers, parts[0]) else None

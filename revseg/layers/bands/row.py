@@ -16,6 +16,7 @@ from revseg.layers.bands.rows import Asked, Kept, Whole
 from revseg.layers.stack_layer import Layer
 from revseg.replay.call import is_recomputing
 from revseg.replay.memo import noting, reminding
+from revseg.tensors import CHANNELS_LAST, is_channels_last
 
 
 class BandedRow:
@@ -116,7 +117,6 @@ class BandedRow:
         """Memory for the value, laid out as the stream, or as the input."""
         if onto is not None:
             return torch.empty_like(onto[0])
-        y = x.new_empty(tuple(self.plan.shapes[-1]), dtype=self.plan.dtype)
-        if x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last):
-            return y
-        return torch.empty_like(y, memory_format=torch.channels_last)
+        layout = CHANNELS_LAST[x.ndim] if is_channels_last(x) else torch.contiguous_format
+        shape = tuple(self.plan.shapes[-1])
+        return torch.empty(shape, dtype=self.plan.dtype, device=x.device, memory_format=layout)

@@ -1,5 +1,7 @@
 """Maps of which a part exists: some rows of some images, [n, C, rows, W].
 
+A row is what lies at one place of dimension 2: of a volume [N, C, D, H, W] it is a slice [H, W], of a signal a position.
+
 A `Band` is such a part. A `Whole` is a map that is there, and gives bands of itself; `Kept` a map in pieces, which is given
 back as it is used up; `Sliding` a map that is made in order, and never more of it at a time than is needed.
 """
@@ -25,7 +27,7 @@ class Band:
     """Rows of a map.
 
     Args:
-        values: [n, C, rows, W].
+        values: [n, C, rows, ...].
         first: Which row of the map the first one is.
         height: How many rows the map has.
     """
@@ -42,20 +44,25 @@ class Band:
         """The same; zeros for rows outside of the map."""
         inside = self.rows(max(first, 0), min(last, self.height))
         above, below = max(-first, 0), max(last - self.height, 0)
-        return F.pad(inside, (0, 0, above, below)) if above or below else inside
+        return pad_rows(inside, above, below) if above or below else inside
+
+
+def pad_rows(x: Tensor, above: int, below: int) -> Tensor:
+    """A band with rows of zeros around it, or, where a number is below 0, without so many of its own."""
+    return F.pad(x, (*(0, 0) * (x.ndim - 3), above, below))
 
 
 class Whole:
     """A map that is there.
 
     Args:
-        parts: The map [N, C, H, W]; or several that stand for one, joined by their channels.
+        parts: The map [N, C, rows, ...]; or several that stand for one, joined by their channels.
     """
 
     def __init__(self, *parts: Tensor) -> None:
         self.parts = parts
-        n, _, height, width = parts[0].shape
-        self.shape = n, sum(part.shape[1] for part in parts), height, width
+        n, _, *size = parts[0].shape
+        self.shape: tuple[int, ...] = n, sum(part.shape[1] for part in parts), *size
 
     def like(self) -> Whole:
         """Memory for the gradients of the parts."""
@@ -72,7 +79,7 @@ class Whole:
         return dense(band) if layout is None else band.contiguous(memory_format=layout)
 
     def write(self, images: Images, first: int, band: Tensor) -> None:
-        """Rows of some images, from a band [n, C, rows, W]."""
+        """Rows of some images, from a band [n, C, rows, ...]."""
         of_parts = torch.split(band, [part.shape[1] for part in self.parts], 1)
         for part, values in zip(self.parts, of_parts, strict=True):
             part[images, :, first : first + band.shape[2]] = values

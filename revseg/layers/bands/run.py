@@ -31,7 +31,7 @@ def run_by_bands(
 
     Args:
         layers: Which.
-        parts: The input [N, C, H, W], or several tensors that are joined by their channels.
+        parts: The input [N, C, rows, ...], or several tensors that are joined by their channels.
         bands: How maps are cut.
         streams: Whether the output is two tensors.
     """
@@ -115,7 +115,7 @@ def _output(row: BandedRow, streams: bool, x: Tensor) -> Whole:
 
 def memory_of(row: BandedRow, x: Tensor, parts: int = 1) -> Tensor:
     """Memory for the output of a row, or for one of so many parts of its channels, where x is."""
-    n, channels, height, width = row.plan.shapes[-1]
+    n, channels, *size = row.plan.shapes[-1]
     layout = row.plan.layout or torch.contiguous_format
-    shape = n, channels // parts, height, width
+    shape = n, channels // parts, *size
     return torch.empty(shape, dtype=row.plan.dtype, device=x.device, memory_format=layout)

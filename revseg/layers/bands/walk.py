@@ -15,6 +15,7 @@ from revseg import ops
 from revseg.layers.bands.cut import BandPlan
 from revseg.layers.bands.rows import Band, Images, Kept, Sliding, Whole
 from revseg.layers.layer_input import lowered
+from revseg.layers.norms import bn_act
 from revseg.tensors import dense
 
 
@@ -99,4 +100,4 @@ class Walk:
     def _activate(self, j: int, first: int, last: int) -> Tensor:
         u = self.raw(j, first, last)
         owned = j not in self.stored and j not in self.keep
-        return ops.bn_act(u, self.norms[j - 1], out=u if owned else None)
+        return bn_act(u, self.norms[j - 1], out=u if owned else None)

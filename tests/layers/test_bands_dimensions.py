@@ -1,0 +1,129 @@
+"""Rows of layers by bands, for signals and volumes: a row of a volume is a slice, of a signal a position."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from revseg import Stack
+from revseg.layers.bands.cut import Bands
+from revseg.layers.bands.head import HeadByBands
+from revseg.layers.bands.module import ByBands
+from revseg.layers.bands.rows import Band
+from revseg.layers.convolution import Convolution
+from revseg.layers.recompute import Recompute
+from tests.helpers import assert_same_result, relative_error, small_input
+from tests.layers.stack_twins import Plain, stirred
+from tests.layers.test_bands import banded, step  # noqa: F401, a fixture
+
+CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+NORM = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+POOL = {1: nn.MaxPool1d, 2: nn.MaxPool2d, 3: nn.MaxPool3d}
+SIZE = {1: (29,), 2: (9, 8), 3: (9, 5, 6)}
+
+
+def first(d, numbers):
+    """Of three numbers, those of so many dimensions."""
+    return numbers[:d]
+
+
+def block(d, *channels, act=None, **options):
+    return [CONV[d](*channels, **options), NORM[d](channels[1]), nn.PReLU() if act is None else act]
+
+
+ROWS = {
+    "same": lambda d: block(d, 4, 6, kernel_size=3, padding=1) + block(d, 6, 5, kernel_size=1, act=nn.LeakyReLU(0.1)),
+    "stride": lambda d: block(d, 4, 6, kernel_size=3, stride=2, padding=1, bias=False) + block(d, 6, 16, kernel_size=1, stride=2) + block(d, 16, 4, kernel_size=1, stride=2),
+    "strides apart": lambda d: block(d, 4, 5, kernel_size=first(d, (4, 3, 2)), stride=first(d, (3, 1, 2)), padding=first(d, (1, 2, 0))),
+    "dilation": lambda d: block(d, 4, 6, kernel_size=first(d, (3, 2, 3)), padding=first(d, (2, 1, 0)), dilation=first(d, (2, 3, 1))),
+    "groups": lambda d: block(d, 4, 4, kernel_size=3, padding=1, groups=4, act=nn.ReLU()) + block(d, 4, 6, kernel_size=1, groups=2),
+    "no norm": lambda d: [CONV[d](4, 6, 3, padding=1), nn.ReLU(), POOL[d](3, 2, 1), CONV[d](6, 5, 1), nn.PReLU(), *block(d, 5, 5, kernel_size=3, padding=1), CONV[d](5, 3, 1)],
+}  # fmt: skip
+CASES = [(kind, dims) for dims in (3, 1) for kind in ROWS]
+
+
+def row(kind, dims):
+    torch.manual_seed(0)
+    return stirred(Stack(*ROWS[kind](dims)))
+
+
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize(("kind", "dims"), CASES)
+def test_equals_the_modules_on_whole_maps(kind, dims, train, banded):  # noqa: F811
+    stack = row(kind, dims).double().train(train)
+    sizes = (1, 1), (2, 900), (3, 1 << 20)  # images, and bytes of a band
+    for kept, (images, size) in zip((0, 0.5, 2), sizes, strict=True):
+        ours = ByBands(copy.deepcopy(stack), Bands(size, kept))
+        x = small_input(images, 4, *SIZE[dims])
+        assert_same_result(step(ours, x), step(Plain(stack), x), 1e-9)
+    assert len(banded) == len(sizes)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["same", "stride", "no norm"])
+def test_makes_at_most_twice_the_error_of_plain(kind, dtype, banded):  # noqa: F811
+    stack, size = row(kind, 3), (2, 4, 16, 14, 12)
+    exact = step(Plain(stack).double(), small_input(*size))
+    ours, plain = ByBands(copy.deepcopy(stack), Bands(6000)).to(dtype), Plain(stack).to(dtype)
+    found, rounded = (step(m, small_input(*size, dtype=dtype)) for m in (ours, plain))
+    bound = 2 * relative_error(rounded.gradients, exact.gradients)
+    assert relative_error(found.gradients, exact.gradients) <= bound
+    assert banded
+
+
+def test_autocast_is_that_of_plain(banded):  # noqa: F811
+    stack, x = row("same", 3), small_input(2, 4, 9, 8, 7, dtype=torch.float32)
+    ours, plain = ByBands(copy.deepcopy(stack), Bands(900)), Plain(stack)
+    with torch.autocast("cpu", torch.bfloat16):
+        found, expected = (step(model, x) for model in (ours, plain))
+    assert found.outputs[0].dtype == expected.outputs[0].dtype == torch.bfloat16
+    assert relative_error(found.gradients, expected.gradients) < 2e-2
+    assert banded
+
+
+@pytest.mark.parametrize("dims", [1, 3])
+def test_a_second_derivative_and_frozen_parts(dims, banded):  # noqa: F811
+    stack = row("no norm", dims).double()
+    ours, x = ByBands(copy.deepcopy(stack), Bands(300)), small_input(2, 4, *SIZE[dims])
+    penalties = []
+    for model in (ours, Plain(stack)):
+        (dx,) = torch.autograd.grad(model(x).sin().sum(), x, create_graph=True)
+        penalties.append(torch.autograd.grad(dx.square().sum(), [*model.parameters()], allow_unused=True))
+    torch.testing.assert_close(*penalties)
+    names = [name for name, _ in stack.named_parameters()]
+    for frozen in (names[:3], names[4:]):
+        ours, twin = ByBands(copy.deepcopy(stack), Bands(300)), Plain(stack)
+        for name, p in zip(names * 2, [*ours.parameters(), *twin.parameters()], strict=True):
+            p.requires_grad_(name not in frozen)
+        for given in (x, x.detach()):
+            assert_same_result(step(ours, given), step(twin, given), 1e-9)
+    assert banded
+
+
+@pytest.mark.parametrize("dims", [1, 3])
+def test_stacks_heads_and_streams(dims, banded):  # noqa: F811
+    stack, x = row("same", dims).double(), small_input(2, 4, *SIZE[dims])
+    plain = step(Plain(stack), x)
+    stack.bands = Bands(700)
+    assert_same_result(step(copy.deepcopy(stack), x), plain, 1e-9)
+    assert_same_result(step(Recompute(copy.deepcopy(stack)), x), plain, 1e-9)
+    head = stirred(CONV[dims](4, 4, 3, 2, 1)).double()
+    assert_same_result(step(HeadByBands(copy.deepcopy(head), Bands(700)), x), step(head, x), 1e-9)
+    streams = ByBands(head, Bands(700), streams=True)
+    torch.testing.assert_close(torch.cat(streams(tuple(x.chunk(2, 1))), 1), head(x))
+    assert len(banded) == 3
+
+
+@pytest.mark.parametrize("images", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("options", [{}, {"stride": 2}, {"dilation": 2}, {"groups": 4}, {"kernel_size": (1, 3, 3), "padding": (0, 1, 1)}], ids=str)  # fmt: skip
+def test_bands_of_volumes_have_the_bits_of_the_whole(options, dtype, images):
+    """In channels_last_3d, of several volumes or a large one: a band of one runs as these do."""
+    conv = nn.Conv3d(8, 12, **{"kernel_size": 3, "padding": 1, **options}).to(dtype)
+    op, parameters = Convolution.of(conv), [conv.weight.detach(), conv.bias.detach()]
+    x = small_input(2, 8, 11, 10, 9, dtype=dtype).detach().contiguous(memory_format=torch.channels_last_3d)
+    whole = conv(x).detach()[:images]
+    for low, high in ((0, 3), (3, 4), (whole.shape[2] - 3, whole.shape[2])):
+        band = op.make_band(Band(x[:images], 0, 11), low, high, parameters)
+        assert torch.equal(band, whole[:, :, low:high])
