@@ -32,7 +32,7 @@ from revseg.layers.bands.rows import Whole
 from revseg.layers.bands.run import run_by_bands
 from revseg.layers.convolution import Convolution
 from revseg.layers.max_pool import MaxPool
-from revseg.layers.stack_layer import Layer, layer_of, layer_without_norm
+from revseg.layers.stack_layer import Layer, go_together, layer_by_image, layer_of, layer_without_norm
 from revseg.layers.stack_pass import Plan, differentiable, gradients_of
 from revseg.replay.memo import noting, reminding
 from revseg.tensors import is_plain
@@ -94,11 +94,12 @@ def bands_of(module: Any) -> Bands | None:
 def _run_stack(modules: Iterable[nn.Module], x: Tensor, bands: Bands | None) -> Tensor:
     layers: list[Layer] = []
     for part in _parts(modules, x.ndim - 2, bands is not None):
-        if isinstance(part, Layer):
+        if isinstance(part, Layer) and go_together([*layers, part]):
             layers.append(part)
-        else:
-            x = part(run_row(layers, x, bands) if layers else x)
-            layers = []
+            continue
+        x = run_row(layers, x, bands) if layers else x
+        layers = [part] if isinstance(part, Layer) else []
+        x = x if isinstance(part, Layer) else part(x)
     return run_row(layers, x, bands) if layers else x
 
 
@@ -115,7 +116,7 @@ def layers_of(module: nn.Module, dims: int = 2, without_norm: bool = False) -> l
     Args:
         module: The stack, or the layer.
         dims: Of the maps.
-        without_norm: Whether a convolution that no norm follows is a layer, as it is by bands.
+        without_norm: Whether a convolution that no norm follows, or instance norm, is a layer, as it is by bands.
     """
     parts = list(_parts(module.flat() if isinstance(module, Stack) else [module], dims, without_norm))
     layers = [part for part in parts if isinstance(part, Layer)]
@@ -131,7 +132,7 @@ def _parts(
         before = layer
         layer, length = _first_layer(row)
         if layer is None and without_norm:
-            layer, length = _first_without_norm(row, before)
+            layer, length = _first_by_bands(row, before)
         if layer is None or layer.op.dims != dims:
             yield from row[:length]
         else:
@@ -156,19 +157,28 @@ def _first_layer(row: Sequence[nn.Module]) -> tuple[Layer | None, int]:
     return layer, 1 if layer is None else 2
 
 
-def _first_without_norm(row: Sequence[nn.Module], before: Layer | None) -> tuple[Layer | None, int]:
-    """A convolution and the activation behind it, or a pool behind a layer, that the row begins with; None for others."""
+def _first_by_bands(row: Sequence[nn.Module], before: Layer | None) -> tuple[Layer | None, int]:
+    """A convolution with instance norm and activation behind it or without, or a pool behind a layer; None for others."""
     first: Any = row[0]
     pool = MaxPool.of(first)
     if pool is not None:
-        channels = None if before is None else before.bn.running_mean
-        return (None if channels is None else layer_without_norm(pool, (), nn.Identity(), channels)), 1
+        like = None if before is None else before.by_channel()
+        return layer_without_norm(pool, (), nn.Identity(), like), 1
     op = Convolution.of(first)
     if op is None or op.window() is None:
         return None, 1
-    parameters, weight = (first.weight, first.bias), first.weight
-    layer = layer_without_norm(op, parameters, row[1], weight) if len(row) > 1 else None
-    return (layer, 2) if layer is not None else (layer_without_norm(op, parameters, nn.Identity(), weight), 1)
+    parameters, weight, nothing = (first.weight, first.bias), first.weight, nn.Identity()
+    _, norm, act, *_ = *row, nothing, nothing
+    return next(
+        (layer, length)
+        for layer, length in (
+            (layer_by_image(op, parameters, norm, act), min(3, len(row))),
+            (layer_by_image(op, parameters, norm, nothing), 2),
+            (layer_without_norm(op, parameters, norm, weight), min(2, len(row))),
+            (layer_without_norm(op, parameters, nothing, weight), 1),
+        )
+        if layer is not None
+    )
 
 
 def stacks_are_right(x: Tensor, dims: Sequence[int] = (2,)) -> bool:

@@ -1,4 +1,4 @@
-"""A layer as a stack sees it: a linear op that makes raw maps, a batch norm, an activation."""
+"""A layer as a stack sees it: a linear op that makes raw maps, a norm, an activation."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ from revseg.layers.linear import LinearOp
 from revseg.replay.memo import remember
 
 _ACTS = (nn.PReLU, nn.LeakyReLU, nn.ReLU, nn.Identity)
+BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
+InstanceNorm = nn.InstanceNorm1d | nn.InstanceNorm2d | nn.InstanceNorm3d
 _NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}  # by the dimensions of a map
+_INSTANCE_NORMS = {1: nn.InstanceNorm1d, 2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
 
 
 @dataclass(frozen=True)
@@ -28,20 +31,26 @@ class Layer:
     Args:
         op: Makes the raw map.
         parameters: Of the op; None for those it lacks.
-        bn: Batch norm behind it.
+        bn: Batch norm behind it; by bands also instance norm.
         act: PReLU, LeakyReLU, ReLU or Identity behind that.
         normed: False for a layer without norm: `bn` is one that changes nothing.
     """
 
     op: LinearOp
     parameters: tuple[Tensor | None, ...]
-    bn: nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
+    bn: BatchNorm | InstanceNorm
     act: nn.Module
     normed: bool = True
 
     def all_parameters(self) -> list[Tensor | None]:
         slope = self.act.weight if isinstance(self.act, nn.PReLU) else None
         return [*self.parameters, self.bn.weight, self.bn.bias, slope]
+
+    def by_channel(self) -> Tensor | None:
+        """A value, or several, for each channel of the raw map; None if the layer has none at hand."""
+        local = self.op.window() is not None and self.parameters
+        candidates = self.bn.weight, self.bn.running_mean, self.parameters[0] if local else None
+        return next((each for each in candidates if each is not None), None)
 
     def fixed_slope(self) -> float:
         if isinstance(self.act, nn.LeakyReLU):
@@ -53,7 +62,12 @@ class Layer:
         return not self.normed and isinstance(self.act, nn.Identity)
 
     def uses_batch(self) -> bool:
+        """Whether statistics are those of the values, of all images or of each."""
         return self.bn.training or (self.bn.running_mean is None and self.bn.running_var is None)
+
+    def is_by_image(self) -> bool:
+        """Whether statistics are those of each image."""
+        return isinstance(self.bn, InstanceNorm) and self.uses_batch()
 
     def run(
         self, op: LinearOp, x: LayerInput, parameters: Sequence[Tensor]
@@ -83,18 +97,32 @@ class Layer:
         return mean, var
 
     def move_running(self, shape: Sequence[int], mean: Tensor, var: Tensor) -> None:
-        """Move running statistics on by those of a batch, of a raw map of this shape."""
-        bn = self.bn
-        F._verify_batch_size(list(shape))  # type: ignore[attr-defined]
-        if bn.training and bn.running_mean is not None and bn.running_var is not None:
-            values = math.prod(shape) // shape[1]
-            ops.move_statistics(
-                bn.running_mean, bn.running_var, bn.num_batches_tracked, mean, var, values, bn.momentum
-            )
+        """Move running statistics on by those of a batch, of a raw map of this shape.
+
+        Those of each image [N, C] count as their mean, in one batch that nobody counts.
+        """
+        bn: Any = self.bn
+        self.verify(shape)
+        if not self.moves():
+            return
+        values, batches = math.prod(shape) // shape[1], bn.num_batches_tracked
+        if self.is_by_image():
+            mean, var, values, batches = mean.mean(0), var.mean(0), values // shape[0], None
+        ops.move_statistics(bn.running_mean, bn.running_var, batches, mean, var, values, bn.momentum)
+
+    def moves(self) -> bool:
+        """Whether a run moves running statistics on."""
+        return self.bn.training and self.bn.running_mean is not None and self.bn.running_var is not None
+
+    def verify(self, shape: Sequence[int]) -> None:
+        """Refuses raw maps of a shape of which there are no statistics, as PyTorch does."""
+        functional: Any = F
+        verify = functional._verify_spatial_size if self.is_by_image() else functional._verify_batch_size
+        verify(list(shape))
 
 
 def layer_without_norm(
-    op: LinearOp | None, parameters: tuple[Tensor | None, ...], act: nn.Module, like: Tensor
+    op: LinearOp | None, parameters: tuple[Tensor | None, ...], act: nn.Module, like: Tensor | None
 ) -> Layer | None:
     """A layer of an op and an activation, for rows by bands; None if the latter is not known.
 
@@ -102,9 +130,9 @@ def layer_without_norm(
         op: The op.
         parameters: Of the op.
         act: The activation.
-        like: A value for each channel [C, ...], on the device of the layer.
+        like: A value for each channel [C, ...], on the device of the layer; None if there is none.
     """
-    if op is None or type(act) not in _ACTS or has_hooks(act):
+    if op is None or like is None or type(act) not in _ACTS or has_hooks(act):
         return None
     bn: Any = _NORMS[op.dims](len(like), eps=0.0, affine=False, device=like.device, dtype=torch.float32)
     return Layer(op, parameters, bn.eval(), act, normed=False)
@@ -118,3 +146,22 @@ def layer_of(
     if op is None or not known or has_hooks(bn, act):
         return None
     return Layer(op, parameters, bn, act)  # type: ignore[arg-type]
+
+
+def layer_by_image(
+    op: LinearOp | None, parameters: tuple[Tensor, ...], norm: nn.Module, act: nn.Module
+) -> Layer | None:
+    """A layer of an op that is local, instance norm and activation, for rows by bands; None if one of them is not known."""
+    known = op is not None and type(norm) is _INSTANCE_NORMS[op.dims] and type(act) in _ACTS
+    if op is None or op.window() is None or not known or has_hooks(norm, act):
+        return None
+    bn: Any = norm
+    tracks = {bn.running_mean is not None, bn.running_var is not None, bn.track_running_stats}
+    fits = bn.num_features == len(parameters[0]) and len(tracks) == 1
+    return Layer(op, parameters, bn, act) if fits else None
+
+
+def go_together(layers: Sequence[Layer]) -> bool:
+    """Whether a row has no statistics of each image beside such of a batch, or beside ops that are not local."""
+    joining = [layer for layer in layers if layer.uses_batch() or layer.op.window() is None]
+    return len({layer.is_by_image() for layer in joining}) < 2

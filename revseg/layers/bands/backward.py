@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from revseg.engine.gradients import Grads
@@ -37,6 +38,8 @@ def gradients_by_bands(
     kept: MutableMapping[int, Kept],
     make_dx: Callable[[], Whole] | None,
     keep: Sequence[int] = (),
+    before: Grads | None = None,
+    more: bool = False,
 ) -> Grads:
     """The gradient of each parameter; that of the input is written to what `make_dx` gives.
 
@@ -49,9 +52,11 @@ def gradients_by_bands(
         kept: Raw maps that are there; used up.
         make_dx: Memory for the gradient of the input, asked for when it is needed; None if that is not wanted.
         keep: Raw maps that are to be kept as they are first made.
+        before: Gradients of other images, which are added.
+        more: Whether images follow; gradients are as wide as sums then.
     """
     norms = plan.norms(parameters)
-    found: Grads = [None] * len(parameters)
+    found: Grads = [None] * len(parameters) if before is None else before
     incoming: Incoming = partial(dz.rows, layout=plan.layout)
     keeping = {j: Kept() for j in keep}
     last = len(plan.layers)
@@ -65,13 +70,12 @@ def gradients_by_bands(
         keeping = {}
     for j in range(last, 0, -1):
         slots = plan.slots[j - 1]
-        _put(
-            found,
-            parameters,
-            slots[-3:],
-            [sums[1] * norms[j - 1].inverse_deviation, sums[0], sums[2]],
-            wanted,
-        )
+        of_norm = [sums[1] * norms[j - 1].inverse_deviation, sums[0], sums[2]]
+        for slot, vector in zip(slots[-3:], of_norm, strict=True):
+            if slot is not None and wanted[slot]:
+                p = parameters[slot]
+                whole = vector if p.numel() == len(vector) else vector.sum()  # one slope for all channels
+                _add(found, slot, whole.view(p.shape), None if more else p.dtype)
         below = [slot for each in plan.slots[: j - 1] for slot in each if slot is not None]
         of_op = [slot for slot in slots[:-3] if slot is not None]
         asked = [wanted[slot] for slot in of_op]
@@ -85,7 +89,7 @@ def gradients_by_bands(
         kept.update(keeping)
         keeping = {}
         for slot, gradient in zip(of_op, of_weights, strict=True):
-            found[slot] = None if gradient is None else gradient.to(parameters[slot].dtype)
+            _add(found, slot, gradient, None if more else parameters[slot].dtype)
         incoming, sums = partial(a_pass.gradient.rows, spend=True), a_pass.sums
     return found
 
@@ -107,19 +111,10 @@ def _sums_of_last(
     return sums
 
 
-def _put(
-    found: Grads,
-    parameters: Sequence[Tensor],
-    slots: Sequence[int | None],
-    gradients: Sequence[Tensor],
-    wanted: Sequence[bool],
-) -> None:
-    """The gradients of a norm [C] in their places."""
-    for slot, gradient in zip(slots, gradients, strict=True):
-        if slot is not None and wanted[slot]:
-            p = parameters[slot]
-            whole = gradient if p.numel() == len(gradient) else gradient.sum()  # one slope for all channels
-            found[slot] = whole.view(p.shape).to(p.dtype)
+def _add(found: Grads, slot: int, gradient: Tensor | None, dtype: torch.dtype | None) -> None:
+    """A gradient in its place, onto the sum of those before; of this dtype if it is the last one."""
+    (total,) = summed([found[slot]], [gradient])
+    found[slot] = total if total is None or dtype is None else total.to(dtype)
 
 
 class _Pass:

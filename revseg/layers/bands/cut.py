@@ -16,7 +16,7 @@ from revseg.layers.bands.window import Window
 from revseg.layers.layer_input import lowered
 from revseg.layers.linear import LinearOp
 from revseg.layers.norms import batch_statistics
-from revseg.layers.stack_layer import Layer
+from revseg.layers.stack_layer import Layer, go_together
 from revseg.layers.stack_pass import Plan
 from revseg.tensors import CHANNELS_LAST
 
@@ -72,31 +72,47 @@ class BandPlan(Plan):
         self.dtype = weights[0].dtype if weights else lowered(first[:0], self.cast).dtype  # of raw maps
         # a CPU copies other layouts into this one
         self.layout = CHANNELS_LAST.get(first.ndim) if first.device.type == "cpu" else None
-        self._cut_into(1)
+        self.by_image = any(layer.is_by_image() for layer in layers)
+        self.images, self.times = slice(0, x.shape[0]), 1
+        self._cut()
 
     def wider(self, times: int) -> BandPlan:
         """The same row in bands that are so much larger."""
+        return self._with(self.images, times)
+
+    def parts(self) -> list[BandPlan]:
+        """What has statistics of its own: the batch, or each image, which goes through the row by itself then."""
+        if not self.by_image:
+            return [self]
+        return [self._with(slice(i, i + 1), self.times) for i in range(self.images.stop)]
+
+    def _with(self, images: Images, times: int) -> BandPlan:
         plan = copy.copy(self)
-        plan._cut_into(times)
+        plan.images, plan.times = images, times
+        plan._cut()
         return plan
 
-    def _cut_into(self, times: int) -> None:
-        count = self.shapes[0][0]
-        largest = max(self._row(j) * self.shapes[j][2] * count for j in range(1, len(self.shapes)))
-        self.bytes = max(self.bands.bytes, largest // _PART) * times
-        self.groups = list(self._groups(count))
+    def _cut(self) -> None:
+        largest = max(self._row(j) * self.shapes[j][2] for j in range(1, len(self.shapes))) * self._count()
+        self.bytes = max(self.bands.bytes, largest // _PART) * self.times
+        self.groups = list(self._groups())
+
+    def _count(self) -> int:
+        return self.images.stop - self.images.start
 
     @staticmethod
     def takes(layers: Sequence[Layer], x: Tensor) -> bool:
         """Whether a row goes by bands: ops that are local, of maps of these dimensions."""
-        return all(layer.op.dims == x.ndim - 2 and layer.op.window() is not None for layer in layers)
+        return go_together(layers) and all(
+            layer.op.dims == x.ndim - 2 and layer.op.window() is not None for layer in layers
+        )
 
-    def _groups(self, count: int) -> Iterator[Images]:
+    def _groups(self) -> Iterator[Images]:
         """Images that go together: one, or as many as are small enough."""
         image = max(self._row(j) * self.shapes[j][2] for j in range(len(self.shapes)))
         step = max(1, self.bytes // max(1, image))
-        for first in range(0, count, step):
-            yield slice(first, min(first + step, count))
+        for first in range(self.images.start, self.images.stop, step):
+            yield slice(first, min(first + step, self.images.stop))
 
     def _row(self, j: int) -> int:
         """Bytes of a row of a map of one image."""
@@ -114,8 +130,7 @@ class BandPlan(Plan):
 
     def values(self, j: int) -> int:
         """Of each channel of map j."""
-        n, _, *size = self.shapes[j]
-        return n * math.prod(size)
+        return self._count() * math.prod(self.shapes[j][2:])
 
     def parameters_of(self, j: int, parameters: Sequence[Tensor]) -> list[Tensor]:
         """Of the op that makes raw map j."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from revseg import ops
@@ -22,7 +23,7 @@ from revseg.replay.memo import remember
 
 
 def find_statistics(plan: BandPlan, x: Whole, parameters: Sequence[Tensor]) -> Mapping[int, Kept]:
-    """Sets `plan.statistics`, and moves running ones on, unless they are remembered; the raw map that is there then, if any."""
+    """Sets `plan.statistics`, and moves running ones of batches on, unless they are remembered; the raw map that is there then, if any."""
     plan.statistics = []
     there: dict[int, Kept] = {}
     norms: list[ops.Norm] = []
@@ -46,10 +47,21 @@ def _statistics(source: Source, there: dict[int, Kept], j: int) -> tuple[Tensor,
         parts += [of_band(walk.raw(j, *rows)) for rows in plan.cuts(j)]
         del walk  # with the rows that it holds, before the next one
     found = statistics_of(parts)
-    layer.move_running(plan.shapes[j], *found)
+    if layer.is_by_image():
+        layer.verify(plan.shapes[j])
+    else:
+        layer.move_running(plan.shapes[j], *found)
     there.clear()
     there[j] = made
     return found
+
+
+def move_by_images(parts: Sequence[BandPlan]) -> None:
+    """Moves the running statistics of instance norms on by those of all images, unless that is remembered."""
+    for i, layer in enumerate(parts[0].layers):
+        if layer.is_by_image() and layer.moves():
+            mean, var = map(torch.stack, zip(*(part.statistics[i] for part in parts), strict=True))
+            remember(partial(layer.move_running, parts[0].shapes[i + 1], mean, var))
 
 
 def write_values(

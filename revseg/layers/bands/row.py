@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import copy
+from collections.abc import Callable, MutableMapping, Sequence
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from revseg.engine.function import Coupled, Differentiate, Onto
 from revseg.engine.gradients import Grads, total
 from revseg.layers.bands.backward import gradients_by_bands
 from revseg.layers.bands.cut import FIRST_RUN, BandPlan, Bands
-from revseg.layers.bands.forward import find_statistics, write_values
+from revseg.layers.bands.forward import find_statistics, move_by_images, write_values
 from revseg.layers.bands.rows import Asked, Kept, Whole
 from revseg.layers.stack_layer import Layer
 from revseg.replay.call import is_recomputing
@@ -35,10 +36,15 @@ class BandedRow:
     def first_run(self, x: Whole, make_y: Callable[[], Whole], onto: Onto | None = None) -> Whole:
         """The output, in memory that is asked for when statistics have been found."""
         plan = self.plan if is_recomputing() else self.plan.wider(FIRST_RUN)
+        y: Whole | None = None
         with torch.no_grad(), noting() as self.noted, plan.no_autocast():
-            there = find_statistics(plan, x, self.tensors)
-            y = make_y()
-            write_values(plan, x, self.tensors, there, {}, y, onto)
+            parts = plan.parts()
+            for part in parts:
+                there = find_statistics(part, x, self.tensors)
+                y = make_y() if y is None else y
+                write_values(part, x, self.tensors, there, {}, y, onto)
+            move_by_images(parts)
+        assert y is not None
         return y
 
     def gradients(
@@ -50,13 +56,17 @@ class BandedRow:
         make_dx: Callable[[], Whole] | None,
     ) -> Grads:
         """The gradient of each tensor in a second run, whose output nobody asks for; that of the input into `make_dx`'s memory."""
-        plan = self.plan
-        with torch.no_grad(), plan.no_autocast():
-            with reminding(self.noted):
-                find_statistics(plan, x, tensors)
-            return gradients_by_bands(
-                plan, x, tensors, dz, wanted, {}, make_dx, [*plan.kept(), *plan.kept_last()]
-            )
+        with torch.no_grad(), self.plan.no_autocast():
+            parts = self._parts(x, tensors)
+            return _gradients(parts, x, tensors, dz, wanted, {}, make_dx)
+
+    def _parts(self, x: Whole, tensors: Sequence[Tensor]) -> list[BandPlan]:
+        """What goes through the row by itself, with its statistics; of a second run."""
+        parts = self.plan.parts()
+        with reminding(self.noted):
+            for part in parts:
+                find_statistics(part, x, tensors)
+        return parts
 
     def run(self, x: Tensor, onto: Onto | None) -> Coupled:
         onto = self._fitting(onto)
@@ -69,12 +79,12 @@ class BandedRow:
     ) -> tuple[Coupled, Differentiate | None]:
         plan, onto = self.plan, self._fitting(onto)
         asked = wanted if wanted and any(wanted) else None
-        kept = {j: Kept() for j in plan.kept()} if asked else {}
         y = self._output(x, onto)
         with plan.no_autocast():
-            with reminding(self.noted):
-                find_statistics(plan, Whole(x), tensors)
-            write_values(plan, Whole(x), tensors, {}, kept, Whole(y), onto)
+            parts = self._parts(Whole(x), tensors)
+            kept = {j: Kept() for j in plan.kept()} if asked and len(parts) == 1 else {}
+            for part in parts:
+                write_values(part, Whole(x), tensors, {}, kept, Whole(y), onto)
         coupled = y, None if onto is None else plan.dtype
         if asked is None:
             return coupled, None
@@ -83,26 +93,20 @@ class BandedRow:
         def differentiate(dh: Tensor, before: Grads) -> Grads:
             dx = Asked(Whole(x))
             with plan.no_autocast():
-                of_tensors = gradients_by_bands(
-                    plan,
-                    dx.x,
-                    tensors,
-                    Whole(dh),
-                    asked[1:],
-                    kept,
-                    dx if asked[0] else None,
-                    plan.kept_last(),
-                )
+                make_dx = dx if asked[0] else None
+                of_tensors = _gradients(parts, dx.x, tensors, Whole(dh), asked[1:], kept, make_dx)
             found = [*dx.gradients(), *of_tensors]
             return [total(more, so_far, dh) for more, so_far in zip(found, before, strict=True)]
 
         return coupled, differentiate
 
     def rerun_with_graph(self, x: Tensor, tensors: Sequence[Tensor]) -> Tensor:
-        with torch.no_grad(), reminding(self.noted):
-            find_statistics(self.plan, Whole(x.detach()), tensors)
+        with torch.no_grad():
+            parts = self._parts(Whole(x.detach()), tensors)
         with self.plan.no_autocast():
-            return self.plan.plain(x, tensors)
+            if len(parts) == 1:
+                return parts[0].plain(x, tensors)
+            return torch.cat([part.plain(x[part.images], tensors) for part in parts])
 
     def _fitting(self, onto: Onto | None) -> Onto | None:
         """The stream, if the value fits to it."""
@@ -120,3 +124,24 @@ class BandedRow:
         layout = CHANNELS_LAST[x.ndim] if is_channels_last(x) else torch.contiguous_format
         shape = tuple(self.plan.shapes[-1])
         return torch.empty(shape, dtype=self.plan.dtype, device=x.device, memory_format=layout)
+
+
+def _gradients(
+    parts: Sequence[BandPlan],
+    x: Whole,
+    tensors: Sequence[Tensor],
+    dz: Whole,
+    wanted: Sequence[bool],
+    kept: MutableMapping[int, Kept],
+    make_dx: Callable[[], Whole] | None,
+) -> Grads:
+    """The gradient of each tensor, added up over what goes through the row by itself; raw maps that are kept are used up."""
+    found: Grads | None = None
+    keep = [*(j for j in parts[0].kept() if j not in kept), *parts[0].kept_last()]
+    for part in parts:
+        more = part is not parts[-1]
+        given = copy.copy(dz) if more else dz  # which lets it go
+        found = gradients_by_bands(part, x, tensors, given, wanted, kept, make_dx, keep, found, more)
+        kept.clear()
+    assert found is not None
+    return found

@@ -9,7 +9,7 @@ back as it is used up; `Sliding` a map that is made in order, and never more of 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -116,7 +116,7 @@ class Kept:
 
 
 class Asked:
-    """Memory for the gradient of an input, made when a pass asks for it.
+    """Memory for the gradient of an input, made when a pass first asks for it.
 
     Args:
         x: The input.
@@ -124,16 +124,16 @@ class Asked:
 
     def __init__(self, x: Whole) -> None:
         self.x = x
-        self.parts: Sequence[Tensor] = ()  # of the gradient, none before
+        self.made: Whole | None = None
 
     def __call__(self) -> Whole:
-        made = self.x.like()
-        self.parts = made.parts
-        return made
+        if self.made is None:
+            self.made = self.x.like()
+        return self.made
 
     def gradients(self) -> Grads:
         """Of the parts of the input; None of each if no pass asked."""
-        return [*self.parts] or [None] * len(self.x.parts)
+        return [None] * len(self.x.parts) if self.made is None else [*self.made.parts]
 
 
 class Rows:
