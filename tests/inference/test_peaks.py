@@ -8,7 +8,7 @@ from revseg.losses import UpsampleCrossEntropy
 from revseg.memory import peak_bytes
 from revseg.models import create_model, list_models
 
-SIZE = (64, 64)
+SIZE = (48, 64)
 
 
 @pytest.mark.parametrize("name", list_models())

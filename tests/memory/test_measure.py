@@ -5,8 +5,9 @@ import gc
 import pytest
 import torch
 from torch._C._autograd import _profiler_enabled
+from torch.autograd import profiler
 
-from revseg.memory import peak_bytes
+from revseg.memory import measure, peak_bytes
 from tests.memory.blocks import block
 from tests.memory.nets import conv_net
 
@@ -229,6 +230,17 @@ def test_training_step_repeats_to_the_byte():
         net(x).sum().backward()
 
     assert len({peak_bytes(step, before=step) for _ in range(3)}) == 1
+
+
+def test_operations_that_are_left_out_change_nothing(monkeypatch):
+    net, x = conv_net(4), torch.randn(2, 8, 33, 17)
+
+    def step():
+        net(x).sum().backward()
+
+    found = peak_bytes(step, before=step)
+    monkeypatch.setattr(measure, "_BlocksAlone", profiler.profile)  # every operation of torch is an event
+    assert found == peak_bytes(step, before=step)
 
 
 # --- peak_bytes: errors --------------------------------------------------------------------------
