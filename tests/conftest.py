@@ -3,6 +3,7 @@
 import gc
 import os
 import signal
+import sys
 from collections import defaultdict
 from importlib.util import find_spec
 
@@ -30,8 +31,10 @@ torch.set_num_threads(1)  # tests run in several processes; threads that wait fo
 # As a terminal has them: what a shell starts in the background ignores SIGINT, and under nohup SIGHUP.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
-torch.use_deterministic_algorithms(True, warn_only=True)
+torch.set_deterministic_debug_mode("warn")  # which loads no compiler
 torch.utils.deterministic.fill_uninitialized_memory = True
+
+_loaded = 0  # modules
 
 
 def pytest_addoption(parser):
@@ -65,6 +68,16 @@ def _objects_of_other_tests_are_left_alone():
     """Counting memory collects garbage; going through all that the tests of a process have loaded took seconds."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def _objects_of_packages_are_left_alone():
+    """Nor through those of packages that a test of this file has loaded, such as torch's compiler."""
+    global _loaded
+    if len(sys.modules) > _loaded + 100:
+        _loaded = len(sys.modules)
+        gc.collect()
+        gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -31,12 +31,12 @@ class Setup:
     @property
     def stream(self) -> tuple[int, int, int, int]:
         """N, C, H, W of one of the two streams of a block, at 1/4 of 1024 x 2048."""
-        return (1, 16, 9, 16) if self.toy else (4, 32, 256, 512)
+        return (1, 16, 5, 8) if self.toy else (4, 32, 256, 512)
 
     @property
     def image(self) -> tuple[int, int, int]:
         """N, H, W of the images of a training step."""
-        return (1, 32, 64) if self.toy else (4, 1024, 2048)
+        return (1, 16, 32) if self.toy else (4, 1024, 2048)
 
     @property
     def compiler(self) -> str:
