@@ -6,7 +6,6 @@ what they do goes channel by channel, and where a value stands in its channel do
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from revseg import ops
@@ -24,35 +23,25 @@ def batch_statistics(u: Tensor) -> tuple[Tensor, Tensor]:
 
 def bn_act(u: Tensor, norm: ops.Norm, out: Tensor | None = None) -> Tensor:
     """The activated map, of the dtype and strides of u; in `out`, if given."""
-    if u.ndim == 4:
-        return ops.bn_act(u, norm, out=out)
-    out = torch.empty_like(u) if out is None else out
     flat = plane(u)
-    ops.bn_act(flat, norm, out=_memory(out, u, flat))
-    return out
+    z = ops.bn_act(flat, norm, out=None if out is None else _memory(out, u, flat))
+    return _shaped(z, u) if out is None else out
 
 
 def bn_act_add(u: Tensor, norm: ops.Norm, x: Tensor, sign: int) -> Tensor:
     """A stream of the shape of u updated by the activated map, x + sign * z."""
-    if u.ndim == 4:
-        return ops.bn_act_add(u, norm, x, sign)
-    out = torch.empty_like(u, dtype=x.dtype)
-    flat = plane(u)
-    ops.bn_act_add(flat, norm, plane(x), sign, out=_memory(out, u, flat))
-    return out
+    return _shaped(ops.bn_act_add(plane(u), norm, plane(x), sign), u)
 
 
 def bn_act_backward(
     u: Tensor, dz: Tensor, norm: ops.Norm, batch: bool, out: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The gradient of the raw map, in `out` if given, and those of weight, bias and slope [C]."""
-    if u.ndim == 4:
-        return ops.bn_act_backward(u, dz, norm, batch, out)
-    out = torch.empty_like(u) if out is None else out
     flat = plane(u)
-    _, *of_norm = ops.bn_act_backward(flat, plane(dz), norm, batch, _memory(out, u, flat))
+    memory = None if out is None else _memory(out, u, flat)
+    du, *of_norm = ops.bn_act_backward(flat, plane(dz), norm, batch, memory)
     dweight, dbias, dslope = of_norm
-    return out, dweight, dbias, dslope
+    return _shaped(du, u) if out is None else out, dweight, dbias, dslope
 
 
 def bn_act_sums(u: Tensor, dz: Tensor, norm: ops.Norm) -> Tensor:
@@ -62,9 +51,17 @@ def bn_act_sums(u: Tensor, dz: Tensor, norm: ops.Norm) -> Tensor:
 
 def bn_act_gradient(u: Tensor, dz: Tensor, norm: ops.Norm, sums: Tensor | None, values: int) -> Tensor:
     """The gradient of a raw map, or of a band of one, whose sums are known; of the dtype and strides of u."""
-    return ops.bn_act_gradient(plane(u), plane(dz), norm, sums, values).view(u.shape)
+    return _shaped(ops.bn_act_gradient(plane(u), plane(dz), norm, sums, values), u)
 
 
 def _memory(out: Tensor, u: Tensor, flat: Tensor) -> Tensor:
     """Where results go, as a plane; of u itself the one plane, by which operations know that u is written over."""
     return flat if out is u else out.view(flat.shape)
+
+
+def _shaped(plane: Tensor, u: Tensor) -> Tensor:
+    """New memory of the plane of u, shaped as u; a view alone gives one image any stride, and operations read layouts from it."""
+    if u.ndim == 4:
+        return plane
+    z = plane.view(u.shape)
+    return z.as_strided(z.shape, (z.numel(), *z.stride()[1:])) if len(z) == 1 else z

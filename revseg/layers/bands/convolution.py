@@ -6,7 +6,7 @@ the sums are those of the whole map; on a CPU, in channels_last, so are the bits
 bands, in float32 also where maps are in half precision.
 
 A CPU runs one small volume in float32 by other means than several, or a large one: slower (five times and more), with other bits,
-and with a copy for each place of the kernel. A band of one goes with an empty one beside it.
+and with a copy for each place of the kernel. A band of one goes as two of half of its rows.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from revseg.engine.gradients import Grads
@@ -104,17 +103,29 @@ class BandConvolution:
 
     def _convolved(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """Of rows that are all there: without a rim of its own above and below."""
-        u = torch.convolution(self._run_alike(x, weight), weight, bias, *self._numbers)
-        return u[: len(x)]
+        if not self._goes_as_two(x, weight):
+            return torch.convolution(x, weight, bias, *self._numbers)
+        rows = (x.shape[2] - self.window.reach) // self.window.step + 1
+        u = torch.convolution(self._as_two(x, rows), weight, bias, *self._numbers)
+        joined = u.movedim(1, -1).flatten(0, 1)[None].movedim(-1, 1)  # in channels_last_3d a view
+        return joined[:, :, :rows]
 
     def _backward(self, du: Tensor, x: Tensor, parameters: Sequence[Tensor], wanted: Sequence[bool]) -> Any:
-        weight = parameters[0]
+        weight, rows, height = parameters[0], du.shape[2], x.shape[2]
         bias = [len(weight)] if len(parameters) > 1 else None
         mask = (*wanted[:2], bias is not None and wanted[2])
-        count, x = len(x), self._run_alike(x, weight)
-        du = du if len(x) == count else _with_empty(du)
+        halves = self._goes_as_two(x, weight)
+        if halves:
+            x = self._as_two(x, rows)
+            du = torch.unflatten(pad_rows(du, 0, rows % 2)[0], 1, (2, -1)).transpose(0, 1)
         dx, *found = torch.ops.aten.convolution_backward(du, x, weight, bias, *self._numbers, mask)
-        return None if dx is None else dx[:count], *found
+        if halves and dx is not None:
+            first, second = dx.split(1)
+            start = du.shape[2] * self.window.step  # of the rows of the second
+            dx = pad_rows(first, 0, start)
+            dx[:, :, start:] += second
+            dx = dx[:, :, :height]
+        return dx, *found
 
     @property
     def _numbers(self) -> tuple[Any, ...]:
@@ -122,19 +133,22 @@ class BandConvolution:
         none = [0] * len(self.kernel)
         return self.stride, [0, *self.padding[1:]], self.dilation, False, none, self.groups
 
-    def _run_alike(self, x: Tensor, weight: Tensor) -> Tensor:
-        """The band, with an empty one beside it if a library would run a volume by other means where it is alone."""
+    def _goes_as_two(self, x: Tensor, weight: Tensor) -> bool:
+        """Whether a library would run this volume by other means, as it is alone."""
         if x.ndim != 5 or len(x) > 1 or x.device.type != "cpu" or math.prod(self.kernel) == 1:
-            return x
+            return False
         alone, two = (
             torch._C._select_conv_backend(each, weight, None, *self._numbers)
             for each in (x, x.expand(2, *x.shape[1:]))
         )
-        return x if alone == two else _with_empty(x)
+        return bool(alone != two)
 
-
-def _with_empty(x: Tensor) -> Tensor:
-    return F.pad(x, (*(0, 0) * (x.ndim - 1), 0, 1))
+    def _as_two(self, x: Tensor, rows: int) -> Tensor:
+        """What each half of so many rows of the output reads, and zeros where there is one more."""
+        each = -(-rows // 2)
+        low, count = each * self.window.step, (each - 1) * self.window.step + self.window.reach
+        x = pad_rows(x, 0, max(0, low + count - x.shape[2]))
+        return torch.cat((x[:, :, :count], x[:, :, low : low + count]))
 
 
 def _wide(x: Tensor) -> Tensor:
