@@ -4,8 +4,13 @@ import pytest
 
 from benchmarks.questions import memory_levels
 
+SLOW = "least, alpha 8, beta 16"  # either is in another case
 
-@pytest.mark.parametrize("case", memory_levels.CASES)
+
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, marks=pytest.mark.slow if case == SLOW else ()) for case in memory_levels.CASES],
+)
 def test_every_case_is_measured_and_predicted(case):
     row = memory_levels.row_of(case, (2, 64, 96))
     assert 0 < row["predicted_mib"] < 2 * row["peak_mib"]

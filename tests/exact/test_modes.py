@@ -28,7 +28,7 @@ from tests.helpers import Averaging, assert_bitwise, run_step, small_f
 @exact_modes
 @dtypes
 @pytest.mark.parametrize("coupling", [AdditiveCoupling, OneSidedCoupling])
-@pytest.mark.parametrize("depth", [1, 3, 30, 100])
+@pytest.mark.parametrize("depth", [1, 3, 100])
 def test_one_step_is_that_of_the_plain_twin(coupling, depth, dtype, exact):
     assert_exact(blocks_of(coupling, depth), float_input(), exact, dtype)
 
@@ -43,13 +43,13 @@ def test_twenty_steps_of_training_end_with_the_same_weights(coupling, depth, dty
 
 
 @exact_modes
-@pytest.mark.parametrize(("depth", "dtype"), [(30, None), (100, torch.bfloat16)])
-def test_twenty_steps_of_training_a_deep_network(depth, dtype, exact):
+@pytest.mark.parametrize(("depth", "dtype", "steps"), [(30, None, 20), (100, torch.bfloat16, 6)])
+def test_steps_of_training_a_deep_network(depth, dtype, steps, exact):
     blocks = [
         OneSidedCoupling(nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4), nn.PReLU(4)))
         for _ in range(depth)
     ]
-    assert_same_training(*networks(blocks, exact, dtype))
+    assert_same_training(*networks(blocks, exact, dtype), steps)
 
 
 def assert_same_training(ours, plain, steps=20):

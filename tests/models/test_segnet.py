@@ -55,8 +55,8 @@ def test_parameter_counts(classes, parameters):
     assert count_of(SegNet, num_classes=classes) == parameters
 
 
-def test_operations_of_a_full_image():
-    assert round(gflops(SegNet), 1) == 2604.4
+def test_operations_of_a_full_image_of_eleven_classes():
+    """Those of 19 stand in the contract of all networks."""
     assert round(gflops(SegNet, num_classes=11) / 2, 2) == 1292.52
 
 
