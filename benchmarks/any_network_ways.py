@@ -64,19 +64,21 @@ def compiled(model: nn.Module, budget: float) -> Loss:
     return run
 
 
-def search_of(model: nn.Module, images: Tensor, device: str | None = None) -> Search:
+def search_of(
+    model: nn.Module, images: Tensor, device: str | None = None, bands: bool | None = None
+) -> Search:
     """The search for its plans."""
-    return Search(model, images, Step(CRITERION, device=device))
+    return Search(model, images, Step(CRITERION, device=device), bands)
 
 
-def fitted(model: nn.Module, images: Tensor, budget: int | None = None, **wanted: Any) -> Loss:
+def fitted(model: nn.Module, images: Tensor, time: float, bands: bool | None = None) -> Loss:
     """By a plan of `revseg.fit`, made on shapes alone; it stays on what is returned."""
-    return _by(search_of(model, images).plan(budget, **wanted), model, budget)
+    return _by(search_of(model, images, bands=bands).plan(time=time), model, None)
 
 
 def halfway(model: nn.Module, images: Tensor) -> Loss:
     """Fitted to a budget halfway between the least and plain."""
-    search = search_of(model, images)
+    search = search_of(model, images, bands=True)
     budget = (search.before.peak + search.plan(time=ANY_TIME).peak) // 2
     return _by(search.plan(budget), model, budget)
 
@@ -116,6 +118,7 @@ WAYS: dict[str, Callable[[nn.Module, Tensor], Loss]] = {
     "compile": lambda model, images: compiled(model, 1.0),
     "compile budget 0": lambda model, images: compiled(model, 0.0),
     "fit": lambda model, images: fitted(model, images, time=TIME),
-    "fit least": lambda model, images: fitted(model, images, time=ANY_TIME),
+    "fit, bands": lambda model, images: fitted(model, images, time=TIME, bands=True),
+    "fit least": lambda model, images: fitted(model, images, time=ANY_TIME, bands=True),
     "fit halfway": halfway,
 }

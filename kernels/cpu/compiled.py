@@ -19,12 +19,14 @@ import math
 import os
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import cache
 from types import FunctionType
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import _pop_mode_temporarily
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from revseg.kernels.cpu.blocks import Matrix
@@ -162,7 +164,10 @@ def _tried(dtype: torch.dtype, by_row: bool) -> bool:
 
 def run(name: str, *args: Tensor) -> Any:
     """One of `PASSES`, compiled."""
-    return _compiled(name, _kind(args[0].dtype, args[0].ndim == 2))(*map(_by_itself, args))
+    with ExitStack() as stack:
+        for _ in range(torch._C._len_torch_function_stack()):  # it would be compiled anew under each
+            stack.enter_context(_pop_mode_temporarily())
+        return _compiled(name, _kind(args[0].dtype, args[0].ndim == 2))(*map(_by_itself, args))
 
 
 def _by_itself(x: Tensor) -> Tensor:

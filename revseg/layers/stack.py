@@ -27,15 +27,19 @@ from revseg.engine.function import Coupled, Differentiate, Function, Onto
 from revseg.engine.gradients import Grads, total
 from revseg.engine.tracing import Unscriptable, has_hooks, is_traced
 from revseg.layers.bands.cut import BandPlan, Bands
+from revseg.layers.bands.nothing import Nothing
 from revseg.layers.bands.row import BandedRow
 from revseg.layers.bands.rows import Whole
 from revseg.layers.bands.run import run_by_bands
 from revseg.layers.convolution import Convolution
 from revseg.layers.max_pool import MaxPool
-from revseg.layers.stack_layer import Layer, go_together, layer_by_image, layer_of, layer_without_norm
+from revseg.layers.stack_layer import NORMS, Layer, go_together, layer_by_image, layer_of, layer_without_norm
 from revseg.layers.stack_pass import Plan, differentiable, gradients_of
 from revseg.replay.memo import noting, reminding
 from revseg.tensors import is_plain
+
+
+_OF_NORMS: dict[type[nn.Module], int] = {norm: dims for dims, norm in NORMS.items()}
 
 
 class Stack(Unscriptable, nn.Sequential):
@@ -118,7 +122,12 @@ def layers_of(module: nn.Module, dims: int = 2, without_norm: bool = False) -> l
         dims: Of the maps.
         without_norm: Whether a convolution that no norm follows, or instance norm, is a layer, as it is by bands.
     """
-    parts = list(_parts(module.flat() if isinstance(module, Stack) else [module], dims, without_norm))
+    return layers_in(module.flat() if isinstance(module, Stack) else [module], dims, without_norm)
+
+
+def layers_in(modules: Iterable[nn.Module], dims: int = 2, without_norm: bool = False) -> list[Layer] | None:
+    """The layers that modules called one after the other are, as in `layers_of`."""
+    parts = list(_parts(modules, dims, without_norm))
     layers = [part for part in parts if isinstance(part, Layer)]
     return layers if len(layers) == len(parts) else None
 
@@ -165,6 +174,11 @@ def _first_by_bands(row: Sequence[nn.Module], before: Layer | None) -> tuple[Lay
         like = None if before is None else before.by_channel()
         return layer_without_norm(pool, (), nn.Identity(), like), 1
     op = Convolution.of(first)
+    dims = _OF_NORMS.get(type(first))
+    if dims is not None and not has_hooks(first):  # what comes before an activation
+        with_act = layer_of(Nothing(dims), (), first, row[1]) if len(row) > 1 else None
+        alone = layer_of(Nothing(dims), (), first, nn.Identity())
+        return (with_act, 2) if with_act is not None else (alone, 1)
     if op is None or op.window() is None:
         return None, 1
     parameters, weight, nothing = (first.weight, first.bias), first.weight, nn.Identity()

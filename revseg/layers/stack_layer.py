@@ -20,7 +20,7 @@ from revseg.replay.memo import remember
 _ACTS = (nn.PReLU, nn.LeakyReLU, nn.ReLU, nn.Identity)
 BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
 InstanceNorm = nn.InstanceNorm1d | nn.InstanceNorm2d | nn.InstanceNorm3d
-_NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}  # by the dimensions of a map
+NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}  # by the dimensions of a map
 _INSTANCE_NORMS = {1: nn.InstanceNorm1d, 2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
 
 
@@ -134,7 +134,7 @@ def layer_without_norm(
     """
     if op is None or like is None or type(act) not in _ACTS or has_hooks(act):
         return None
-    bn: Any = _NORMS[op.dims](len(like), eps=0.0, affine=False, device=like.device, dtype=torch.float32)
+    bn: Any = NORMS[op.dims](len(like), eps=0.0, affine=False, device=like.device, dtype=torch.float32)
     return Layer(op, parameters, bn.eval(), act, normed=False)
 
 
@@ -142,7 +142,7 @@ def layer_of(
     op: LinearOp | None, parameters: tuple[Tensor | None, ...], bn: nn.Module, act: nn.Module
 ) -> Layer | None:
     """A layer of these parts; None if a stack does not know one of them."""
-    known = op is not None and type(bn) is _NORMS[op.dims] and type(act) in _ACTS
+    known = op is not None and type(bn) is NORMS[op.dims] and type(act) in _ACTS
     if op is None or not known or has_hooks(bn, act):
         return None
     return Layer(op, parameters, bn, act)  # type: ignore[arg-type]

@@ -17,9 +17,9 @@ import torch
 from torch import nn
 
 from revseg.engine.tracing import has_hooks
-from revseg.layers.recompute import Recompute
-from revseg.memory.late import LateLoss, nothing_waits
-from revseg.memory.remake import FromPieces, begins_again, called_by_pieces, noting
+from revseg.memory.late import LateLoss, made_at_the_end
+from revseg.memory.remake import FromPieces, begins_again, noting
+from revseg.memory.run_again import Row, RunAgain, Segment, parts_of
 
 
 @dataclass(frozen=True)
@@ -31,12 +31,21 @@ class Part:
         first: Of a segment, the number of its first call among those in the module; None for the whole module.
         behind: The number of the call behind its last.
         members: The names of the modules of a segment; none if it is of the children of a row.
+        by_bands: Whether a segment goes by bands.
     """
 
     name: str
     first: int | None = None
     behind: int | None = None
     members: tuple[str, ...] = ()
+    by_bands: bool = False
+
+    @property
+    def segment(self) -> tuple[int, int, bool] | None:
+        """First, behind the last, by bands or not; None for a whole module."""
+        if self.first is None or self.behind is None:
+            return None
+        return self.first, self.behind, self.by_bands
 
     def __str__(self) -> str:
         if self.members:
@@ -67,6 +76,10 @@ def apply_parts(model: nn.Module, parts: Iterable[Part]) -> nn.Module:
         _line_up(modules, those)
     if by_name and not isinstance(fitted, _Again):
         _run_again(fitted, [])  # what it joins itself is noted too
+    if any(part.by_bands for those in (*by_name.values(), *lines.values()) for part in those):
+        for module in fitted.modules():
+            if isinstance(module, _Again):
+                module.__dict__["_runs"].let_maps_wait()
     return fitted
 
 
@@ -87,67 +100,39 @@ def as_it_was(model: nn.Module) -> nn.Module:
 
 def _run_again(module: nn.Module, parts: list[Part]) -> None:
     whole = any(part.first is None for part in parts)  # not if it is only a member of segments
-    segments = sorted((p.first, p.behind) for p in parts if p.first is not None and p.behind is not None)
+    segments = _segments(parts)
     children = list(module.children())
     if segments and segments[-1][1] > len(children):
         raise ValueError(f"expected a row of {segments[-1][1]} modules at the least, got {len(children)}")
     given = module.__dict__.pop("forward", None)  # put there by somebody, in the place of the class's
     if segments:
-        inner: nn.Module = _Row(children, segments)
+        inner: nn.Module = Row(children, segments)
     else:
         inner = _Original(module, type(module), given)
     module.__class__ = again(type(module))  # type: ignore[arg-type]
-    module.__dict__["_runs"] = _Runs(_RunAgain(inner) if whole else inner, given)
+    module.__dict__["_runs"] = _Runs(RunAgain(inner) if whole else inner, given)
+
+
+def _segments(parts: Iterable[Part]) -> list[Segment]:
+    return sorted(found for part in parts if (found := part.segment) is not None)
 
 
 def _line_up(modules: dict[str, nn.Module], parts: list[Part]) -> None:
     """Lets the first member of each segment run all of it."""
     where = {(part.first or 0) + i: name for part in parts for i, name in enumerate(part.members)}
-    segments = sorted((p.first, p.behind) for p in parts if p.first is not None and p.behind is not None)
+    segments = _segments(parts)
     line = _Line()
-    for i, j in segments:
-        if any(a <= i and j <= b and (a, b) != (i, j) for a, b in segments):
+    for i, j, _ in segments:
+        if any(a <= i and j <= b and (a, b) != (i, j) for a, b, _ in segments):
             continue  # a piece of another one
         members = [modules[where[k]] for k in range(i, j)]
-        inner = [(a - i, b - i) for a, b in segments if i <= a and b <= j]
+        inner = [(a - i, b - i, by_bands) for a, b, by_bands in segments if i <= a and b <= j]
         runs = [member.__dict__["_runs"] for member in members]
-        (segment,) = _parts([each.now for each in runs], 0, j - i, inner)
+        (segment,) = parts_of([each.now for each in runs], members, (0, j - i), inner)
         runs[0].leads = _Segment(segment, members[1:], line)
         for each in runs[1:]:
             if line not in each.follows:
                 each.follows.append(line)
-
-
-class _RunAgain(nn.Module):
-    """A module that runs again, and keeps of its arguments the pieces."""
-
-    begins_again = True
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = Recompute(FromPieces(module))
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        with nothing_waits():
-            return called_by_pieces(self.module, args, kwargs)
-
-
-class _Chain(nn.Module):
-    """Modules one after the other, the first with whatever it is called with."""
-
-    def __init__(self, modules: nn.ModuleList) -> None:
-        super().__init__()
-        self.first, self.others = modules[0], modules[1:]
-
-    @property
-    def begins_again(self) -> bool:
-        return begins_again(self.first)
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        x = self.first(*args, **kwargs)
-        for module in self.others:
-            x = module(x)
-        return x
 
 
 @dataclass(eq=False)
@@ -173,8 +158,17 @@ class _Runs:
 
     now: nn.Module
     given: Any
+    waits: bool = False  # whether maps that are joined or raised wait
     leads: _Segment | None = None
     follows: list[_Line] = field(default_factory=list)
+
+    def let_maps_wait(self) -> None:
+        """Those that are joined or raised are made when somebody looks at them, in both runs."""
+        self.waits = True
+        for each in (self.now, *([self.leads.module] if self.leads else [])):
+            for inner in each.modules():
+                if isinstance(inner, FromPieces):
+                    inner.waits = True
 
     def in_line(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A call in training."""
@@ -221,10 +215,10 @@ class _Again:
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         runs: _Runs = self.__dict__["_runs"]
-        with noting():
-            if (runs.leads or runs.follows) and self.training and torch.is_grad_enabled():
-                return runs.in_line(self, args, kwargs)  # type: ignore[arg-type]
-            return runs.now(*args, **kwargs)
+        in_line = (runs.leads or runs.follows) and self.training and torch.is_grad_enabled()
+        with noting(waits=runs.waits) as notes:
+            value = runs.in_line(self, args, kwargs) if in_line else runs.now(*args, **kwargs)  # type: ignore[arg-type]
+            return value if notes is None else made_at_the_end(value)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return _bare, (self._kind,), self.__dict__
@@ -247,38 +241,3 @@ class _Original(nn.Module):
         if self.given is not None:
             return self.given(*args, **kwargs)
         return self.kind.forward(self.module, *args, **kwargs)
-
-
-class _Row(nn.Module):
-    """Children called one after the other, segments of them run again, segments inside of segments too."""
-
-    def __init__(self, children: list[nn.Module], segments: list[tuple[int, int]]) -> None:
-        super().__init__()
-        self.parts = nn.ModuleList(_parts(children, 0, len(children), segments))
-
-    @property
-    def begins_again(self) -> bool:
-        return begins_again(self.parts[0])
-
-    def forward(self, x: Any) -> Any:
-        for part in self.parts:
-            x = part(x)
-        return x
-
-
-def _parts(
-    children: list[nn.Module], begin: int, end: int, segments: list[tuple[int, int]]
-) -> list[nn.Module]:
-    found: list[nn.Module] = []
-    while begin < end:
-        here = [s for s in segments if s[0] == begin and s[1] <= end]
-        if not here:
-            found.append(children[begin])
-            begin += 1
-            continue
-        largest = max(here, key=lambda s: s[1])
-        inner = [s for s in segments if s != largest and largest[0] <= s[0] and s[1] <= largest[1]]
-        row = nn.ModuleList(_parts(children, *largest, inner))
-        found.append(_RunAgain(_Chain(row)))
-        begin = largest[1]
-    return found

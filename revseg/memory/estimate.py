@@ -34,9 +34,16 @@ class Candidate:
     blocks: set[Block]  # of which the lives depend on this choice
 
     def crosses(self, other: Candidate) -> bool:
-        """Whether two segments of one row overlap, and neither holds the other."""
-        (name, a, b), (other_name, c, d) = self.key, other.key
-        return name == other_name and a >= 0 <= c and (a < c < b < d or c < a < d < b)
+        """Whether this cannot be added to the other: segments of one row of which neither holds the other, or one inside of bands."""
+        (name, a, b, _), (other_name, c, d, banded) = self.key, other.key
+        if name != other_name or a < 0 or c < 0:
+            return False
+        return (banded and c <= a and b <= d) or a < c < b < d or c < a < d < b
+
+    def replaces(self, other: Candidate) -> bool:
+        """Whether the other is a segment inside of this one, which goes by bands: nothing in it runs by itself then."""
+        (name, a, b, banded), (other_name, c, d, _) = self.key, other.key
+        return banded and name == other_name and a <= c and d <= b
 
 
 class Estimate:
@@ -67,6 +74,10 @@ class Estimate:
                             found = Kept(piece.size, tracer.made.get(piece, ()))
                             found.used = tracer.used.get(piece, (0, 0))
                             self.kept.setdefault(piece, found).pieces.append(call)
+        for block, kept in self.kept.items():
+            for call in kept.made:
+                if call.layers and (call.held is None or call.held.size < block.size):
+                    call.held = block
         self.standing = sum(block.size for block in standing)
         self.seconds = sum(tracer.costs.values())
         self.length = 1 + max((event.node for event in tracer.events), default=0)
@@ -74,7 +85,9 @@ class Estimate:
         self.candidates = self._candidates(calls)
         self._known: dict[Block, dict[tuple[bool, ...], Changes]] = defaultdict(dict)
         self._relevant = {  # the keys on which the life of a block depends
-            block: tuple({call.key for call in _calls_of(kept)} & {*self.candidates})
+            block: tuple(
+                {key for call in _calls_of(kept) for key in (call.key, call.by_bands)} & {*self.candidates}
+            )
             for block, kept in self.kept.items()
         }
 
@@ -110,21 +123,27 @@ class Estimate:
         known = self._known[block]
         state = tuple(key in chosen for key in self._relevant[block])
         if state not in known:
-            known[state] = self._changes_of(self.kept[block], chosen)
+            known[state] = self._changes_of(block, chosen)
         return known[state]
 
-    def _changes_of(self, kept: Kept, chosen: Container[Key]) -> Changes:
-        made = [call for call in kept.made if call.key in chosen]
+    def _changes_of(self, block: Block, chosen: Container[Key]) -> Changes:
+        kept = self.kept[block]
+        made = [call for call in kept.made if call.is_in(chosen)]
         since: dict[Call | None, int] = {}  # by the call whose second run it lives in
-        pieces = [(call.start, call.outer) for call in kept.pieces if call.key in chosen]
-        saved = [s for s in kept.saved if not any(call.key in chosen for call in kept.spared.get(s[0], ()))]
+        pieces = [(call.start, call.outer) for call in kept.pieces if call.is_in(chosen)]
+        saved = [s for s in kept.saved if not any(call.is_in(chosen) for call in kept.spared.get(s[0], ()))]
+        gone = bool(saved)  # whether all who read it make it as they read it
         for node, stack in (*saved, *pieces):
-            around = [call for call in stack if call.key in chosen]
+            around = [call for call in stack if call.is_in(chosen)]
             shared = 0
             while shared < min(len(made), len(around)) and made[shared] is around[shared]:
                 shared += 1
             while shared < len(around) and around[shared] in kept.remade:
                 shared += 1
+            by_bands = [call for call in around[:shared] if call.by_bands in chosen]
+            gone = gone and any(call in kept.remade for call in by_bands)
+            if by_bands and by_bands[0].held is not block:
+                continue  # no more of it than bands
             context = around[shared - 1] if shared else None
             begin = around[shared].start if shared < len(around) else node
             since[context] = min(since.get(context, begin), begin)
@@ -133,6 +152,8 @@ class Estimate:
             changes.append((begin, kept.size))
             if context is not None:
                 changes.append((min(context.end + 1, self.length), -kept.size))
+        if gone:
+            return changes
         first, last = (self.length + 1 + node for node in kept.used)
         changes.append((first, kept.size))
         if None not in since:
@@ -154,8 +175,12 @@ class Estimate:
         found = {}
         for key, those in by_key.items():
             blocks = {block for call in those for block in inside[call]}
-            if blocks and not any(call.writes or call.late for call in those):
-                found[key] = Candidate(key, those, sum(call.cost for call in those), blocks)
+            if not blocks or any(call.writes or call.late for call in those):
+                continue
+            found[key] = Candidate(key, those, sum(call.cost for call in those), blocks)
+            if all(call.layers for call in those):
+                again = sum(call.cost * _runs(call.layers) for call in those)
+                found[those[0].by_bands] = Candidate(those[0].by_bands, those, again, blocks)
         return found
 
     def _working_set(self, tracer: Tracer) -> Bytes:
@@ -169,6 +194,12 @@ class Estimate:
                 place = event.node if event.phase == "backward" else self.length + max(event.node - 1, 0)
                 most[place] = max(most[place], now)
         return most
+
+
+def _runs(layers: int) -> float:
+    """How often the layers of a row that goes by bands run in the backward pass, on average."""
+    in_order = layers + (layers - 1)  # for the sums of the last map, and for its gradient
+    return (in_order + layers * (layers - 1) / 2) / layers
 
 
 def _calls_of(kept: Kept) -> set[Call]:

@@ -35,6 +35,7 @@ def fit(
     target: Any = None,
     autocast: torch.dtype | None = None,
     device: str | torch.device | None = None,
+    bands: bool | None = None,
 ) -> nn.Module:
     """A copy of a network whose training step fits, without a change of its code or of its numbers.
 
@@ -57,6 +58,8 @@ def fit(
         target: What the loss compares with.
         autocast: The dtype to which autocast casts.
         device: Where the step will run.
+        bands: Whether rows of convolutions, norms and activations may go by bands (`docs/bands.md`), exact but for the order
+            of sums: True where that helps, False never, None if a budget cannot be met without.
 
     Returns:
         The copy, with the plan as `plan`. Its state dict has the names of the model's. `model.loss(images, labels)` is
@@ -65,7 +68,8 @@ def fit(
 
     Numerics: outputs and buffers are bitwise those of the model where kernels give the same result twice; running
         statistics count a batch once, dropout masks repeat. So are gradients, but for two sums that round otherwise:
-        of a loss by bands, and of a map that is read twice inside of what runs again and outside of it too.
+        of a loss by bands, and of a map that is read twice inside of what runs again and outside of it too. Where rows
+        go by bands outputs, buffers and gradients are those of the model up to rounding.
 
     Raises:
         ValueError: If not one of the three is given, or the budget is less than what can be reached: the error
@@ -74,7 +78,7 @@ def fit(
     """
     if sum(each is not None for each in (budget, factor, time)) != 1:
         raise ValueError(f"expected one of budget, factor and time, got {budget=}, {factor=}, {time=}")
-    search = Search(model, example, Step(loss, optimizer, True, target, autocast, device))
+    search = Search(model, example, Step(loss, optimizer, True, target, autocast, device), bands)
     return search.plan(budget, factor, time).apply(model, loss)
 
 
@@ -85,15 +89,17 @@ class Search:
         model: Any network. It is left as it was.
         example: What it is called with.
         step: What is trained.
+        bands: See `fit`.
 
     Raises:
         TypeError: If the model is none.
     """
 
-    def __init__(self, model: nn.Module, example: Any, step: Step) -> None:
+    def __init__(self, model: nn.Module, example: Any, step: Step, bands: bool | None = None) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"expected a torch.nn.Module, got {type(model).__name__}")
         self.model, self.example, self.step = as_it_was(model), example, step
+        self.bands = bands
         self.before = _predicted(self.model, example, step)
         self.least: Plan | None = None
         self._peaks: dict[tuple[bool, tuple[Part, ...]], int] = {(False, ()): self.before.peak}
@@ -120,11 +126,12 @@ class Search:
         """
         if self.before.peak <= budget:
             return self._without()
-        plan = self._fastest(self.step, budget)
-        if plan is None and self._can_be_late():
-            plan = self._fastest(replace(self.step, late=True), budget)
-        if plan is not None:
-            return plan
+        late = [False, True] if self._can_be_late() else [False]
+        for bands in (False, True) if self.bands is None else (self.bands,):
+            for each in late:
+                plan = self._fastest(replace(self.step, late=each), budget, bands)
+                if plan is not None:
+                    return plan
         assert self.least is not None
         raise ValueError(
             f"expected a budget of at least {self.least.peak / MIB:,.1f} MiB for this network and this input, got "
@@ -134,12 +141,13 @@ class Search:
     def within_time(self, time: float) -> Plan:
         """The one with the least memory that takes no longer."""
         step = replace(self.step, late=self._can_be_late())
-        allowed = sorted((c for c in self._choices(step)[0] if c.time <= time), key=lambda c: c.peak)[:_TRIES]
+        found, _ = self._choices(step, bool(self.bands))
+        allowed = sorted((c for c in found if c.time <= time), key=lambda c: c.peak)[:_TRIES]
         plans = [self._plan(step, choice) for choice in allowed]
         return min([self._without(), *plans], key=lambda plan: (plan.peak, plan.time))
 
-    def _fastest(self, step: Step, budget: float) -> Plan | None:
-        found, standing = self._choices(step)
+    def _fastest(self, step: Step, budget: float, bands: bool) -> Plan | None:
+        found, standing = self._choices(step, bands)
         for choice in sorted(found, key=lambda c: (c.time, c.peak)):
             if _SURE * (choice.peak + standing) <= budget:
                 plan = self._plan(step, choice)
@@ -160,11 +168,15 @@ class Search:
         return step.run(self.model, self.example, Tracer, Tracer.noting)
 
     @cache  # noqa: B019
-    def _choices(self, step: Step) -> tuple[list[Choice], int]:
+    def _choices(self, step: Step, bands: bool) -> tuple[list[Choice], int]:
         """What could be chosen, and the bytes that stand before the step."""
+        estimate = self._estimate(step)
+        return choices(estimate, bands), estimate.standing
+
+    @cache  # noqa: B019
+    def _estimate(self, step: Step) -> Estimate:
         tracer, standing = self._trace(step)
-        estimate = Estimate(tracer, self.model, standing)
-        return choices(estimate), estimate.standing
+        return Estimate(tracer, self.model, standing)
 
     def _without(self) -> Plan:
         return Plan(type(self.model).__name__, (), self.before.peak, self.before.peak, 1.0)
@@ -172,7 +184,7 @@ class Search:
     def _plan(self, step: Step, choice: Choice) -> Plan:
         """The plan of a choice, its peak predicted."""
         parts = tuple(
-            Part(*key, candidate.calls[0].members) if key[1] >= 0 else Part(key[0])
+            Part(*key[:3], candidate.calls[0].members, key[3]) if key[1] >= 0 else Part(key[0])
             for key, candidate in choice.chosen.items()
         )
         plan = replace(self._without(), parts=parts, time=choice.time, by_bands=step.late)

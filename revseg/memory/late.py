@@ -8,7 +8,6 @@ finds it upsampled as ever. So no network has to be known by name, and every res
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,34 +20,19 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
 from revseg.losses import UpsampleCrossEntropy
+from revseg.memory.waiting import Waiting, linear_upsampling, materialized, of_interpolate
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 _here = threading.local()  # `late`: what is on in this thread
 _MODES = {3: "linear", 4: "bilinear", 5: "trilinear"}  # by dimensions of the map
-_DESCRIPTIONS = {  # what does not look at values
-    *(
-        getattr(Tensor, name).__get__
-        for name in ("shape", "dtype", "device", "ndim", "layout", "requires_grad")
-    ),
-    *(Tensor.size, Tensor.dim, Tensor.numel, Tensor.is_floating_point, Tensor.__len__, Tensor.ndimension),
-}
-_INTERPOLATE = (
-    "input",
-    "size",
-    "scale_factor",
-    "mode",
-    "align_corners",
-    "recompute_scale_factor",
-    "antialias",
-)
 _CROSS_ENTROPY = (
     *("input", "target", "weight", "size_average", "ignore_index", "reduce", "reduction", "label_smoothing"),
 )
 
 
-class Upsampled(Tensor):
+class Upsampled(Waiting):
     """A map at full size, of which only that at low resolution is there.
 
     Args:
@@ -59,53 +43,14 @@ class Upsampled(Tensor):
 
     low: Tensor
     align_corners: bool
-    full: Tensor | None
     made_in: Any
 
     @staticmethod
     def __new__(cls, low: Tensor, size: tuple[int, ...], align_corners: bool) -> Self:
-        made: Self = torch.Tensor._make_wrapper_subclass(
-            cls, (*low.shape[:2], *size), dtype=low.dtype, device=low.device, requires_grad=low.requires_grad
-        )
-        made.low, made.align_corners, made.full, made.made_in = low, align_corners, None, None
+        options = {"size": size, "mode": _MODES[low.ndim], "align_corners": align_corners}
+        made = Waiting.__new__(cls, (*low.shape[:2], *size), low, F.interpolate, (low,), options)
+        made.low, made.align_corners, made.made_in = low, align_corners, None
         return made
-
-    @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func in _DESCRIPTIONS:
-            return super().__torch_function__(func, types, args, kwargs)  # type: ignore[no-untyped-call]
-        args, kwargs = materialized((args, kwargs))
-        return func(*args, **kwargs)
-
-    @classmethod
-    def __torch_dispatch__(  # type: ignore[override]
-        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        if func is torch.ops.aten.detach.default:
-            return args[0]
-        raise RuntimeError(f"{func} does not go through Python, where an upsampled map would be made for it")
-
-    def upsample(self) -> Tensor:
-        """The map at full size, made once."""
-        if self.full is None:
-            with torch._C.DisableTorchFunction():
-                self.full = F.interpolate(self.low, **self.options)
-        return self.full
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """What `F.interpolate` is told beside the map."""
-        return {
-            "size": tuple(self.shape[2:]),
-            "mode": _MODES[self.low.ndim],
-            "align_corners": self.align_corners,
-        }
-
-
-def materialized(value: Any) -> Any:
-    """The value with maps at full size in the places of those that wait."""
-    return tree_map_only(Upsampled, lambda x: x.upsample(), value)
 
 
 class Late(TorchFunctionMode):
@@ -134,7 +79,9 @@ class Late(TorchFunctionMode):
         if self.aside:
             return func(*args, **kwargs)
         if func is F.interpolate:
-            low, size, align_corners = _waits(dict(zip(_INTERPOLATE, args, strict=False)) | kwargs)
+            given = of_interpolate(args, kwargs)
+            given["input"] = materialized(given["input"])
+            low, size, align_corners = linear_upsampling(given)
             if low is not None:
                 made = Upsampled(low, size, align_corners)
                 made.made_in = self.where()
@@ -154,6 +101,7 @@ class Late(TorchFunctionMode):
             return None
         if target.dtype not in (torch.uint8, torch.int64) or logits.full is not None:
             return None
+        logits.check()
         loss = UpsampleCrossEntropy(
             given.get("ignore_index", -100),
             None,
@@ -164,6 +112,17 @@ class Late(TorchFunctionMode):
         loss.weight = given.get("weight")
         self.used.append(logits.made_in)
         return loss.head_loss(logits.low, target, None)
+
+
+def made_at_the_end(value: Any) -> Any:
+    """What a network returns: only what the loss may take by bands still waits."""
+    return tree_map_only(Waiting, lambda x: x if isinstance(x, Upsampled) else x.make(), value)
+
+
+def loss_may_take(func: Any) -> bool:
+    """Whether what a function makes here may be what a loss takes by bands."""
+    late: Late | None = getattr(_here, "late", None)
+    return func is F.interpolate and late is not None and not late.aside
 
 
 @contextmanager
@@ -178,28 +137,6 @@ def nothing_waits() -> Iterator[None]:
         yield
     finally:
         late.aside -= 1
-
-
-def _waits(given: dict[str, Any]) -> tuple[Tensor | None, tuple[int, ...], bool]:
-    """The map, its size and align_corners if this upsampling can wait; else None."""
-    low = given["input"]
-    no: tuple[None, tuple[int, ...], bool] = None, (), False
-    if given.get("antialias") or not low.is_floating_point():
-        return no
-    low = materialized(low)
-    if _MODES.get(low.ndim) != given.get("mode", "nearest"):
-        return no
-    size, scale, old = given.get("size"), given.get("scale_factor"), tuple(low.shape[2:])
-    if size is None:
-        scales = tuple(scale) if isinstance(scale, (tuple, list)) else (scale,) * len(old)
-        exact = [n * s for n, s in zip(old, scales, strict=True)]
-        if any(x != math.floor(x) for x in exact):
-            return no  # the scale that was asked for is not that of the sizes
-        size = exact
-    new = tuple(int(n) for n in (size if isinstance(size, (tuple, list)) else (size,) * len(old)))
-    if math.prod(new) <= math.prod(old):
-        return no
-    return low, new, bool(given.get("align_corners"))
 
 
 class LateLoss:

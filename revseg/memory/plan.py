@@ -91,7 +91,9 @@ class Plan:
             f"({self.before / self.peak:.1f} x less), about {self.time:.2f} x the time"
         )
         bands = ["  by bands: the loss, as model.loss(images, labels)"] if self.by_bands else []
-        return "\n".join([head, *bands, *(f"  runs again: {part}" for part in self.parts)])
+        again = [f"  runs again: {part}" for part in self.parts if not part.by_bands]
+        by_bands = [f"  by bands: {part}" for part in self.parts if part.by_bands]
+        return "\n".join([head, *bands, *by_bands, *again])
 
 
 def _part(found: dict[str, Any]) -> Part:
@@ -107,37 +109,44 @@ class Choice:
     time: float
 
 
-def choices(estimate: Estimate) -> list[Choice]:
+def choices(estimate: Estimate, bands: bool = False) -> list[Choice]:
     """What could be run again, from nothing to the least memory that is found; none has both more memory and more time.
 
     They do not depend on what is asked for, so that a smaller budget never leads to a higher peak.
+
+    Args:
+        estimate: Of the step.
+        bands: Whether rows may go by bands.
     """
     peak = int(estimate.live({}).max())
     found = [Choice({}, peak, 1.0)]
     target, misses = peak, 0
     while misses < _MISSES and target > 0:
         target = int(_STEP * target)
-        chosen = _towards(estimate, target)
+        chosen = _towards(estimate, target, bands)
         found.append(Choice(chosen, int(estimate.live(chosen).max()), estimate.extra(chosen.values())))
         misses = misses + 1 if found[-1].peak > target else 0
     return [c for c in found if not any(o.peak <= c.peak and o.time < c.time for o in found)]
 
 
-def _towards(estimate: Estimate, target: int) -> dict[Key, Candidate]:
+def _towards(estimate: Estimate, target: int, bands: bool) -> dict[Key, Candidate]:
     """Adds what takes most off above the target for its time, until nothing is above it or nothing helps."""
     chosen: dict[Key, Candidate] = {}
     live = estimate.live(chosen)
-    queue = [(-float("inf"), i, c, -1) for i, c in enumerate(estimate.candidates.values())]
+    candidates = [c for key, c in estimate.candidates.items() if bands or not key[3]]
+    queue = [(-float("inf"), i, c, -1) for i, c in enumerate(candidates)]
     heapq.heapify(queue)
     round_ = 0
     while queue and live.max() > target:
         gain, i, candidate, known = heapq.heappop(queue)
         if any(candidate.crosses(other) for other in chosen.values()):
             continue
-        more = {**chosen, candidate.key: candidate}
+        kept = {key: other for key, other in chosen.items() if not candidate.replaces(other)}
+        more = {**kept, candidate.key: candidate}
         if known < round_:  # its gain was that of an earlier choice
             after = live + estimate.difference(candidate, chosen, more)
-            gain = -_gain(live, after, target) / (candidate.cost + 1e-9)
+            cost = candidate.cost - sum(other.cost for key, other in chosen.items() if key not in kept)
+            gain = -_gain(live, after, target) / max(cost, 1e-9)
             if gain < 0:
                 heapq.heappush(queue, (gain, i, candidate, round_))
             continue
@@ -155,11 +164,15 @@ def _gain(live: Bytes, after: Bytes, target: int) -> float:
 def _without_needless(
     estimate: Estimate, chosen: dict[Key, Candidate], live: Bytes, target: int
 ) -> dict[Key, Candidate]:
-    """The choice without what later ones have made needless, the dearest first."""
+    """The choice without what later ones have made needless, the dearest first; running again in the place of bands if that will do."""
     limit = max(target, int(live.max()))
     for key, candidate in sorted(chosen.items(), key=lambda item: -item[1].cost):
         fewer = {k: c for k, c in chosen.items() if k != key}
-        without = live + estimate.difference(candidate, chosen, fewer)
-        if int(without.max()) <= limit:
-            chosen, live = fewer, without
+        again = estimate.candidates.get((*key[:3], False)) if key[3] else None
+        for instead in (fewer, None if again is None else {**fewer, again.key: again}):
+            if instead is not None:
+                without = live + estimate.difference(candidate, chosen, instead)
+                if int(without.max()) <= limit:
+                    chosen, live = instead, without
+                    break
     return chosen

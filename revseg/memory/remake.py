@@ -21,7 +21,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from revseg.memory.late import Upsampled
+from revseg.memory.late import loss_may_take
+from revseg.memory.made_later import made_later
+from revseg.memory.waiting import Waiting, materialized
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -62,9 +64,32 @@ class Recipe:
     def make(self) -> Any:
         """The map, in the first run that which is there."""
         if self.ready.value is not None:
+            self.ready.value = materialized(self.ready.value)
             return self.ready.value
         args, kwargs = made((self.args, self.kwargs))
         return self.function(*args, **kwargs)
+
+
+@dataclass
+class Note:
+    """What a map was made of, as long as nobody writes to either."""
+
+    function: Any
+    args: Any
+    kwargs: Any
+    nodes: range  # of autograd, that made it
+    versions: list[tuple[weakref.ref[Tensor], int]]
+
+    @classmethod
+    def of(cls, value: Any) -> Note | None:
+        """That of a map; None if there is none that still holds."""
+        if isinstance(value, Waiting):
+            value.check()
+            return cls(value.function, value.args, value.kwargs, range(0), [])
+        note: Note | None = getattr(value, _NOTE, None) if isinstance(value, Tensor) else None
+        if note is None or any((x := each()) is None or x._version != v for each, v in note.versions):
+            return None
+        return note
 
 
 class Notes(TorchFunctionMode):
@@ -72,21 +97,28 @@ class Notes(TorchFunctionMode):
 
     Args:
         node: Says how many nodes autograd has made.
+        waits: Whether those that are joined or raised wait (`revseg.memory.waiting`).
     """
 
-    def __init__(self, node: Callable[[], int] = lambda: 0) -> None:
+    def __init__(self, node: Callable[[], int] = lambda: 0, waits: bool = False) -> None:
         super().__init__()
-        self.node = node
+        self.node, self.waits = node, waits
         self.noted: list[weakref.ref[Tensor]] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func not in _REMADE or not torch.is_grad_enabled() or "out" in kwargs:
             return func(*args, **kwargs)
+        if self.waits and not loss_may_take(func):
+            waiting = made_later(func, args, kwargs)
+            if waiting is not None:
+                return waiting
         before = self.node()
         result = func(*args, **kwargs)
-        if isinstance(result, Tensor) and not isinstance(result, Upsampled) and result.requires_grad:
-            setattr(result, _NOTE, (func, args, kwargs, range(before, self.node())))
+        if isinstance(result, Tensor) and not isinstance(result, Waiting) and result.requires_grad:
+            leaves = [x for x in (result, *tree_leaves((args, kwargs))) if isinstance(x, Tensor)]
+            versions = [(weakref.ref(x), x._version) for x in leaves if not isinstance(x, Waiting)]
+            setattr(result, _NOTE, Note(func, args, kwargs, range(before, self.node()), versions))
             self.noted.append(weakref.ref(result))
         return result
 
@@ -100,20 +132,32 @@ class Notes(TorchFunctionMode):
 
 
 @contextmanager
-def _noting(node: Callable[[], int]) -> Iterator[None]:
-    notes = Notes(node)
+def _noting(node: Callable[[], int], waits: bool) -> Iterator[Notes]:
+    notes = Notes(node, waits)
     _here.on = True
     try:
         with notes:
-            yield
+            yield notes
     finally:
         _here.on = False
         notes.forget()
 
 
-def noting(node: Callable[[], int] = lambda: 0) -> AbstractContextManager[None]:
-    """Joined, raised and pooled maps know what they were made of, in training."""
-    return nullcontext() if getattr(_here, "on", False) or not torch.is_grad_enabled() else _noting(node)
+def noting(node: Callable[[], int] = lambda: 0, waits: bool = False) -> AbstractContextManager[Notes | None]:
+    """Joined, raised and pooled maps know what they were made of, in training.
+
+    Args:
+        node: See `Notes`.
+        waits: The same.
+    """
+    on = getattr(_here, "on", False) or not torch.is_grad_enabled()
+    return nullcontext() if on else _noting(node, waits)
+
+
+def recipe_of(value: Any) -> tuple[Any, Any, Any] | None:
+    """Function, arguments and keyword arguments that a map or a recipe is made with; None if that is not known."""
+    known = value if isinstance(value, Recipe) else Note.of(value)
+    return None if known is None else (known.function, known.args, known.kwargs)
 
 
 def pieces(value: Any, ready: list[Ready]) -> Any:
@@ -125,16 +169,13 @@ def pieces(value: Any, ready: list[Ready]) -> Any:
     """
 
     def piece(x: Any) -> Any:
-        if isinstance(x, Upsampled):
-            note: Any = F.interpolate, (x.low,), x.options, range(0)
-        else:
-            note = getattr(x, _NOTE, None) if isinstance(x, Tensor) else None
+        note = Note.of(x)
         if note is None:
             return x
-        function, args, kwargs, nodes = note
-        ready.append(Ready(x.upsample() if isinstance(x, Upsampled) else x))
+        ready.append(Ready(x))
         holder = ready[-1]
-        return Recipe(function, tree_map(piece, args), tree_map(piece, kwargs), holder, nodes)
+        args, kwargs = tree_map(piece, (note.args, note.kwargs))
+        return Recipe(note.function, args, kwargs, holder, note.nodes)
 
     return tree_map(piece, value)
 
@@ -152,16 +193,21 @@ def begins_again(module: nn.Module) -> bool:
 
 
 class FromPieces(nn.Module):
-    """A module called with recipes in the places of maps."""
+    """A module called with recipes in the places of maps.
+
+    Attributes:
+        waits: Whether maps that are joined or raised inside wait in the second run too.
+    """
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
-        self.module = module
+        self.module, self.waits = module, False
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if not begins_again(self.module):  # else what begins it makes them, and keeps the pieces too
             args, kwargs = made((args, kwargs))
-        return self.module(*args, **kwargs)
+        with noting(waits=True) if self.waits else nullcontext():
+            return materialized(self.module(*args, **kwargs))
 
 
 def called_by_pieces(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import torch
 from torch import nn
 
 from revseg.engine.tracing import has_hooks
+from revseg.memory.row_by_bands import layers_of_row
 from revseg.memory.trace import Call, Tracer
 
 
@@ -41,13 +43,15 @@ def with_segments(tracer: Tracer, model: nn.Module) -> list[Call]:
             for line in lines:
                 parts = line[begin:behind]
                 segment = Call(
-                    (parent, begin, behind), parts[0].start, parts[-1].end, sum(c.cost for c in parts)
+                    (parent, begin, behind, False), parts[0].start, parts[-1].end, sum(c.cost for c in parts)
                 )
                 segment.inputs, segment.writes = parts[0].inputs, parts[0].writes
                 segment.remade, segment.parent = parts[0].remade, parts[0].parent
                 segment.spared = parts[0].spared
+                segment.shapes = parts[-1].shapes
                 segment.late = any(call.late for call in parts)
                 segment.members = () if row else tuple(names[begin:behind])
+                segment.layers = _layers([modules[name] for name in names[begin:behind]], segment)
                 calls.append(segment)
                 parts_of[segment] = parts[0]
                 for part in parts:
@@ -69,6 +73,15 @@ def with_segments(tracer: Tracer, model: nn.Module) -> list[Call]:
         kept.made = filled(kept.made)
         kept.saved = [(node, filled(stack)) for node, stack in kept.saved]
     return calls
+
+
+def _layers(modules: list[nn.Module], segment: Call) -> int:
+    """How many layers these are, if all can go by bands; else 0."""
+    shape = segment.shapes[0][0] if len(segment.shapes) == 1 else ()
+    if len(shape) not in (3, 4, 5) or segment.writes or segment.late:
+        return 0
+    layers = layers_of_row(modules, torch.empty(shape, device="meta"))
+    return len(layers or ())
 
 
 def _parents(call: Call) -> tuple[Call, ...]:

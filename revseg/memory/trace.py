@@ -6,7 +6,7 @@ counted in nodes of autograd: the forward pass makes node after node, the backwa
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,9 +21,8 @@ from revseg.memory.follow import Block, Follower
 from revseg.memory.remake import noting, pieces
 from revseg.memory.values import tensors_in
 
-Key = tuple[
-    str, int, int
-]  # a module's name; of a segment of the calls in it the first and the one behind the last, else -1, -1
+# A module's name; of a segment of the calls in it the first and the one behind the last, else -1, -1; whether by bands.
+Key = tuple[str, int, int, bool]
 
 
 @dataclass(eq=False)
@@ -48,6 +47,19 @@ class Call:
     spared: list[int] = field(default_factory=list)  # nodes of autograd that then are not needed
     outer: tuple[Call, ...] = ()  # all around it
     members: tuple[str, ...] = ()  # of a segment that is not of a row, the modules by name
+    layers: int = 0  # of a segment that could go by bands
+    held: Block | None = (
+        None  # the largest map that is made in it and kept, of which as much is there by bands too
+    )
+
+    @property
+    def by_bands(self) -> Key:
+        """The key of the choice to let it go by bands."""
+        return *self.key[:3], True
+
+    def is_in(self, chosen: Container[Key]) -> bool:
+        """Whether it is not to keep what is made in it, in one way or the other."""
+        return self.key in chosen or (self.layers > 0 and self.by_bands in chosen)
 
 
 @dataclass(eq=False)
@@ -126,7 +138,7 @@ class Tracer(Follower):  # type: ignore[no-untyped-call]
             if not name or tracer.phase != "forward":
                 return call_of_module(module, *args, **kwargs)
             given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
-            noted = Call((name, -1, -1), tracer.node, inputs=[tracer.block(x) for x in given])
+            noted = Call((name, -1, -1, False), tracer.node, inputs=[tracer.block(x) for x in given])
             noted.parent = tracer.open[-1] if tracer.open else None
             noted.given = id(args[0]) if len(args) == 1 and given and not kwargs else 0
             noted.began = tracer.clock

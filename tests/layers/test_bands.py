@@ -185,7 +185,7 @@ def test_a_band_of_a_convolution_has_the_bits_of_the_whole_map(options, dtype):
 
 
 def test_refuses_bands_of_nothing():
-    with pytest.raises(ValueError, match="bytes of at least 1"):
+    with pytest.raises(ValueError, match="bytes and part of at least 1"):
         Bands(0)
     with pytest.raises(ValueError, match="kept of at least 0"):
         Bands(kept=-1)

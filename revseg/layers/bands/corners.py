@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch._compile import _disable_dynamo
 
+from revseg.engine.gradients import Grads
 from revseg.layers.bands.cut import Bands
 from revseg.layers.bands.row import BandedRow
 from revseg.layers.bands.rows import Asked, Images, Whole
@@ -96,7 +97,7 @@ class _Pooled(torch.autograd.Function):
     @staticmethod
     @_disable_dynamo
     def backward(ctx: Any, *box: Any) -> Any:
-        dys = list(box[0] if isinstance(box[0], list) else box)
+        dys: Grads = box[0] if isinstance(box[0], list) else list(box)
         row: BandedRow = ctx.row
         corners, *tensors = ctx.saved_tensors
         if dys[0] is None:

@@ -26,10 +26,12 @@ class Bands:
     """How much of a map exists at a time, and what may be kept whole.
 
     Args:
-        bytes: Of one band in the backward pass, if it is not less than a 64th of the largest map. Each layer needs a few;
-            smaller ones cost time, as every band is some calls.
+        bytes: Of one band in the backward pass, unless `part` asks for more. Each layer needs a few; smaller ones cost time,
+            as every band is some calls.
         kept: Raw maps that the backward pass of a row keeps besides the one that it goes through: each spares runs of
             layers, and is a map of memory. A part of one is kept of a part of the images.
+
+        part: A band is at least this part of the largest map: of one that is very wide many rows would be read for each.
 
     Raises:
         ValueError: If there is no room for a band, or `kept` is below 0.
@@ -37,17 +39,18 @@ class Bands:
 
     bytes: int = 1 << 20
     kept: float = 0.75
+    part: int = 64
 
     def __post_init__(self) -> None:
-        if self.bytes < 1 or self.kept < 0:
+        if self.bytes < 1 or self.kept < 0 or self.part < 1:
             raise ValueError(
-                f"expected bytes of at least 1 and kept of at least 0, got {self.bytes} and {self.kept}"
+                "expected bytes and part of at least 1 and kept of at least 0, got "
+                f"{self.bytes}, {self.part} and {self.kept}"
             )
 
 
 # A band of the first run is so much larger: then there are fewer maps beside it.
 FIRST_RUN = 4
-_PART = 64  # a band is at least this part of a map: many rows would be read for each one of a map that is very wide
 
 
 class BandPlan(Plan):
@@ -94,7 +97,7 @@ class BandPlan(Plan):
 
     def _cut(self) -> None:
         largest = max(self._row(j) * self.shapes[j][2] for j in range(1, len(self.shapes))) * self._count()
-        self.bytes = max(self.bands.bytes, largest // _PART) * self.times
+        self.bytes = max(self.bands.bytes, largest // self.bands.part) * self.times
         self.groups = list(self._groups())
 
     def _count(self) -> int:

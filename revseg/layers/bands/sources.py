@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._compile import _disable_dynamo
 
+from revseg.engine.gradients import Grads
 from revseg.layers.bands.cut import Bands
 from revseg.layers.bands.row import BandedRow
 from revseg.layers.bands.rows import Asked, Images, Whole
@@ -31,7 +32,7 @@ class Source(Whole):
         """The map as a whole, by ordinary autograd."""
 
     @abstractmethod
-    def like(self) -> Source:
+    def like(self) -> Whole:
         """Memory for the gradients of the parts."""
 
 
@@ -143,7 +144,7 @@ def run_of_source(
     Args:
         layers: All local.
         make: Makes the source.
-        parts: What gradients are asked for.
+        parts: What gradients are asked for; `parts` of the source, in their order.
         bands: How maps are cut.
     """
     source = make(*parts)
@@ -168,7 +169,7 @@ class _OfSource(torch.autograd.Function):
     @staticmethod
     @_disable_dynamo
     def backward(ctx: Any, *box: Any) -> Any:
-        dys = list(box[0] if isinstance(box[0], list) else box)
+        dys: Grads = box[0] if isinstance(box[0], list) else list(box)
         row, make, count = ctx.row, ctx.make, ctx.count
         tensors = ctx.saved_tensors
         if dys[0] is None:

@@ -1,0 +1,92 @@
+"""What runs again in the backward pass: a module, or modules called one after the other, segments of them together."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from revseg.layers.bands.cut import Bands
+from revseg.layers.recompute import Recompute
+from revseg.memory.late import nothing_waits
+from revseg.memory.remake import FromPieces, begins_again, called_by_pieces
+from revseg.memory.row_by_bands import RowByBands
+
+Segment = tuple[int, int, bool]  # the first, behind the last; whether by bands
+_BANDS = Bands(kept=0, part=16)  # the least memory; and so few that a plan is predicted in seconds
+
+
+class RunAgain(nn.Module):
+    """A module that runs again, and keeps of its arguments the pieces."""
+
+    begins_again = True
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = Recompute(FromPieces(module))
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        with nothing_waits():
+            return called_by_pieces(self.module, args, kwargs)
+
+
+class _Chain(nn.Module):
+    """Modules one after the other, the first with whatever it is called with."""
+
+    def __init__(self, modules: nn.ModuleList) -> None:
+        super().__init__()
+        self.first, self.others = modules[0], modules[1:]
+
+    @property
+    def begins_again(self) -> bool:
+        return begins_again(self.first)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        x = self.first(*args, **kwargs)
+        for module in self.others:
+            x = module(x)
+        return x
+
+
+class Row(nn.Module):
+    """Children called one after the other, segments of them run again, segments inside of segments too."""
+
+    def __init__(self, children: list[nn.Module], segments: list[Segment]) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(parts_of(children, children, (0, len(children)), segments))
+
+    @property
+    def begins_again(self) -> bool:
+        return begins_again(self.parts[0])
+
+    def forward(self, x: Any) -> Any:
+        for part in self.parts:
+            x = part(x)
+        return x
+
+
+def parts_of(
+    runs: list[nn.Module], modules: list[nn.Module], where: tuple[int, int], segments: list[Segment]
+) -> list[nn.Module]:
+    """What is called one after the other from a first to behind a last place.
+
+    Args:
+        runs: What each place runs.
+        modules: The modules in these places, for what goes by bands.
+        where: From which place on, and behind which.
+        segments: Places that run again together.
+    """
+    found: list[nn.Module] = []
+    begin, end = where
+    while begin < end:
+        here = [s for s in segments if s[0] == begin and s[1] <= end]
+        if not here:
+            found.append(runs[begin])
+            begin += 1
+            continue
+        largest = max(here, key=lambda s: s[1:])
+        inner = [s for s in segments if s != largest and largest[0] <= s[0] and s[1] <= largest[1]]
+        first, begin, by_bands = largest
+        again = RunAgain(_Chain(nn.ModuleList(parts_of(runs, modules, (first, begin), inner))))
+        found.append(RowByBands(modules[first:begin], again, _BANDS) if by_bands else again)
+    return found
