@@ -38,7 +38,6 @@ from revseg.layers.stack_pass import Plan, differentiable, gradients_of
 from revseg.replay.memo import noting, reminding
 from revseg.tensors import is_plain
 
-
 _OF_NORMS: dict[type[nn.Module], int] = {norm: dims for dims, norm in NORMS.items()}
 
 

@@ -57,7 +57,38 @@ class Decoder(nn.Module):
         return F.interpolate(self.head(y), x.shape[2:], mode="bilinear")
 
 
-ALL = {**NETS, "decoder": Decoder}
+class Volumes(nn.Module):
+    """A residual encoder with instance norm and a decoder with batch norm, in three dimensions."""
+
+    class Residual(nn.Module):
+        def __init__(self, inputs, outputs, stride):
+            super().__init__()
+            self.conv1, self.norm1 = (
+                nn.Conv3d(inputs, outputs, 3, stride, 1),
+                nn.InstanceNorm3d(outputs, affine=True),
+            )
+            self.act1, self.conv2 = nn.LeakyReLU(inplace=True), nn.Conv3d(outputs, outputs, 3, padding=1)
+            self.norm2, self.act2 = nn.InstanceNorm3d(outputs, affine=True), nn.LeakyReLU(inplace=True)
+            self.skip = nn.Sequential(nn.AvgPool3d(stride), nn.Conv3d(inputs, outputs, 1, bias=False))
+
+        def forward(self, x):
+            y = self.norm2(self.conv2(self.act1(self.norm1(self.conv1(x)))))
+            return self.act2(y + self.skip(x))
+
+    def __init__(self, width=4, classes=5):
+        super().__init__()
+        self.first = Volumes.Residual(1, width, 1)
+        self.second = Volumes.Residual(width, 2 * width, 2)
+        self.raised = nn.ConvTranspose3d(2 * width, width, 2, 2)
+        row = nn.Conv3d(2 * width, width, 3, padding=1), nn.BatchNorm3d(width), nn.ReLU(inplace=True)
+        self.join, self.head = nn.Sequential(*row), nn.Conv3d(width, classes, 1)
+
+    def forward(self, x):
+        first = self.first(x)
+        return self.head(self.join(torch.cat([first, self.raised(self.second(first))], 1)))
+
+
+ALL = {**NETS, "decoder": Decoder, "volumes": Volumes}
 
 
 def batch(size=SIZE):
@@ -96,6 +127,8 @@ def by_bands(names=DOUBLES, **options):
 @pytest.mark.parametrize("size", [SIZE, (3, 3, 52, 44)])
 def test_a_network_fitted_by_bands_is_the_network(net, size):
     """In float64: where float32 rounds to the other side of an activation's kink, a whole pixel differs."""
+    if net is Volumes:
+        size = (size[0], 1, 10, *(length // 8 * 2 for length in size[2:]))
     model, images = net(), torch.randn(size)
     if net is UNet:
         model.dropout.p = 0.0  # masks are drawn in float32

@@ -34,7 +34,7 @@ class Joined(Source):
         self.maps = maps
         self.parts = tuple(part for each in maps for part in each.parts)
         n, _, *size = maps[0].shape
-        self.shape = n, sum(each.shape[1] for each in maps), *size  # type: ignore[assignment]
+        self.shape = n, sum(each.shape[1] for each in maps), *size
 
     def plain(self) -> Tensor:
         found = (each.plain() if isinstance(each, Source) else each.parts[0] for each in self.maps)
@@ -85,7 +85,7 @@ class Local(Source):
 
     def __init__(self, rule: Rule, x: Tensor, *others: Tensor) -> None:
         self.rule, self.parts = rule, (x, *others)
-        self.shape = rule.shape(x.shape, others)  # type: ignore[assignment]
+        self.shape = rule.shape(x.shape, others)
 
     def plain(self) -> Tensor:
         return self.rule.whole(*self.parts)
