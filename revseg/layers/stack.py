@@ -71,12 +71,12 @@ class Stack(Unscriptable, nn.Sequential):
         """This stack as a function that needs no graph, in one run; None if it is more than layers, or must not run as such."""
         if side or not stacks_are_right(x, (1, 2, 3)):
             return None
+        bands = None if self.save_activations or x.ndim < 4 else self.bands  # signals round by their length
+        layers = None if bands is None else layers_of(self, x.ndim - 2, without_norm=True)
+        if bands is not None and layers and BandPlan.takes(layers, x):
+            return BandedRow(layers, Whole(x), bands)
         layers = layers_of(self, x.ndim - 2)
-        if not layers:
-            return None
-        if self.bands is not None and not self.save_activations and BandPlan.takes(layers, x):
-            return BandedRow(layers, Whole(x), self.bands)
-        return _Row(layers, x)
+        return _Row(layers, x) if layers else None
 
     def flat(self) -> Iterator[nn.Module]:
         """The modules of this stack and of those in it."""
