@@ -56,7 +56,7 @@ def bn_act_gradient(u: Tensor, dz: Tensor, norm: ops.Norm, sums: Tensor | None, 
 
 def _memory(out: Tensor, u: Tensor, flat: Tensor) -> Tensor:
     """Where results go, as a plane; of u itself the one plane, by which operations know that u is written over."""
-    return flat if out is u else out.view(flat.shape)
+    return flat if out is u else plane(out)  # with the strides of the other, also of a single channel
 
 
 def _shaped(plane: Tensor, u: Tensor) -> Tensor:

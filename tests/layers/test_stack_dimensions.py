@@ -11,6 +11,7 @@ from revseg.layers import layer_input
 from revseg.layers.blocks import ConvBNAct
 from revseg.layers.stack import run_layers
 from revseg.memory import saved_bytes
+from revseg.tensors import CHANNELS_LAST
 from revseg.testing import plain_twin
 from tests.helpers import assert_same_result, assert_same_step, run_step
 
@@ -72,6 +73,20 @@ def test_equals_its_modules(kind, dims, train, runs):
         assert_same_result(ours, theirs, 1e-9)
     assert runs
     assert set(runs) == {len(row) // 2 - (len(row) == 6)}
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_a_single_channel_has_the_gradients_of_its_modules(dims):
+    """A view of such maps has other strides than they, with which the memory of a gradient did not fit."""
+    torch.manual_seed(0)
+    conv, last = CONVOLUTIONS[dims](4, 1, 3, padding=1), CONVOLUTIONS[dims](1, 1, 3, padding=1)
+    row = [conv, norm(dims, 1), nn.ReLU(), last, norm(dims, 1), nn.PReLU(1)]
+    x = torch.randn(2, 4, *SIZES[dims])
+    for x in (x, x.contiguous(memory_format=CHANNELS_LAST[x.ndim])):  # noqa: B020
+        ours, theirs = (
+            run_step(make(*copy.deepcopy(row)), x.requires_grad_()) for make in (Stack, nn.Sequential)
+        )
+        assert_same_result(ours, theirs, 1e-4)
 
 
 @pytest.mark.parametrize("passes", ["whole", "blocks"], indirect=True)
