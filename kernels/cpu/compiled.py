@@ -26,6 +26,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 from torch.overrides import _pop_mode_temporarily
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
@@ -163,19 +164,17 @@ def _tried(dtype: torch.dtype, by_row: bool) -> bool:
 
 
 def run(name: str, *args: Tensor) -> Any:
-    """One of `PASSES`, compiled."""
+    """One of `PASSES`, compiled.
+
+    Arguments are given by themselves, not as views: loops would be made anew for each shape of what they view.
+    """
     with ExitStack() as stack:
         for _ in range(torch._C._len_torch_function_stack()):  # it would be compiled anew under each
             stack.enter_context(_pop_mode_temporarily())
-        return _compiled(name, _kind(args[0].dtype, args[0].ndim == 2))(*map(_by_itself, args))
-
-
-def _by_itself(x: Tensor) -> Tensor:
-    """A part of a larger tensor as one of its own, in the same memory: loops would be made anew for each shape of the larger one."""
-    base = x._base
-    if base is None or base.numel() == x.numel():
-        return x
-    return x.new_empty(0).set_(x.untyped_storage(), x.storage_offset(), x.shape, x.stride())
+        found = _compiled(name, _kind(args[0].dtype, args[0].ndim == 2))(*(x.data for x in args))
+        if name in _WRITTEN and not (written := args[_WRITTEN[name]]).is_inference():
+            increment_version(written)  # autograd then refuses what it saved of it
+        return found
 
 
 @cache
@@ -293,4 +292,9 @@ PASSES: dict[str, Callable[..., Any]] = {
     "apply": _apply,
     "apply_to_map": _apply_to_map,
     "apply_to_gradient": _apply_to_gradient,
+}
+_WRITTEN = {  # which argument a pass writes to
+    **dict.fromkeys(("act", "act_added", "act_subtracted", "to_channels_last", "to_contiguous", "apply"), -1),
+    **dict.fromkeys(("act_in_place", "apply_to_map"), 0),
+    "apply_to_gradient": 1,
 }
