@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.questions.memory_levels import CASES, training_step
 from revseg import AdditiveCoupling, Recompute, ReversibleSequence, reversible
 from revseg.losses import UpsampleCrossEntropy
 from revseg.memory import UnpredictableError, peak_bytes, predict, predicted_peak_bytes
@@ -65,51 +64,10 @@ def test_the_prediction_is_the_measurement(network):
     assert predicted == pytest.approx(measured, rel=0.03)
 
 
-@pytest.mark.parametrize("case", ["plain", "fastest", "balanced", "lowest"])
-def test_every_memory_level_is_predicted(case):
-    size = (2, 256, 512)
-    predicted = predicted_peak_bytes(lambda: training_step(case, size, values=False))
-    assert predicted == pytest.approx(peak_bytes(training_step(case, size)), rel=0.03)
-
-
-@pytest.mark.parametrize("case", ["lowest", "lowest, lossless, bfloat16"])
-def test_a_single_image_is_predicted(case):
-    """Where copies inside of convolutions would weigh most."""
-    size = (1, 512, 1024)
-    predicted = predicted_peak_bytes(lambda: training_step(case, size, values=False))
-    assert predicted == pytest.approx(peak_bytes(training_step(case, size)), rel=0.03)
-
-
-def test_sizes_that_no_machine_holds():
-    def peak(height, width):
-        return predicted_peak_bytes(lambda: training_step("balanced", (4, height, width), values=False))
-
-    assert peak(4096, 4096) == pytest.approx(8 * peak(1024, 2048), rel=0.03)  # 6 GiB
-
-
 def test_random_state_is_left_alone():
     before = torch.get_rng_state()
     predicted_peak_bytes(lambda: lambda: torch.randn(10))
     assert torch.equal(torch.get_rng_state(), before)
-
-
-def goal_of(case):
-    """What a step at full size is held to, MiB. By bands it is nearly what is wanted: docs/bands.md says where its floor is."""
-    return {"least": 232, "least, lossless, bfloat16": 165}.get(case, CASES[case][3])
-
-
-@pytest.mark.parametrize(
-    "case",
-    [
-        pytest.param(case, marks=pytest.mark.slow if case.startswith("least") else ())  # thousands of bands
-        for case in CASES
-        if CASES[case][3] is not None
-    ],
-)
-def test_goals_are_predicted(case):
-    """The table of the memory levels, at full size and without its memory."""
-    predicted = predicted_peak_bytes(lambda: training_step(case, (4, 1024, 2048), values=False))
-    assert predicted / 2**20 < goal_of(case)
 
 
 # --- any module ---------------------------------------------------------------------------------
@@ -338,31 +296,3 @@ def test_nothing_stays():
     assert kept() is None
     assert "_apply" not in vars(model)
     assert copy.deepcopy(model.double())[0].weight.dtype == torch.float64
-
-
-CONVOLUTIONS = {
-    "3-D": lambda: nn.Sequential(*(nn.Conv3d(16, 16, 3, padding=1) for _ in range(3))),
-    "3-D, strided": lambda: nn.Sequential(nn.Conv3d(16, 16, 3, 2, 1), nn.Conv3d(16, 16, 3, padding=1)),
-    "strided": lambda: nn.Sequential(nn.Conv2d(16, 32, 3, 2, 1), nn.ReLU(), nn.Conv2d(32, 16, 3, 2, 1)),
-    "depthwise": lambda: nn.Sequential(*(nn.Conv2d(16, 16, 3, 1, 1, groups=16) for _ in range(3))),
-    "grouped": lambda: nn.Sequential(*(nn.Conv2d(16, 16, 3, 1, 1, groups=4) for _ in range(3))),
-    "transposed": lambda: nn.Sequential(nn.Conv2d(16, 16, 3, 2, 1), nn.ConvTranspose2d(16, 8, 2, 2)),
-    "few channels": lambda: nn.Sequential(nn.Conv2d(16, 4, 3, 1, 1), nn.Tanh(), nn.Conv2d(4, 4, 3, 1, 1)),
-}
-
-
-@pytest.mark.parametrize("images", [1, 2])
-@pytest.mark.parametrize("network", CONVOLUTIONS.items(), ids=lambda item: item[0])
-def test_copies_inside_of_convolutions(network, images):
-    """A Conv3d at batch 1 takes 27 times its input inside: 5.6 times the prediction without it."""
-    name, make = network
-    size = (16, 16, 24) if name.startswith("3-D") else (128, 192)
-    net, x = make(), torch.randn(images, 16, *size, requires_grad=True)
-
-    def step():
-        net(x).square().mean().backward()
-        net.zero_grad()
-        x.grad = None
-
-    predicted = predict(net, x, lambda y: y.square().mean()).step_bytes
-    assert predicted == pytest.approx(peak_bytes(step, before=step), rel=0.1)
