@@ -77,6 +77,7 @@ class Layer:
         Statistics of the batch are taken, and running ones moved on, if no run before has done so.
         """
         made: list[Tensor] = []
+        assert not self.is_by_image(), "expected statistics of a batch: images go by bands"
 
         def statistics() -> tuple[Tensor, Tensor]:
             if not self.uses_batch():

@@ -130,12 +130,14 @@ def test_bands_of_volumes_have_the_bits_of_the_whole(options, dtype, images):
         assert torch.equal(band, whole[:, :, low:high])
 
 
+@pytest.mark.parametrize("norm", [nn.BatchNorm3d, nn.InstanceNorm3d])
 @pytest.mark.parametrize("exact", [True, "lossless"])
-def test_sequences_of_volumes_are_inverted_exactly(exact, banded):  # noqa: F811
+def test_sequences_of_volumes_are_inverted_exactly(exact, norm, banded):  # noqa: F811
     """The second run cuts maps otherwise than the first, and finds the same bits, or it would raise an error."""
 
     def f():
-        stack = Stack(*block(3, 4, 6, kernel_size=3, padding=1), *block(3, 6, 4, kernel_size=3, padding=1))
+        first, second = (nn.Conv3d(*channels, 3, padding=1) for channels in ((4, 6), (6, 4)))
+        stack = Stack(first, norm(6, affine=True), nn.PReLU(), second, norm(4, affine=True), nn.ReLU())
         stack.bands = Bands(1 << 14)  # both images in the first run, one in the second
         return stirred(stack)
 
@@ -144,3 +146,13 @@ def test_sequences_of_volumes_are_inverted_exactly(exact, banded):  # noqa: F811
     twin, x = plain_twin(sequence), small_input(2, 8, 14, 9, 10, dtype=torch.float32)
     assert_same_result(step(sequence, x), step(twin, x), 1e-3)
     assert len(banded) == 2
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_one_map_without_a_batch_goes_through_the_modules(dims, banded):  # noqa: F811
+    stack, x = row("no norm", dims).double(), small_input(2, 4, *SIZE[dims])[0].detach()
+    stack = Stack(*[module for module in stack if not isinstance(module, NORM[dims])])
+    stack.bands = Bands(700)
+    torch.testing.assert_close(stack(x), Plain(stack)(x))
+    torch.testing.assert_close(ByBands(stack, Bands(700))(x), Plain(stack)(x))
+    assert not banded

@@ -37,15 +37,15 @@ class ByBands(Recompute):
     The state dict is that of the module, without a prefix.
 
     Args:
-        module: A `Stack`, or one layer of it, like `ConvBNAct`. Of others, and of a row with a layer that is not
-            local, this is a `Recompute`.
+        module: A `Stack`, or one layer of it, like `ConvBNAct`. Of others, of a row with a layer that is not
+            local, and of one with statistics both of the batch and of each image, this is a `Recompute`.
         bands: How maps are cut, and what may be kept whole.
         streams: The output is two tensors, its halves by channels, as a `ReversibleSequence` takes them without a copy.
         save_activations: True for the plain twin: ordinary autograd, the same numbers.
         check: See `Recompute`; the layers of a row by bands have no hidden state, and are not checked.
 
     Memory: the input. In the forward pass one raw map, the largest; in the backward pass one, and those that
-    `bands.kept` allows; and some bands.
+    `bands.kept` allows; and some bands. With instance norm a raw map is that of one image.
 
     Numerics: exact, batch norm in training mode too, up to the order of sums: statistics and gradients of weights are sums
     over bands, nearer to those of real numbers than plain PyTorch's.
