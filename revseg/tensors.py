@@ -24,6 +24,12 @@ def dense(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=layout or torch.contiguous_format)
 
 
+def in_layout(x: Tensor, layout: torch.memory_format) -> Tensor:
+    """The same values in this layout of channels last, also in the eyes of operations where there is a single channel."""
+    x = x.contiguous(memory_format=layout)
+    return x if x.shape[1] > 1 else x.as_strided(x.shape, (x.stride(0), 1, *x.stride()[2:]))
+
+
 def is_channels_last(x: Tensor) -> bool:
     """Whether the channels of a pixel lie side by side, and in no other order than that."""
     layout = CHANNELS_LAST.get(x.ndim)

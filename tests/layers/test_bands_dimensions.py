@@ -10,9 +10,10 @@ from revseg import AdditiveCoupling, ReversibleSequence, Stack
 from revseg.layers.bands.cut import Bands
 from revseg.layers.bands.head import HeadByBands
 from revseg.layers.bands.module import ByBands
-from revseg.layers.bands.rows import Band
+from revseg.layers.bands.rows import Band, Whole
 from revseg.layers.convolution import Convolution
 from revseg.layers.recompute import Recompute
+from revseg.tensors import is_channels_last
 from revseg.testing import plain_twin
 from tests.helpers import assert_same_result, relative_error, small_input
 from tests.layers.stack_twins import Plain, stirred
@@ -156,3 +157,15 @@ def test_one_map_without_a_batch_goes_through_the_modules(dims, banded):  # noqa
     torch.testing.assert_close(stack(x), Plain(stack)(x))
     torch.testing.assert_close(ByBands(stack, Bands(700))(x), Plain(stack)(x))
     assert not banded
+
+
+@pytest.mark.parametrize("channels", [1, 8])
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_bands_of_volumes_stay_in_channels_last(kernel, channels):
+    """Contiguous ones, as a single channel or a pointwise convolution gives them, are copied by all that follows."""
+    conv, layout = nn.Conv3d(channels, 8, kernel, padding=kernel // 2), torch.channels_last_3d
+    x = Whole(torch.randn(2, channels, 6, 5, 4)).rows(slice(0, 1), 0, 6, layout)
+    with torch.no_grad():
+        band = Convolution.of(conv).make_band(Band(x, 0, 6), 1, 5, [conv.weight, conv.bias])
+        torch.testing.assert_close(band, conv(x)[:, :, 1:5])
+    assert is_channels_last(band)

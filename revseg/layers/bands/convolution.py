@@ -104,7 +104,9 @@ class BandConvolution:
     def _convolved(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """Of rows that are all there: without a rim of its own above and below."""
         if not self._goes_as_two(x, weight):
-            return torch.convolution(x, weight, bias, *self._numbers)
+            u = torch.convolution(x, weight, bias, *self._numbers)
+            volume = u.ndim == 5 and u.device.type == "cpu"  # of which some are made contiguous nevertheless
+            return u.contiguous(memory_format=torch.channels_last_3d) if volume else u
         rows = (x.shape[2] - self.window.reach) // self.window.step + 1
         u = torch.convolution(self._as_two(x, rows), weight, bias, *self._numbers)
         joined = u.movedim(1, -1).flatten(0, 1)[None].movedim(-1, 1)  # in channels_last_3d a view

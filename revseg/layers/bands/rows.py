@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from revseg.engine.gradients import Grads
-from revseg.tensors import dense
+from revseg.tensors import dense, in_layout
 
 Images = slice  # which of a batch
 
@@ -76,7 +76,7 @@ class Whole:
         """Rows of some images without gaps, in this layout or that of the map."""
         found = [part[images, :, first:last] for part in self.parts]
         band = found[0] if len(found) == 1 else torch.cat(found, 1)
-        return dense(band) if layout is None else band.contiguous(memory_format=layout)
+        return dense(band) if layout is None else in_layout(band, layout)
 
     def write(self, images: Images, first: int, band: Tensor) -> None:
         """Rows of some images, from a band [n, C, rows, ...]."""
