@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 from benchmarks.nets import Bottleneck, ResNet50FCN, UNet
 from benchmarks.rivals import RIVALS, Net
 from benchmarks.segmentation import CLASSES, network, plain_loss, using_kernels
-from revseg import Recompute, ReversibleSequence, reversible
+from revseg import Recompute, ReversibleSequence, fit, reversible
 from revseg.layers.stack import Stack
 from revseg.losses import UpsampleCrossEntropy
 
@@ -31,7 +31,8 @@ OTHERS: dict[str, Callable[[], nn.Module]] = {
     "resnet50_fcn": lambda: ResNet50FCN(CLASSES),
 }
 NETWORKS = (*OURS, *OTHERS)
-LEVELS = ("fastest", "balanced", "lowest")
+LEVELS = ("fastest", "balanced", "lowest", "least")
+PLANNED = (2, 3, 256, 512)  # images for which a plan is made; at other sizes it does the same
 REVERSIBLE = ("memcnn", "revtorch", "revlib", "invtorch", "FrEIA")  # rivals that take V modules
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -199,6 +200,8 @@ def level(name: str, memory: str, **options: Any) -> Training:
     """Ours at a memory level: of a network of ours its own, of another Stacks, and at the lowest run again."""
     if name in OURS:
         return _ours(_made(name, memory=memory, **options))
+    if memory == "least":
+        raise NotAllowedError("not a network of ours; see fit")
     model = _made(name)
     if memory != "fastest":
         _stack(model)
@@ -223,6 +226,17 @@ def _recompute(module: nn.Module) -> None:
             setattr(module, name, Recompute(child))
         else:
             _recompute(child)
+
+
+def fitted(name: str, time: float, bands: bool) -> Training:
+    """The plain network by a plan of `revseg.fit`: the least memory in so many times plain's time, by bands or without."""
+    model = plain(name).model
+    images = torch.empty(PLANNED, dtype=torch.uint8, device="meta")
+    labels = torch.empty((PLANNED[0], *PLANNED[2:]), dtype=torch.uint8, device="meta")
+    ours: Any = fit(model, images, plain_loss, time=time, target=labels, bands=bands)
+    if ours.plan.by_bands:
+        return Training(ours, lambda images, labels: ours.loss(images, labels))
+    return _plainly_trained(ours)
 
 
 def exact(name: str, mode: bool | str) -> Training:
@@ -256,6 +270,8 @@ WAYS: dict[str, Callable[[str], Training]] = {
     "save_on_cpu": saved_on_cpu,
     **{way: lambda name, way=way: by_rival(name, way) for way in REVERSIBLE},  # type: ignore[misc]
     **{f"revseg {memory}": lambda name, memory=memory: level(name, memory) for memory in LEVELS},  # type: ignore[misc]
+    "revseg fit": lambda name: fitted(name, 1.35, bands=False),
+    "revseg fit least": lambda name: fitted(name, 10.0, bands=True),
     "revseg exact": lambda name: exact(name, True),
     "revseg lossless": lambda name: exact(name, "lossless"),
     "revseg reversible": converted,

@@ -199,7 +199,8 @@ HEAD = """\
 A training step of {height} x {width}, 19 classes, with its loss, by every way: peak MiB by the allocator, images and
 labels counted, parameters and gradients not; time as a ratio to the plain step next to it, median with quartiles; the error
 of all parameter gradients against float64; and how often a step moves running statistics. Bold ways are on the front:
-no other takes less of both memory and time. "revseg fastest, balanced, lowest" are the memory levels with our loss;
+no other takes less of both memory and time. "revseg fastest, balanced, lowest, least" are the memory levels with our loss;
+"revseg fit" is the plain network fitted to 1.35 times plain's time, to the bit, "revseg fit least" at any time, by bands;
 "revseg reversible" is the converted network, another architecture; rivals run the V modules of VNet.
 
 ![Peak against time of every way](results/whole_networks.png)

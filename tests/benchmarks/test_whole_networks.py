@@ -14,6 +14,7 @@ SHAPE = [1, 32, 64]
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     monkeypatch.setattr(whole_networks, "CHECKED", (2, 32, 64))
+    monkeypatch.setattr(network_ways, "PLANNED", (1, 3, 32, 64))
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
