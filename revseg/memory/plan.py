@@ -24,7 +24,7 @@ from revseg.memory.late import LateLoss
 from revseg.memory.trace import Key
 
 MIB = 2**20
-_STEP = 0.9  # from one target to the next
+_STEP = 0.95  # from one target to the next
 _MISSES = 3  # targets that are not reached, until no more are tried
 
 

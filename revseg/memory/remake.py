@@ -13,6 +13,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -167,17 +168,19 @@ def pieces(value: Any, ready: list[Ready]) -> Any:
         value: Arguments of a call.
         ready: Gets what the recipes hold for the first run; to be emptied behind it.
     """
+    return tree_map(
+        partial(_piece, ready), value
+    )  # no function of its own, which would hold what is ready in a circle
 
-    def piece(x: Any) -> Any:
-        note = Note.of(x)
-        if note is None:
-            return x
-        ready.append(Ready(x))
-        holder = ready[-1]
-        args, kwargs = tree_map(piece, (note.args, note.kwargs))
-        return Recipe(note.function, args, kwargs, holder, note.nodes)
 
-    return tree_map(piece, value)
+def _piece(ready: list[Ready], x: Any) -> Any:
+    note = Note.of(x)
+    if note is None:
+        return x
+    ready.append(Ready(x))
+    holder = ready[-1]
+    args, kwargs = pieces((note.args, note.kwargs), ready)
+    return Recipe(note.function, args, kwargs, holder, note.nodes)
 
 
 def made(value: Any) -> Any:

@@ -1,9 +1,11 @@
 """A fitted network: less memory, as planned, and the same numbers to the bit."""
 
 import copy
+import gc
 import pickle
 import types
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,6 +14,8 @@ from torch import nn
 from revseg import fit
 from revseg.memory import Plan, peak_bytes, predict
 from revseg.memory.apply import Part, apply_parts
+from revseg.memory.fit import Search
+from revseg.memory.step import Step
 from tests.memory.nets import NETS, ResNet, Transformer, UNet, conv_norm
 
 LOSS = nn.CrossEntropyLoss()
@@ -103,6 +107,28 @@ def test_a_plan_is_a_value(tmp_path):
     (tmp_path / "plan.json").write_text("{}")
     with pytest.raises(ValueError, match=r"expected a plan as JSON"):
         Plan.load(tmp_path / "plan.json")
+
+
+def test_plans_do_not_depend_on_the_garbage_collector():
+    """What a trace has looked at is let go by itself, at once: what waits for the collector would count as if it were kept."""
+    found = []
+    for collect in (False, True):
+        gc.disable()
+        module_call = nn.Module.__call__
+
+        def call(module, *args, collect=collect, module_call=module_call):
+            result = module_call(module, *args)
+            if collect:
+                gc.collect()
+            return result
+
+        nn.Module.__call__ = call
+        try:
+            found.append(Search(UNet(), torch.empty(SIZE), Step(LOSS))._estimate(Step(LOSS)).live({}))
+        finally:
+            nn.Module.__call__ = module_call
+            gc.enable()
+    assert np.array_equal(*found)
 
 
 def test_a_fitted_network_is_fitted_anew():
