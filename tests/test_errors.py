@@ -77,7 +77,7 @@ def test_the_tables_tell_of_messages_that_there_are(words):
 def test_an_unknown_message_is_found():
     unknown = errors.Message(
         "ValueError",
-        "the " + errors.HOLE + " moons are made of " + errors.HOLE + " cheese",
+        "the " + errors.HOLE + " moons consist wholly of " + errors.HOLE + " cheese",
         "revseg/moon.py",
         1,
         "moon",
@@ -85,4 +85,4 @@ def test_an_unknown_message_is_found():
     assert not is_asserted(unknown)
     assert not SAYS_WHAT_TO_DO.search(unknown.text)
     assert not errors.says("expected cheese", unknown)
-    assert errors.says("moons are made of 7 cheese", unknown)
+    assert errors.says("moons consist wholly of 7 cheese", unknown)

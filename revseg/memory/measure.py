@@ -22,6 +22,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.multiprocessing.reductions import StorageWeakRef
 
 _START = "revseg.memory: start of the count"
+_ANOTHER = "expected a function that runs no profiler, got one that does: torch has only one"
 
 
 def peak_bytes(
@@ -113,7 +114,7 @@ def _peak_bytes_cpu(fn: Callable[[], object], before: Callable[[], object] | Non
     assert profile.kineto_results is not None
     events = sorted(_flat(profile.kineto_results.experimental_event_tree()), key=lambda e: e.start_time_ns)
     if not any(event.name == _START for event in events):
-        raise RuntimeError("expected a function that runs no profiler, got one that does: torch has only one")
+        raise RuntimeError(_ANOTHER)
     return _peak_of_events(events)
 
 
@@ -123,6 +124,11 @@ class _BlocksAlone(profiler.profile):
     def _start_trace(self) -> None:
         self.entered = True
         _enable_profiler(self.config(), self.kineto_activities, {RecordScope.USER_SCOPE})  # type: ignore[no-untyped-call, call-arg]
+
+    def __exit__(self, *error: object) -> Any:
+        if not _profiler_enabled():  # another one has ended it, and torch 2.8 would say so in its own words
+            raise RuntimeError(_ANOTHER)
+        return super().__exit__(*error)  # type: ignore[no-untyped-call]
 
 
 def _peak_of_events(events: Iterable[Any]) -> int:
