@@ -1,11 +1,15 @@
-"""The one table of the project's README: memory, time, gradients and trust of the ways to train whole networks."""
+"""The one table of the project's README: memory, time and trust of the ways to train one chain of blocks.
 
-from benchmarks.record import Result, Results, Row
+Each way is a row; the columns come from four questions, and a way that one of them did not ask has no figure there.
+"""
+
+from benchmarks.questions.memory_depth import by_depth
+from benchmarks.questions.step_time import timed
+from benchmarks.record import Results
 from benchmarks.tables import NOT_RUN, markdown, size
 
-NETWORKS = {"vnet": "VNet", "unet": "U-Net", "resnet50_fcn": "ResNet50-FCN"}
-WAYS = ("plain", "compile", "checkpoint", "revseg")
-OURS = {"vnet": "revseg lowest"}  # of networks without a level of their own a plan
+WAYS = ("plain", "checkpoint", "compile", "memcnn", "revtorch", "revseg", "revseg lossless", "revseg Stack")
+DEEP, DRIFT = 128, 32  # blocks at which memory is compared, and gradients
 
 
 def first_table(results: Results) -> list[str]:
@@ -14,31 +18,49 @@ def first_table(results: Results) -> list[str]:
     Returns:
         Nothing where one of the questions was not measured.
     """
-    networks, correctness = results.get("whole_networks"), results.get("correctness")
-    if networks is None or correctness is None:
+    found = [results.get(name) for name in ("memory_depth", "step_time", "drift", "correctness")]
+    memory, time, drift, correctness = found
+    if memory is None or time is None or drift is None or correctness is None:
         return []
-    rows = {(row["network"], row["way"]): row for row in networks["rows"]}
-    lines = []
-    for name, title in NETWORKS.items():
-        images = rows[name, "plain"]["images"]
-        shape = size([images, *networks["settings"]["size"]])
-        ours = OURS.get(name, "revseg fit")
-        ways = [way if way != "revseg" else ours for way in WAYS]
-        lines.append([f"{title}, {shape}", *(_cell(rows.get((name, way))) for way in ways)])
-    lines.append(["silently wrong", "the reference", *(_wrong(correctness, way) for way in WAYS[1:])])
-    head = ["peak MiB; time; gradient error", *WAYS]
+    peaks = {row["way"]: row["peak_mib"] for row in by_depth(memory) if row["depth"] == DEEP}
+    errors = {
+        row["way"]: row["error"]
+        for row in drift["rows"]
+        if "error" in row and (row["dtype"], row["depth"]) == ("float32", DRIFT)
+    }
+    rows = [row for row in timed(time) if "ratio" in row]
+    heap, depth = list(time["settings"]["heaps"])[-1], max(row["depth"] for row in rows)
+    case = heap, depth, rows[0]["threads"]
+    rows = [row for row in rows if (row["heap"], row["depth"], row["threads"]) == case]
+    ratios = {"plain": 1.0} | {row["way"]: row["ratio"]["median"] for row in rows}
+    verdicts: dict[str, list[str]] = {}
+    for row in correctness["rows"]:
+        verdicts.setdefault(row["way"], []).append(row["verdict"])
+    head = [
+        "",
+        f"peak MiB, {DEEP} blocks",
+        f"time, plain = 1, {depth} blocks",
+        f"gradient error, {DRIFT} blocks",
+        "silently wrong",
+    ]
+    lines = [
+        [
+            way,
+            _cell(peaks.get(way), ",.0f"),
+            _cell(ratios.get(way), ".2f"),
+            _cell(errors.get(way), ".1e"),
+            "the reference" if way == "plain" else _wrong(verdicts.get(way, [])),
+        ]
+        for way in WAYS
+    ]
     return [markdown((head, lines)), *_vnet(results)]
 
 
-def _cell(row: Row | None) -> str:
-    if row is None or "peak_mib" not in row:
-        return NOT_RUN
-    ratio = 1.0 if row["way"] == "plain" else row["ratio"]["median"]
-    return f"{row['peak_mib']:,.0f}; {ratio:.2f}; {row['gradient_error']:.0e}"
+def _cell(value: float | None, form: str) -> str:
+    return NOT_RUN if value is None else format(value, form)
 
 
-def _wrong(correctness: Result, way: str) -> str:
-    verdicts = [row["verdict"] for row in correctness["rows"] if row["way"] == way]
+def _wrong(verdicts: list[str]) -> str:
     wrong = sum(each in ("wrong", "crash") for each in verdicts)
     return f"{wrong} of {len(verdicts)}" if verdicts else NOT_RUN
 
