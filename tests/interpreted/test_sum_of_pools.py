@@ -61,7 +61,7 @@ def test_makes_at_most_twice_the_error_of_the_pools(layout, dtype, sizes):
 
 @layouts
 @pytest.mark.parametrize(
-    "size", [(1, 1, 1, 1), (2, 2, 1, 8), (1, 3, 40, 2), (1, 40, 3, 3), (1, 3, 12, 34)], ids=str
+    "size", [(1, 1, 1, 1), (2, 2, 1, 8), (1, 3, 20, 2), (1, 40, 3, 3), (1, 3, 5, 18)], ids=str
 )
 def test_maps_of_any_shape(layout, size):
     x, dy = maps(size, F32, layout)

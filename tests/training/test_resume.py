@@ -57,19 +57,28 @@ EVERYTHING = replace(
 )
 
 
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """The folder of a run that nothing stops."""
+    folder = tmp_path_factory.mktemp("straight") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        quickly(patch)
+        train(replace(EVERYTHING, out=folder))
+    return folder
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_run_stopped_in_an_epoch_and_resumed_equals_the_straight_one_to_the_bit(
-    tmp_path, monkeypatch, workers
+    straight, tmp_path, monkeypatch, workers
 ):
     """With every option that has a state, and with another number of processes that load samples."""
-    train(replace(EVERYTHING, out=tmp_path / "straight"))
     with monkeypatch.context() as patch:
         stop_after(patch, 3)
         with pytest.raises(StoppedError, match=r"stopped by SIGTERM; saved at epoch 2, step 1") as stopped:
             train(replace(EVERYTHING, workers=workers, out=tmp_path / "stopped"))
     assert stopped.value.exit_code == 143
     train(replace(EVERYTHING, workers=2 - workers, out=tmp_path / "stopped", resume=True))
-    assert_same_run(tmp_path / "straight", tmp_path / "stopped")
+    assert_same_run(straight, tmp_path / "stopped")
 
 
 def assert_same_run(one, other):
