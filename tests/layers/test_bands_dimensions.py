@@ -172,3 +172,15 @@ def test_bands_of_volumes_stay_in_channels_last(kernel, channels):
             torch.testing.assert_close(band, whole[:images, :, 1:5])
             assert is_channels_last(band)
     assert is_channels_last(whole) or kernel == 1  # as an operation reads the layout of what it is given
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_a_single_column_of_a_single_channel_reads_no_other_memory(dims):
+    """In channels_last oneDNN reads beyond such a map: the values were those of what lies behind it."""
+    conv, size = CONV[dims](1, 8, 3, (*(1,) * (dims - 1), 2), (*(0,) * (dims - 1), 1)), (6,) * (dims - 1)
+    memory = torch.full((1000,), torch.nan)
+    x = memory[: 2 * 6 ** (dims - 1) * 2].view(2, 1, *size, 2).normal_()
+    band = x.as_strided(x.shape, (x.stride(0), 1, *x.stride()[2:]))
+    with torch.no_grad():
+        found = Convolution.of(conv).make_band(Band(band, 0, 6), 0, 4, [conv.weight, conv.bias])
+        torch.testing.assert_close(found, conv(x))

@@ -103,6 +103,7 @@ class BandConvolution:
 
     def _convolved(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """Of rows that are all there: without a rim of its own above and below."""
+        x = self._readable(x)
         if not self._goes_as_two(x, weight):
             u = torch.convolution(x, weight, bias, *self._numbers)
             volume = u.ndim == 5 and u.device.type == "cpu"  # of which some are made contiguous nevertheless
@@ -113,7 +114,7 @@ class BandConvolution:
         return joined[:, :, :rows]
 
     def _backward(self, du: Tensor, x: Tensor, parameters: Sequence[Tensor], wanted: Sequence[bool]) -> Any:
-        weight, rows, height = parameters[0], du.shape[2], x.shape[2]
+        weight, rows, height, x = parameters[0], du.shape[2], x.shape[2], self._readable(x)
         bias = [len(weight)] if len(parameters) > 1 else None
         mask = (*wanted[:2], bias is not None and wanted[2])
         halves = self._goes_as_two(x, weight)
@@ -134,6 +135,14 @@ class BandConvolution:
         """As operations take them, for bands with all of their rows."""
         none = [0] * len(self.kernel)
         return self.stride, [0, *self.padding[1:]], self.dilation, False, none, self.groups
+
+    def _readable(self, x: Tensor) -> Tensor:
+        """The band, contiguous if it has a single channel and one column comes of it.
+
+        A CPU reads beyond the memory of such a map in channels_last where the stride is more than 1 (torch 2.13).
+        """
+        alone = x.ndim > 3 and x.shape[1] == 1 and self._windows()[-1].height(x.shape[-1]) == 1
+        return x[:, 0][:, None] if alone else x
 
     def _goes_as_two(self, x: Tensor, weight: Tensor) -> bool:
         """Whether a library would run this volume by other means, as it is alone."""
