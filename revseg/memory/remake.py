@@ -152,6 +152,7 @@ def noting(node: Callable[[], int] = lambda: 0, waits: bool = False) -> Abstract
         waits: The same.
     """
     on = getattr(_here, "on", False) or not torch.is_grad_enabled()
+    waits = waits and not torch.compiler.is_compiling()  # which could not make what has no values
     return nullcontext() if on else _noting(node, waits)
 
 

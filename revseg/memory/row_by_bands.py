@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo
 
 from revseg.engine.tracing import has_hooks
 from revseg.layers.bands.cut import BandPlan, Bands
@@ -56,6 +57,7 @@ class RowByBands(nn.Module):
         super().__init__()
         self.row, self.again, self.bands = nn.ModuleList(row), again, bands
 
+    @_disable_dynamo
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the last of the modules returns.
 
@@ -63,7 +65,7 @@ class RowByBands(nn.Module):
             args: A map, or a recipe of one, for the first.
             kwargs: None, if it is to go by bands.
         """
-        if len(args) != 1 or kwargs or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        if len(args) != 1 or kwargs or not torch.is_grad_enabled():
             return self.again(*args, **kwargs)
         described = _described(args[0])
         tensors, structure = take_apart(described)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from revseg import fit
-from revseg.memory import Plan, peak_bytes, predict
+from revseg.memory import Plan, peak_bytes, predict, row_by_bands
 from revseg.memory.apply import Part, apply_parts
 from tests.memory.nets import NETS, ResNet, UNet, conv_norm
 
@@ -181,7 +181,7 @@ def test_a_budget_that_only_bands_meet():
 
 def test_what_is_joined_never_is():
     """A map of 16 channels at full size is neither kept nor made: its row reads what it is made of."""
-    model, (images, labels) = UNet(), batch((4, 3, 128, 192))
+    model, (images, labels) = UNet(), batch((4, 3, 128, 128))
     fitted = apply_parts(model, by_bands())
     made = []
 
@@ -194,7 +194,7 @@ def test_what_is_joined_never_is():
 
     with Spy():  # sees what goes on to PyTorch
         loss = LOSS(fitted(images), labels)
-    joined = 4 * 16 * 128 * 192
+    joined = 4 * 16 * 128 * 128
     assert F.max_pool2d in [func for func, _ in made]
     assert max(size for func, size in made if func is torch.cat) <= joined // 2  # bands
     assert F.conv_transpose2d not in [func for func, _ in made]
@@ -235,6 +235,24 @@ def test_evaluation_and_hooks_take_whole_maps():
     assert_same_step(model, fitted)
     assert len(seen) == 3  # in plain training, and in both runs of the fitted one
     assert len({*seen}) == 1
+
+
+def test_a_compiled_network_goes_by_bands_too(monkeypatch):
+    torch._dynamo.reset()
+    model, (images, labels) = UNet(), batch()
+    model.dropout.p = 0.0
+    fitted = apply_parts(model, by_bands()).double()
+    rows, layers_of_row = [], row_by_bands.layers_of_row
+    monkeypatch.setattr(
+        row_by_bands, "layers_of_row", lambda *args: rows.append(layers_of_row(*args)) or rows[-1]
+    )
+    compiled = torch.compile(copy.deepcopy(fitted), backend="eager")
+    LOSS(compiled(images.double()), labels).backward()
+    LOSS(fitted(images.double()), labels).backward()
+    assert len(rows) == 2 * len(DOUBLES)
+    assert all(rows)
+    for a, b in zip(compiled.parameters(), fitted.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad)
 
 
 def test_evaluation_with_gradients():
