@@ -87,6 +87,7 @@ def _row(name: str, way: str, rounds: int, threads: int) -> Row:
 def _job(name: str, way: str, rounds: int, threads: int) -> Iterator[dict[str, Any]]:
     """Parts of a row, one after another, so that those before a failure are kept."""
     torch.set_num_threads(threads)
+    is_available(way)  # makes it importable
     shape = ARCHITECTURES[name].small
     yield {"size": list(shape)}
     try:
