@@ -101,7 +101,8 @@ class Late(TorchFunctionMode):
             return None
         if target.dtype not in (torch.uint8, torch.int64) or logits.full is not None:
             return None
-        logits.check()
+        if not logits.follows():
+            return None
         loss = UpsampleCrossEntropy(
             given.get("ignore_index", -100),
             None,

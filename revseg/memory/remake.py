@@ -65,7 +65,8 @@ class Recipe:
     def make(self) -> Any:
         """The map, in the first run that which is there."""
         if self.ready.value is not None:
-            self.ready.value = materialized(self.ready.value)
+            if isinstance(self.ready.value, Waiting):
+                self.ready.value = self.ready.value.made_for_now()
             return self.ready.value
         args, kwargs = made((self.args, self.kwargs))
         return self.function(*args, **kwargs)
@@ -85,8 +86,8 @@ class Note:
     def of(cls, value: Any) -> Note | None:
         """That of a map; None if there is none that still holds."""
         if isinstance(value, Waiting):
-            value.check()
-            return cls(value.function, value.args, value.kwargs, range(0), [])
+            found = cls(value.function, value.args, value.kwargs, range(0), [])
+            return found if value.follows() else None
         note: Note | None = getattr(value, _NOTE, None) if isinstance(value, Tensor) else None
         if note is None or any((x := each()) is None or x._version != v for each, v in note.versions):
             return None
@@ -177,7 +178,7 @@ def pieces(value: Any, ready: list[Ready]) -> Any:
 def _piece(ready: list[Ready], x: Any) -> Any:
     note = Note.of(x)
     if note is None:
-        return x
+        return materialized(x)
     ready.append(Ready(x))
     holder = ready[-1]
     args, kwargs = pieces((note.args, note.kwargs), ready)

@@ -119,7 +119,7 @@ def _described(value: Any) -> Any:
     """What a map is made of, as far as that can be read by bands: a tensor, `_Made` of one, or a `_Join` of such."""
     recipe = recipe_of(value)
     if recipe is None:
-        return value
+        return _whole(value)
     function, args, kwargs = recipe
     maps = joined_maps(function, args, kwargs)
     if maps is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,6 +17,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from typing_extensions import Self
 
 _DESCRIPTIONS = {  # what does not look at values
@@ -55,7 +58,9 @@ class Waiting(Tensor):
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     full: Tensor | None
+    version: int
     versions: list[tuple[Tensor, int]]
+    casting: AbstractContextManager[Any]
 
     @staticmethod
     def __new__(
@@ -69,8 +74,9 @@ class Waiting(Tensor):
             device=like.device,
             requires_grad=any(x.requires_grad for x in pieces),
         )
-        made.function, made.args, made.kwargs, made.full = function, args, kwargs, None
+        made.function, made.args, made.kwargs, made.full, made.version = function, args, kwargs, None, 0
         made.versions = [(x, x._version) for x in pieces if not isinstance(x, Waiting)]
+        made.casting = _as_now(like.device.type)
         return made
 
     @classmethod
@@ -89,29 +95,47 @@ class Waiting(Tensor):
             return args[0]
         raise RuntimeError(f"{func} does not go through Python, where a map that waits would be made for it")
 
-    def check(self) -> None:
-        """Refuse what is no longer what it would have been made of.
+    def follows(self) -> bool:
+        """Whether the map is what its pieces give: nobody has written to it since it was made.
 
         Raises:
-            RuntimeError: If a map was written to.
+            RuntimeError: If it was not made yet, and somebody has written to a piece.
         """
-        if self.full is None and any(x._version != version for x, version in self.versions):
+        stand = all(x._version == version for x, version in self.versions)
+        if not stand and self.full is None:
             raise RuntimeError(
                 f"expected what {self.function.__name__} was called with to stay as it is until its result is read, got a map "
                 "that was written to since then; give what writes to it a copy, or fit with bands=False"
             )
+        return stand and (self.full is None or self.full._version == self.version)
 
     def make(self) -> Tensor:
-        """The map; with its graph made once."""
+        """The map with its graph, made once: whoever writes to it writes to this one."""
         if self.full is None:
-            self.check()
+            self.follows()
             args, kwargs = materialized((self.args, self.kwargs))
-            with torch._C.DisableTorchFunction():
-                full: Tensor = self.function(*args, **kwargs)
-            if self.requires_grad and not torch.is_grad_enabled():
-                return full  # without a graph, for this use alone
-            self.full = full
+            with torch._C.DisableTorchFunction(), torch.enable_grad(), self.casting:
+                self.full = self.function(*args, **kwargs)
+            self.version = self.full._version
         return self.full
+
+    def made_for_now(self) -> Tensor:
+        """The map without a graph, for one use."""
+        if self.full is not None:
+            return self.full
+        self.follows()
+        args, kwargs = tree_map_only(Waiting, lambda x: x.made_for_now(), (self.args, self.kwargs))
+        with torch._C.DisableTorchFunction(), torch.no_grad(), self.casting:
+            made: Tensor = self.function(*args, **kwargs)
+        return made
+
+
+def _as_now(device: str) -> AbstractContextManager[Any]:
+    """Autocast as it is now."""
+    if not torch.amp.is_autocast_available(device):
+        return nullcontext()
+    on = torch.is_autocast_enabled(device)
+    return torch.autocast(device, torch.get_autocast_dtype(device), enabled=on)
 
 
 def materialized(value: Any) -> Any:

@@ -284,6 +284,36 @@ def test_a_map_that_is_written_to_while_it_waits():
         fitted(torch.randn(2, 3, 8, 8))
 
 
+class WrittenAfterJoin(nn.Module):
+    """Writes to what a join returned, before it is read."""
+
+    def __init__(self, graph):
+        super().__init__()
+        self.stem, self.graph = nn.Conv2d(3, 4, 1), graph
+        self.fuse = nn.Sequential(*conv_norm(8, 4), nn.ReLU())
+
+    def forward(self, x):
+        x = self.stem(x)
+        both = torch.cat([x, 2 * x], 1)
+        if self.graph:
+            F.relu(both, inplace=True)
+        else:
+            with torch.no_grad():
+                both.mul_(3)
+        return self.fuse(both)
+
+
+@pytest.mark.parametrize("graph", [True, False])
+def test_a_map_that_waits_and_is_written_to_is_made(graph):
+    torch.manual_seed(0)
+    model, images = WrittenAfterJoin(graph).double(), torch.randn(2, 3, 8, 8).double()
+    fitted = apply_parts(model, [Part("fuse", 0, 3, by_bands=True)])
+    for each in (model, fitted):
+        each(images).square().mean().backward()
+    for a, b in zip(fitted.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad)
+
+
 class WrittenAfterPool(nn.Module):
     """Writes to what a pool returned, before it is read."""
 
