@@ -129,7 +129,7 @@ class Search:
         late = [False, True] if self._can_be_late() else [False]
         for bands in (False, True) if self.bands is None else (self.bands,):
             for each in late:
-                plan = self._fastest(replace(self.step, late=each), budget, bands)
+                plan = self._fastest(each, budget, bands)
                 if plan is not None:
                     return plan
         assert self.least is not None
@@ -140,58 +140,62 @@ class Search:
 
     def within_time(self, time: float) -> Plan:
         """The one with the least memory that takes no longer."""
-        step = replace(self.step, late=self._can_be_late())
-        found, _ = self._choices(step, bool(self.bands))
+        late = self._can_be_late()
+        found, _ = self._choices(late, bool(self.bands))
         allowed = sorted((c for c in found if c.time <= time), key=lambda c: c.peak)[:_TRIES]
-        plans = [self._plan(step, choice) for choice in allowed]
+        plans = [self._plan(late, choice) for choice in allowed]
         return min([self._without(), *plans], key=lambda plan: (plan.peak, plan.time))
 
-    def _fastest(self, step: Step, budget: float, bands: bool) -> Plan | None:
-        found, standing = self._choices(step, bands)
+    def _fastest(self, late: bool, budget: float, bands: bool) -> Plan | None:
+        found, standing = self._choices(late, bands)
         for choice in sorted(found, key=lambda c: (c.time, c.peak)):
             if _SURE * (choice.peak + standing) <= budget:
-                plan = self._plan(step, choice)
+                plan = self._plan(late, choice)
                 if plan.peak <= budget:
                     return plan
         for choice in sorted(found, key=lambda c: c.peak)[:_TRIES]:
-            self._plan(step, choice)
+            self._plan(late, choice)
         return None
 
     def _can_be_late(self) -> bool:
         """Whether the loss can be by bands."""
         if self.step.loss is None or hasattr(self.model, "loss"):
             return False
-        return bool(self._trace(replace(self.step, late=True))[0].late)
+        return bool(self._trace(True)[0].late)
 
     @cache  # noqa: B019, what is held goes with the search
-    def _trace(self, step: Step) -> tuple[Tracer, list[Block]]:
-        return step.run(self.model, self.example, Tracer, Tracer.noting)
+    def _trace(self, late: bool) -> tuple[Tracer, list[Block]]:
+        return self._step(late).run(self.model, self.example, Tracer, Tracer.noting)
 
     @cache  # noqa: B019
-    def _choices(self, step: Step, bands: bool) -> tuple[list[Choice], int]:
+    def _choices(self, late: bool, bands: bool) -> tuple[list[Choice], int]:
         """What could be chosen, and the bytes that stand before the step."""
-        estimate = self._estimate(step)
+        estimate = self._estimate(late)
         return choices(estimate, bands), estimate.standing
 
     @cache  # noqa: B019
-    def _estimate(self, step: Step) -> Estimate:
-        tracer, standing = self._trace(step)
+    def _estimate(self, late: bool) -> Estimate:
+        tracer, standing = self._trace(late)
         return Estimate(tracer, self.model, standing)
+
+    def _step(self, late: bool) -> Step:
+        """What is trained, with the loss by bands or not."""
+        return replace(self.step, late=late)
 
     def _without(self) -> Plan:
         return Plan(type(self.model).__name__, (), self.before.peak, self.before.peak, 1.0)
 
-    def _plan(self, step: Step, choice: Choice) -> Plan:
+    def _plan(self, late: bool, choice: Choice) -> Plan:
         """The plan of a choice, its peak predicted."""
         parts = tuple(
             Part(*key[:3], candidate.calls[0].members, key[3]) if key[1] >= 0 else Part(key[0])
             for key, candidate in choice.chosen.items()
         )
-        plan = replace(self._without(), parts=parts, time=choice.time, by_bands=step.late)
-        if (step.late, parts) not in self._peaks:
+        plan = replace(self._without(), parts=parts, time=choice.time, by_bands=late)
+        if (late, parts) not in self._peaks:
             fitted = plan.apply(self.model)
-            self._peaks[step.late, parts] = _predicted(fitted, self.example, step).peak
-        plan = replace(plan, peak=self._peaks[step.late, parts])
+            self._peaks[late, parts] = _predicted(fitted, self.example, self._step(late)).peak
+        plan = replace(plan, peak=self._peaks[late, parts])
         if self.least is None or plan.peak < self.least.peak:
             self.least = plan
         return plan

@@ -34,7 +34,7 @@ _OF_CLASSES = (nn.CrossEntropyLoss, nn.NLLLoss)
 Kind = TypeVar("Kind", bound=Follower)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # tensors among its values do not compare
 class Step:
     """What a step is; see `revseg.memory.predict`."""
 

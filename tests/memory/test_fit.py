@@ -124,7 +124,7 @@ def test_plans_do_not_depend_on_the_garbage_collector():
 
         nn.Module.__call__ = call
         try:
-            found.append(Search(UNet(), torch.empty(SIZE), Step(LOSS))._estimate(Step(LOSS)).live({}))
+            found.append(Search(UNet(), torch.empty(SIZE), Step(LOSS))._estimate(False).live({}))
         finally:
             nn.Module.__call__ = module_call
             gc.enable()
