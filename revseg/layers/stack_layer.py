@@ -22,6 +22,9 @@ BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
 InstanceNorm = nn.InstanceNorm1d | nn.InstanceNorm2d | nn.InstanceNorm3d
 NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}  # by the dimensions of a map
 _INSTANCE_NORMS = {1: nn.InstanceNorm1d, 2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
+_BY_IMAGE = tuple(
+    _INSTANCE_NORMS.values()
+)  # no union of types, which the compiler of torch 2.8 does not know
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ class Layer:
 
     def is_by_image(self) -> bool:
         """Whether statistics are those of each image."""
-        return isinstance(self.bn, InstanceNorm) and self.uses_batch()
+        return isinstance(self.bn, _BY_IMAGE) and self.uses_batch()
 
     def run(
         self, op: LinearOp, x: LayerInput, parameters: Sequence[Tensor]

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -133,16 +133,20 @@ class Notes(TorchFunctionMode):
         self.noted.clear()
 
 
-@contextmanager
-def _noting(node: Callable[[], int], waits: bool) -> Iterator[Notes]:
-    notes = Notes(node, waits)
-    _here.on = True
-    try:
-        with notes:
-            yield notes
-    finally:
+class _Noting:
+    """The context of notes, of a class: the compiler of torch 2.8 returns no other."""
+
+    def __init__(self, node: Callable[[], int], waits: bool) -> None:
+        self.notes = Notes(node, waits)
+
+    def __enter__(self) -> Notes:
+        _here.on = True
+        return self.notes.__enter__()  # type: ignore[no-any-return, no-untyped-call]
+
+    def __exit__(self, *error: object) -> None:
+        self.notes.__exit__(*error)  # type: ignore[no-untyped-call]
         _here.on = False
-        notes.forget()
+        self.notes.forget()
 
 
 def noting(node: Callable[[], int] = lambda: 0, waits: bool = False) -> AbstractContextManager[Notes | None]:
@@ -154,7 +158,7 @@ def noting(node: Callable[[], int] = lambda: 0, waits: bool = False) -> Abstract
     """
     on = getattr(_here, "on", False) or not torch.is_grad_enabled()
     waits = waits and not torch.compiler.is_compiling()  # which could not make what has no values
-    return nullcontext() if on else _noting(node, waits)
+    return nullcontext() if on else _Noting(node, waits)
 
 
 def recipe_of(value: Any) -> tuple[Any, Any, Any] | None:
