@@ -127,7 +127,7 @@ class Search:
         if self.before.peak <= budget:
             return self._without()
         late = [False, True] if self._can_be_late() else [False]
-        for bands in (False, True) if self.bands is None else (self.bands,):
+        for bands in (False,) if self.bands is False else (False, True):
             for each in late:
                 plan = self._fastest(each, budget, bands)
                 if plan is not None:
@@ -140,10 +140,11 @@ class Search:
 
     def within_time(self, time: float) -> Plan:
         """The one with the least memory that takes no longer."""
-        late = self._can_be_late()
-        found, _ = self._choices(late, bool(self.bands))
-        allowed = sorted((c for c in found if c.time <= time), key=lambda c: c.peak)[:_TRIES]
-        plans = [self._plan(late, choice) for choice in allowed]
+        late, plans = self._can_be_late(), []
+        for bands in (False, True) if self.bands else (False,):
+            found, _ = self._choices(late, bands)
+            allowed = sorted((c for c in found if c.time <= time), key=lambda c: c.peak)[:_TRIES]
+            plans += [self._plan(late, choice) for choice in allowed]
         return min([self._without(), *plans], key=lambda plan: (plan.peak, plan.time))
 
     def _fastest(self, late: bool, budget: float, bands: bool) -> Plan | None:

@@ -6,6 +6,7 @@ is called with what the one before it returned, which nobody else reads.
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 import torch
@@ -14,6 +15,8 @@ from torch import nn
 from revseg.engine.tracing import has_hooks
 from revseg.memory.row_by_bands import layers_of_row
 from revseg.memory.trace import Call, Tracer
+
+_OF_WEIGHTS = 2  # a map that goes by bands is so many times as large as the weights, at the least
 
 
 def with_segments(tracer: Tracer, model: nn.Module) -> list[Call]:
@@ -80,6 +83,9 @@ def _layers(modules: list[nn.Module], segment: Call) -> int:
     shape = segment.shapes[0][0] if len(segment.shapes) == 1 else ()
     if len(shape) not in (3, 4, 5) or segment.writes or segment.late:
         return 0
+    weights = sum(p.nbytes for module in modules for p in module.parameters())
+    if _OF_WEIGHTS * weights > math.prod(shape) * segment.shapes[0][1].itemsize:
+        return 0  # their gradients, summed band by band, take more than maps
     layers = layers_of_row(modules, torch.empty(shape, device="meta"))
     return len(layers or ())
 

@@ -137,7 +137,8 @@ def test_a_network_fitted_by_bands_is_the_network(net, size, monkeypatch):
     if net is UNet:
         model.dropout.p = 0.0  # masks are drawn in float32
     state = copy.deepcopy(model.state_dict())
-    plan = fit(model, torch.empty(size, device="meta"), LOSS, time=3, bands=True).plan
+    larger = (*size[:2], *(4 * length for length in size[2:]))  # where maps outweigh weights
+    plan = fit(model, torch.empty(larger, device="meta"), LOSS, time=3, bands=True).plan
     if net is Volumes:  # small ones, which need no bands
         names = ("conv1", "norm1", "act1", "conv2", "norm2")
         rows = [
