@@ -198,8 +198,9 @@ plain's where it was measured. "fit" is `revseg.fit(..., time=1.35)`, with gradi
 between that and plain. In brackets is the peak that the plan says.
 """
 FULL = """\
-Predicted at full size, MiB beyond parameters and images, what libraries copy inside not counted; "off at 8" is the plan's
-peak at a batch of 8 against the line through those at 2 and 4:
+Predicted at full size, MiB beyond parameters and images, what libraries copy inside not counted, and the time by arithmetic, which
+for rows by bands comes out too low on a CPU (above); "off at 8" is the plan's peak at a batch of 8 against the line through
+those at 2 and 4:
 """
 
 
