@@ -190,9 +190,14 @@ def distributed_with_unused(way: str) -> Found:
     return _distributed(way, find_unused_parameters=True)
 
 
+# Kept: gloo's destructor waits, with Python's lock in its hands, for a thread that may want that lock.
+_GROUPS: list[dist.ProcessGroup | None] = []
+
+
 def _distributed(way: str, **options: bool) -> Found:
     chain = Chain(way)
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    _GROUPS.append(dist.group.WORLD)
     try:
         model = nn.parallel.DistributedDataParallel(Wrapped(chain), **options)
         loss_of(model(chain.leaf())).backward()
