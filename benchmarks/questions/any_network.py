@@ -159,20 +159,14 @@ def _full_size(name: str, way: str, rounds: int, threads: int) -> Iterator[dict[
     def beyond(peak: int) -> float:
         return round((peak - before.before) / MIB, 1)
 
-    started = time.process_time()
-    within = bitwise.plan(time=TIME)
-    yield {
-        "fit_mib": beyond(within.peak),
-        "fit_time": round(within.time, 2),
-        "plan_s": round(time.process_time() - started, 1),
-    }
-    started = time.process_time()
-    banded = search.plan(time=TIME)
-    yield {
-        "bands_mib": beyond(banded.peak),
-        "bands_time": round(banded.time, 2),
-        "bands_plan_s": round(time.process_time() - started, 1),
-    }
+    for kind, prefix, by in (("fit", "", bitwise), ("bands", "bands_", search)):
+        started = time.process_time()
+        within = by.plan(time=TIME)
+        yield {
+            f"{kind}_mib": beyond(within.peak),
+            f"{kind}_time": round(within.time, 2),
+            f"{prefix}plan_s": round(time.process_time() - started, 1),
+        }
     least = search.plan(time=ANY_TIME)
     yield {"least_mib": beyond(least.peak), "least_time": round(least.time, 2)}
     budgets = [least.peak + share * (before.peak - least.peak) // 4 for share in (1, 2, 3)]

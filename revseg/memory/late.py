@@ -21,12 +21,12 @@ from torch.utils._pytree import tree_map_only
 
 from revseg.losses import UpsampleCrossEntropy
 from revseg.memory.waiting import Waiting, linear_upsampling, materialized, of_interpolate
+from revseg.tensors import LINEAR
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 _here = threading.local()  # `late`: what is on in this thread
-_MODES = {3: "linear", 4: "bilinear", 5: "trilinear"}  # by dimensions of the map
 _CROSS_ENTROPY = (
     *("input", "target", "weight", "size_average", "ignore_index", "reduce", "reduction", "label_smoothing"),
 )
@@ -47,7 +47,7 @@ class Upsampled(Waiting):
 
     @staticmethod
     def __new__(cls, low: Tensor, size: tuple[int, ...], align_corners: bool) -> Self:
-        options = {"size": size, "mode": _MODES[low.ndim], "align_corners": align_corners}
+        options = {"size": size, "mode": LINEAR[low.ndim], "align_corners": align_corners}
         made = Waiting.__new__(cls, (*low.shape[:2], *size), low, F.interpolate, (low,), options)
         made.low, made.align_corners, made.made_in = low, align_corners, None
         return made

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from revseg.tensors import LINEAR
+
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
@@ -28,7 +30,6 @@ _DESCRIPTIONS = {  # what does not look at values
     ),
     *(Tensor.size, Tensor.dim, Tensor.numel, Tensor.is_floating_point, Tensor.__len__, Tensor.ndimension),
 }
-_LINEAR = {3: "linear", 4: "bilinear", 5: "trilinear"}  # by dimensions of the map
 _INTERPOLATE = (
     "input",
     "size",
@@ -149,7 +150,7 @@ def linear_upsampling(given: dict[str, Any]) -> tuple[Tensor | None, tuple[int, 
     no: tuple[None, tuple[int, ...], bool] = None, (), False
     if given.get("antialias") or not low.is_floating_point():
         return no
-    if _LINEAR.get(low.ndim) != given.get("mode", "nearest"):
+    if LINEAR.get(low.ndim) != given.get("mode", "nearest"):
         return no
     new = new_size(given)
     if new is None or math.prod(new) <= math.prod(low.shape[2:]):

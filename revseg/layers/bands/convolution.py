@@ -53,8 +53,7 @@ class BandConvolution:
 
     def _windows(self) -> list[Window]:
         """Of all dimensions."""
-        each = zip(self.kernel, self.stride, self.padding, self.dilation, strict=True)
-        return [Window(d * (k - 1) + 1, s, p, p) for k, s, p, d in each]
+        return Window.of(self.kernel, self.stride, self.padding, self.dilation)
 
     def make(self, x: Band, first: int, last: int, parameters: Sequence[Tensor]) -> Tensor:
         """Rows first to last (excluded) of the output."""

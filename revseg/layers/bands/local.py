@@ -18,8 +18,9 @@ from torch import Tensor
 
 from revseg.layers.bands.rows import Images, Whole
 from revseg.layers.bands.sources import Source
+from revseg.layers.bands.window import Window
+from revseg.tensors import LINEAR, in_layout
 
-_LINEAR = {3: "linear", 4: "bilinear", 5: "trilinear"}  # by the dimensions of a tensor
 _POOLS = {3: F.max_pool1d, 4: F.max_pool2d, 5: F.max_pool3d}
 
 
@@ -45,7 +46,7 @@ class Joined(Source):
 
     def rows(self, images: Images, first: int, last: int, layout: torch.memory_format | None) -> Tensor:
         band = torch.cat([each.rows(images, first, last, layout) for each in self.maps], 1)
-        return band if layout is None else band.contiguous(memory_format=layout)
+        return band if layout is None else in_layout(band, layout)
 
     def write(self, images: Images, first: int, band: Tensor) -> None:
         of_maps = torch.split(band, [each.shape[1] for each in self.maps], 1)
@@ -98,7 +99,7 @@ class Local(Source):
         low, high = self.rule.reads(first, last, x.shape[2])
         with torch.no_grad():
             band = self.rule.make(x[images, :, low:high], low, first, last, x.shape[2], *others)
-        return band if layout is None else band.contiguous(memory_format=layout)
+        return band if layout is None else in_layout(band, layout)
 
 
 class _GradientOfLocal(Whole):
@@ -143,11 +144,12 @@ class Transposed(Rule):
 
     def is_local(self) -> bool:
         """Whether every row reads one at least."""
-        return self.stride[0] <= self._reach and not self.output_padding[0]
+        return self._window.step <= self._window.reach and not self.output_padding[0]
 
     @property
-    def _reach(self) -> int:
-        return self.dilation[0] * (self.kernel[0] - 1) + 1
+    def _window(self) -> Window:
+        """Of the convolution that this is the way back of: its rows are the ones that this reads."""
+        return Window.of(self.kernel, self.stride, self.padding, self.dilation)[0]
 
     def shape(self, x: Sequence[int], others: Sequence[Tensor]) -> tuple[int, ...]:
         n, _, *size = x
@@ -158,11 +160,10 @@ class Transposed(Rule):
         return n, others[0].shape[1] * self.groups, *raised
 
     def reads(self, first: int, last: int, height: int) -> tuple[int, int]:
-        low = -((self._reach - 1 - first - self.padding[0]) // self.stride[0])
-        return max(low, 0), min((last - 1 + self.padding[0]) // self.stride[0] + 1, height)
+        return self._window.readers(first, last, height)
 
     def make(self, x: Tensor, low: int, first: int, last: int, height: int, *others: Tensor) -> Tensor:
-        above = low * self.stride[0] - self.padding[0]  # the row that the first one makes
+        above = self._window.finished(low)  # the first row that the first one makes
         made = self._convolved(x, (0, *self.padding[1:]), *others)
         return made[:, :, first - above : last - above]
 
@@ -212,7 +213,7 @@ class Resized(Rule):
     def _interpolated(self, x: Tensor, size: tuple[int, ...]) -> Tensor:
         if size == tuple(x.shape[2:]):
             return x
-        return F.interpolate(x, size, mode=_LINEAR[x.ndim], align_corners=self.align_corners)
+        return F.interpolate(x, size, mode=LINEAR[x.ndim], align_corners=self.align_corners)
 
     def _position(self, row: int, height: int) -> float:
         if self.align_corners:
@@ -253,20 +254,17 @@ class Pooled(Rule):
 
     def shape(self, x: Sequence[int], others: Sequence[Tensor]) -> tuple[int, ...]:
         n, channels, *size = x
-        settings = zip(size, self.kernel, self.stride, self.padding, self.dilation, strict=True)
-        return n, channels, *((length + 2 * p - d * (k - 1) - 1) // s + 1 for length, k, s, p, d in settings)
+        return n, channels, *(w.height(length) for w, length in zip(self._windows(), size, strict=True))
 
-    def _read(self, first: int, last: int) -> tuple[int, int]:
-        top = first * self.stride[0] - self.padding[0]
-        bottom = (last - 1) * self.stride[0] - self.padding[0]
-        return top, bottom + self.dilation[0] * (self.kernel[0] - 1) + 1
+    def _windows(self) -> list[Window]:
+        """Of all dimensions."""
+        return Window.of(self.kernel, self.stride, self.padding, self.dilation)
 
     def reads(self, first: int, last: int, height: int) -> tuple[int, int]:
-        top, bottom = self._read(first, last)
-        return max(top, 0), min(bottom, height)
+        return self._windows()[0].inside(first, last, height)
 
     def make(self, x: Tensor, low: int, first: int, last: int, height: int, *others: Tensor) -> Tensor:
-        top, bottom = self._read(first, last)
+        top, bottom = self._windows()[0].read(first, last)
         rim = max(-top, 0), max(bottom - height, 0)
         if any(rim):
             x = F.pad(x, (*[0, 0] * (x.ndim - 3), *rim), value=-math.inf)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 
@@ -19,6 +20,14 @@ class Window(NamedTuple):
     step: int
     above: int
     below: int
+
+    @classmethod
+    def of(
+        cls, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+    ) -> list[Window]:
+        """Those of a convolution or a pool, one of each dimension, padded alike on both sides."""
+        each = zip(kernel, stride, padding, dilation, strict=True)
+        return [cls(d * (k - 1) + 1, s, p, p) for k, s, p, d in each]
 
     def height(self, height: int) -> int:
         """Rows that come of a map of so many."""
