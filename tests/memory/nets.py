@@ -127,6 +127,77 @@ class Transformer(nn.Module):
         return F.interpolate(scores, x.shape[2:], mode="bilinear")
 
 
+class Decoder(nn.Module):
+    """Maps of several sizes raised and joined, before an activation too; dense connections."""
+
+    class Dense(nn.Module):
+        def __init__(self, inputs, outputs):
+            super().__init__()
+            self.norm1, self.relu1 = nn.BatchNorm2d(inputs), nn.ReLU(inplace=True)
+            self.conv1 = nn.Conv2d(inputs, 16, 1, bias=False)
+            self.norm2, self.relu2 = nn.BatchNorm2d(16), nn.ReLU(inplace=True)
+            self.conv2 = nn.Conv2d(16, outputs, 3, padding=1, bias=False)
+
+        def forward(self, maps):
+            x = torch.cat(maps, 1)
+            return self.conv2(self.relu2(self.norm2(self.conv1(self.relu1(self.norm1(x))))))
+
+    def __init__(self, classes=5):
+        super().__init__()
+        self.stem = nn.Sequential(*conv_norm(3, 8, 3, 2), nn.ReLU(inplace=True))
+        self.deeper = nn.Sequential(
+            *conv_norm(8, 8, 3, 2), nn.ReLU(inplace=True), *conv_norm(8, 8), nn.ReLU()
+        )
+        self.dense = nn.ModuleList(Decoder.Dense(8 + 8 * i, 8) for i in range(3))
+        self.lateral = nn.Conv2d(8, 8, 1)
+        self.fuse = nn.Sequential(*conv_norm(40, 16), nn.ReLU(inplace=True))
+        self.head = nn.Conv2d(16, classes, 1)
+
+    def forward(self, x):
+        first = self.stem(x)
+        maps = [self.deeper(first)]
+        for block in self.dense:
+            maps.append(block(maps))
+        raised = [
+            F.interpolate(each, first.shape[2:], mode="bilinear", align_corners=True) for each in maps[:2]
+        ]
+        raised += [F.interpolate(each, scale_factor=2) for each in maps[2:]]
+        y = self.fuse(torch.cat([self.lateral(first), *raised], dim=1))
+        return F.interpolate(self.head(y), x.shape[2:], mode="bilinear")
+
+
+class Volumes(nn.Module):
+    """A residual encoder with instance norm and a decoder with batch norm, in three dimensions."""
+
+    class Residual(nn.Module):
+        def __init__(self, inputs, outputs, stride):
+            super().__init__()
+            self.conv1, self.norm1 = (
+                nn.Conv3d(inputs, outputs, 3, stride, 1),
+                nn.InstanceNorm3d(outputs, affine=True),
+            )
+            self.act1, self.conv2 = nn.LeakyReLU(inplace=True), nn.Conv3d(outputs, outputs, 3, padding=1)
+            self.norm2, self.act2 = nn.InstanceNorm3d(outputs, affine=True), nn.LeakyReLU(inplace=True)
+            self.skip = nn.Sequential(nn.AvgPool3d(stride), nn.Conv3d(inputs, outputs, 1, bias=False))
+
+        def forward(self, x):
+            y = self.norm2(self.conv2(self.act1(self.norm1(self.conv1(x)))))
+            return self.act2(y + self.skip(x))
+
+    def __init__(self, width=4, classes=5):
+        super().__init__()
+        self.first = Volumes.Residual(1, width, 1)
+        self.second = Volumes.Residual(width, 2 * width, 2)
+        self.raised = nn.ConvTranspose3d(2 * width, width, 2, 2)
+        row = nn.Conv3d(2 * width, width, 3, padding=1), nn.BatchNorm3d(width), nn.ReLU(inplace=True)
+        self.join, self.head = nn.Sequential(*row), nn.Conv3d(width, classes, 1)
+
+    def forward(self, x):
+        first = self.first(x)
+        return self.head(self.join(torch.cat([first, self.raised(self.second(first))], 1)))
+
+
+DOUBLES = ("down.0", "down.1", "down.2", "join.0", "join.1")  # rows of six modules in the U-Net
 NETS = {"resnet": ResNet, "u-net": UNet, "branches": Branches, "transformer": Transformer}
 
 

@@ -6,89 +6,17 @@ import pickle
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from revseg import fit
 from revseg.layers.bands.cut import Bands
 from revseg.memory import Plan, peak_bytes, predict, row_by_bands, run_again
 from revseg.memory.apply import Part, apply_parts
-from tests.memory.nets import NETS, ResNet, UNet, conv_norm
+from tests.memory.nets import DOUBLES, NETS, Decoder, ResNet, UNet, Volumes
 
 LOSS = nn.CrossEntropyLoss()
 SIZE = (2, 3, 64, 96)
 MANY = Bands(bytes=1, kept=0, part=16)  # of maps that are small
-DOUBLES = ("down.0", "down.1", "down.2", "join.0", "join.1")
-
-
-class Decoder(nn.Module):
-    """Maps of several sizes raised and joined, before an activation too; dense connections."""
-
-    class Dense(nn.Module):
-        def __init__(self, inputs, outputs):
-            super().__init__()
-            self.norm1, self.relu1 = nn.BatchNorm2d(inputs), nn.ReLU(inplace=True)
-            self.conv1 = nn.Conv2d(inputs, 16, 1, bias=False)
-            self.norm2, self.relu2 = nn.BatchNorm2d(16), nn.ReLU(inplace=True)
-            self.conv2 = nn.Conv2d(16, outputs, 3, padding=1, bias=False)
-
-        def forward(self, maps):
-            x = torch.cat(maps, 1)
-            return self.conv2(self.relu2(self.norm2(self.conv1(self.relu1(self.norm1(x))))))
-
-    def __init__(self, classes=5):
-        super().__init__()
-        self.stem = nn.Sequential(*conv_norm(3, 8, 3, 2), nn.ReLU(inplace=True))
-        self.deeper = nn.Sequential(
-            *conv_norm(8, 8, 3, 2), nn.ReLU(inplace=True), *conv_norm(8, 8), nn.ReLU()
-        )
-        self.dense = nn.ModuleList(Decoder.Dense(8 + 8 * i, 8) for i in range(3))
-        self.lateral = nn.Conv2d(8, 8, 1)
-        self.fuse = nn.Sequential(*conv_norm(40, 16), nn.ReLU(inplace=True))
-        self.head = nn.Conv2d(16, classes, 1)
-
-    def forward(self, x):
-        first = self.stem(x)
-        maps = [self.deeper(first)]
-        for block in self.dense:
-            maps.append(block(maps))
-        raised = [
-            F.interpolate(each, first.shape[2:], mode="bilinear", align_corners=True) for each in maps[:2]
-        ]
-        raised += [F.interpolate(each, scale_factor=2) for each in maps[2:]]
-        y = self.fuse(torch.cat([self.lateral(first), *raised], dim=1))
-        return F.interpolate(self.head(y), x.shape[2:], mode="bilinear")
-
-
-class Volumes(nn.Module):
-    """A residual encoder with instance norm and a decoder with batch norm, in three dimensions."""
-
-    class Residual(nn.Module):
-        def __init__(self, inputs, outputs, stride):
-            super().__init__()
-            self.conv1, self.norm1 = (
-                nn.Conv3d(inputs, outputs, 3, stride, 1),
-                nn.InstanceNorm3d(outputs, affine=True),
-            )
-            self.act1, self.conv2 = nn.LeakyReLU(inplace=True), nn.Conv3d(outputs, outputs, 3, padding=1)
-            self.norm2, self.act2 = nn.InstanceNorm3d(outputs, affine=True), nn.LeakyReLU(inplace=True)
-            self.skip = nn.Sequential(nn.AvgPool3d(stride), nn.Conv3d(inputs, outputs, 1, bias=False))
-
-        def forward(self, x):
-            y = self.norm2(self.conv2(self.act1(self.norm1(self.conv1(x)))))
-            return self.act2(y + self.skip(x))
-
-    def __init__(self, width=4, classes=5):
-        super().__init__()
-        self.first = Volumes.Residual(1, width, 1)
-        self.second = Volumes.Residual(width, 2 * width, 2)
-        self.raised = nn.ConvTranspose3d(2 * width, width, 2, 2)
-        row = nn.Conv3d(2 * width, width, 3, padding=1), nn.BatchNorm3d(width), nn.ReLU(inplace=True)
-        self.join, self.head = nn.Sequential(*row), nn.Conv3d(width, classes, 1)
-
-    def forward(self, x):
-        first = self.first(x)
-        return self.head(self.join(torch.cat([first, self.raised(self.second(first))], 1)))
 
 
 ALL = {**NETS, "decoder": Decoder, "volumes": Volumes}
@@ -199,28 +127,6 @@ def test_a_budget_that_only_bands_meet():
     assert peak_bytes(step, before=step) == pytest.approx(fitted.plan.peak - before, rel=0.05)
 
 
-def test_what_is_joined_never_is():
-    """A map of 16 channels at full size is neither kept nor made: its row reads what it is made of."""
-    model, (images, labels) = UNet(), batch((4, 3, 128, 192))
-    fitted = apply_parts(model, by_bands())
-    made = []
-
-    class Spy(torch.overrides.TorchFunctionMode):
-        def __torch_function__(self, func, types, args=(), kwargs=None):
-            result = func(*args, **(kwargs or {}))
-            if func in (torch.cat, F.conv_transpose2d, F.max_pool2d):
-                made.append((func, result.numel()))
-            return result
-
-    with Spy():  # sees what goes on to PyTorch
-        loss = LOSS(fitted(images), labels)
-    joined = 4 * 16 * 128 * 192
-    assert F.max_pool2d in [func for func, _ in made]
-    assert max(size for func, size in made if func is torch.cat) <= joined // 2  # bands
-    assert F.conv_transpose2d not in [func for func, _ in made]
-    loss.backward()
-
-
 def test_bands_inside_of_what_runs_again(monkeypatch):
     monkeypatch.setattr(run_again, "_BANDS", MANY)
     model = Decoder()
@@ -282,78 +188,3 @@ def test_evaluation_with_gradients(monkeypatch):
     model(torch.randn(SIZE))
     parts = [Part("fuse", 0, 3, by_bands=True), Part("deeper", 0, 6, by_bands=True)]
     assert_same_step(model.eval(), apply_parts(model, parts))
-
-
-class Written(nn.Module):
-    """Writes to a map behind the join that read it."""
-
-    def __init__(self):
-        super().__init__()
-        self.stem, self.fuse = nn.Conv2d(3, 4, 1), nn.Sequential(*conv_norm(8, 4), nn.ReLU())
-
-    def forward(self, x):
-        x = self.stem(x)
-        both = torch.cat([x, x * 2], 1)
-        x.add_(1)
-        return self.fuse(both)
-
-
-def test_a_map_that_is_written_to_while_it_waits():
-    fitted = apply_parts(Written(), [Part("fuse", 0, 3, by_bands=True)])
-    with pytest.raises(
-        RuntimeError, match=r"expected what cat was called with to stay as it is until its result is read"
-    ):
-        fitted(torch.randn(2, 3, 8, 8))
-
-
-class WrittenAfterJoin(nn.Module):
-    """Writes to what a join returned, before it is read."""
-
-    def __init__(self, graph):
-        super().__init__()
-        self.stem, self.graph = nn.Conv2d(3, 4, 1), graph
-        self.fuse = nn.Sequential(*conv_norm(8, 4), nn.ReLU())
-
-    def forward(self, x):
-        x = self.stem(x)
-        both = torch.cat([x, 2 * x], 1)
-        if self.graph:
-            F.relu(both, inplace=True)
-        else:
-            with torch.no_grad():
-                both.mul_(3)
-        return self.fuse(both)
-
-
-@pytest.mark.parametrize("graph", [True, False])
-def test_a_map_that_waits_and_is_written_to_is_made(graph):
-    torch.manual_seed(0)
-    model, images = WrittenAfterJoin(graph).double(), torch.randn(2, 3, 8, 8).double()
-    fitted = apply_parts(model, [Part("fuse", 0, 3, by_bands=True)])
-    for each in (model, fitted):
-        each(images).square().mean().backward()
-    for a, b in zip(fitted.parameters(), model.parameters(), strict=True):
-        torch.testing.assert_close(a.grad, b.grad)
-
-
-class WrittenAfterPool(nn.Module):
-    """Writes to what a pool returned, before it is read."""
-
-    def __init__(self):
-        super().__init__()
-        self.stem, self.fuse = nn.Conv2d(3, 4, 1), nn.Sequential(*conv_norm(4, 4), nn.ReLU())
-
-    def forward(self, x):
-        x = F.max_pool2d(self.stem(x), 2)
-        x.mul_(3)
-        return self.fuse(x)
-
-
-@pytest.mark.parametrize("part", [Part("fuse"), Part("fuse", 0, 3, by_bands=True)])
-def test_what_was_written_to_is_not_made_again_without_that(part):
-    model, images = WrittenAfterPool(), torch.randn(2, 3, 8, 8)
-    fitted = apply_parts(model, [part])
-    for each in (model, fitted):
-        each(images).square().mean().backward()
-    for a, b in zip(fitted.parameters(), model.parameters(), strict=True):
-        torch.testing.assert_close(a.grad, b.grad)
