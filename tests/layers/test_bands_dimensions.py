@@ -15,7 +15,13 @@ from revseg.layers.convolution import Convolution
 from revseg.layers.recompute import Recompute
 from revseg.tensors import is_channels_last
 from revseg.testing import plain_twin
-from tests.helpers import assert_same_result, relative_error, small_input
+from tests.helpers import assert_same_result, small_input
+from tests.layers.bands_checks import (
+    assert_autocast_of_plain,
+    assert_equals_whole_maps,
+    assert_second_derivative_and_frozen_parts,
+    assert_twice_plain_at_most,
+)
 from tests.layers.stack_twins import Plain, stirred
 from tests.layers.test_bands import banded, step  # noqa: F401, a fixture
 
@@ -55,51 +61,26 @@ def row(kind, dims):
 def test_equals_the_modules_on_whole_maps(kind, dims, train, banded):  # noqa: F811
     stack = row(kind, dims).double().train(train)
     sizes = (1, 1), (2, 900), (3, 1 << 20)  # images, and bytes of a band
-    for kept, (images, size) in zip((0, 0.5, 2), sizes, strict=True):
-        ours = ByBands(copy.deepcopy(stack), Bands(size, kept))
-        x = small_input(images, 4, *SIZE[dims])
-        assert_same_result(step(ours, x), step(Plain(stack), x), 1e-9)
+    assert_equals_whole_maps(stack, sizes, SIZE[dims])
     assert len(banded) == len(sizes)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", ["same", "stride", "no norm"])
 def test_makes_at_most_twice_the_error_of_plain(kind, dtype, banded):  # noqa: F811
-    stack, size = row(kind, 3), (2, 4, 16, 14, 12)
-    exact = step(Plain(stack).double(), small_input(*size))
-    ours, plain = ByBands(copy.deepcopy(stack), Bands(6000)).to(dtype), Plain(stack).to(dtype)
-    found, rounded = (step(m, small_input(*size, dtype=dtype)) for m in (ours, plain))
-    bound = 2 * relative_error(rounded.gradients, exact.gradients)
-    assert relative_error(found.gradients, exact.gradients) <= bound
+    assert_twice_plain_at_most(row(kind, 3), (2, 4, 16, 14, 12), dtype)
     assert banded
 
 
 def test_autocast_is_that_of_plain(banded):  # noqa: F811
-    stack, x = row("same", 3), small_input(2, 4, 9, 8, 7, dtype=torch.float32)
-    ours, plain = ByBands(copy.deepcopy(stack), Bands(900)), Plain(stack)
-    with torch.autocast("cpu", torch.bfloat16):
-        found, expected = (step(model, x) for model in (ours, plain))
-    assert found.outputs[0].dtype == expected.outputs[0].dtype == torch.bfloat16
-    assert relative_error(found.gradients, expected.gradients) < 2e-2
+    assert_autocast_of_plain(row("same", 3), 2e-2)
     assert banded
 
 
 @pytest.mark.parametrize("dims", [1, 3])
 def test_a_second_derivative_and_frozen_parts(dims, banded):  # noqa: F811
     stack = row("no norm", dims).double()
-    ours, x = ByBands(copy.deepcopy(stack), Bands(300)), small_input(2, 4, *SIZE[dims])
-    penalties = []
-    for model in (ours, Plain(stack)):
-        (dx,) = torch.autograd.grad(model(x).sin().sum(), x, create_graph=True)
-        penalties.append(torch.autograd.grad(dx.square().sum(), [*model.parameters()], allow_unused=True))
-    torch.testing.assert_close(*penalties)
-    names = [name for name, _ in stack.named_parameters()]
-    for frozen in (names[:3], names[4:]):
-        ours, twin = ByBands(copy.deepcopy(stack), Bands(300)), Plain(stack)
-        for name, p in zip(names * 2, [*ours.parameters(), *twin.parameters()], strict=True):
-            p.requires_grad_(name not in frozen)
-        for given in (x, x.detach()):
-            assert_same_result(step(ours, given), step(twin, given), 1e-9)
+    assert_second_derivative_and_frozen_parts(stack, SIZE[dims], (slice(3), slice(4, None)))
     assert banded
 
 
