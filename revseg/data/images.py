@@ -27,6 +27,7 @@ LABEL_ENDINGS = (".png", ".tif", ".tiff", ".bmp")
 
 EIGHT_BITS = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 ORIENTATION = 0x0112  # the tag of EXIF that says how the camera was held; from 5 on it lay on its side
+STRIPS_OR_TILES = ((273, 324), (279, 325))  # the tags of TIFF: where they begin, how many bytes they have
 TEXTS = (b"tEXt", b"zTXt", b"iTXt")  # chunks of a PNG file that hold text under a keyword
 
 
@@ -100,7 +101,7 @@ def read_header(path: Path) -> Header:
         # of a PNG that is not simple Pillow decodes the pixels to find its EXIF data
         is_simple = image.format == "PNG" and _is_simple_png(path)
         orientation = 1 if is_simple else image.getexif().get(ORIENTATION, 1)
-        if image.format == "PNG" and not is_simple:
+        if not is_simple and not _is_whole(image, path):
             image.load()  # what is cut off is found here
         if image.format == "TIFF" and orientation != 1:
             image, orientation = upright(image), 1  # Pillow's versions differ in when they turn it
@@ -214,4 +215,20 @@ def _is_simple_png(path: Path) -> bool:
                 return False
             if name == b"IEND":
                 return True
+    return False
+
+
+def _is_whole(image: "Image.Image", path: Path) -> bool:
+    """Whether the end of a file is surely there, as far as its format tells without the pixels being decoded."""
+    length = path.stat().st_size
+    with open(path, "rb") as file:
+        if image.format in ("JPEG", "MPO"):
+            file.seek(max(0, length - 4096))
+            return file.read().rstrip(b"\0").endswith(b"\xff\xd9")
+        if image.format == "WEBP":
+            return 8 + int(struct.unpack("<4xI", file.read(8))[0]) <= length
+    if image.format == "TIFF":
+        tags: Any = image.tag_v2  # type: ignore[attr-defined]
+        places, sizes = (tags.get(first, tags.get(second, ())) for first, second in STRIPS_OR_TILES)
+        return len(places) > 0 and max(map(sum, zip(places, sizes, strict=True))) <= length
     return False

@@ -13,6 +13,16 @@ from PIL.PngImagePlugin import PngInfo
 from revseg.data.images import read_colours, read_header, read_ids, read_image, read_label
 
 RANDOM = np.random.default_rng(0)
+WHOLE = [
+    *[
+        ("x.png", {}),
+        ("x.jpg", {}),
+        ("x.jpg", {"progressive": True}),
+        ("x.webp", {}),
+        ("x.webp", {"lossless": True}),
+    ],
+    *[("x.tif", {}), ("x.tif", {"compression": "tiff_lzw"}), ("x.tif", {"big_tiff": True})],
+]
 PIXELS = RANDOM.integers(0, 256, (4, 6, 3), dtype=np.uint8)
 
 
@@ -156,17 +166,23 @@ def test_several_pictures_in_a_file_are_refused(tmp_path, ending):
 
 
 @pytest.mark.parametrize("ending", ["png", "jpg", "webp", "bmp", "tif", "ppm"])
-@pytest.mark.parametrize("damage", ["cut", "empty", "text"])
+@pytest.mark.parametrize("damage", ["cut", "short", "empty", "text"])
 def test_the_error_of_a_broken_file_names_it(tmp_path, ending, damage):
     path = tmp_path / f"x.{ending}"
     Image.fromarray(RANDOM.integers(0, 256, (40, 50, 3), dtype=np.uint8)).save(path)
     good = path.read_bytes()
-    path.write_bytes({"cut": good[: len(good) // 2], "empty": b"", "text": b"<html>not found"}[damage])
-    with pytest.raises(ValueError, match=rf"cannot read the image .*x\.{ending}"):
-        read_image(path)
-    if damage != "cut" or ending == "png":
+    bad = {"cut": good[: len(good) // 2], "short": good[:-60], "empty": b"", "text": b"<html>not found"}
+    path.write_bytes(bad[damage])
+    for read in (read_image, read_header):
         with pytest.raises(ValueError, match=rf"cannot read the image .*x\.{ending}"):
-            read_header(path)
+            read(path)
+
+
+@pytest.mark.parametrize(("name", "options"), WHOLE)
+def test_a_whole_file_is_not_decoded_for_its_header(tmp_path, monkeypatch, name, options):
+    Image.fromarray(PIXELS).save(tmp_path / name, **options)
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", None)  # a call of it fails
+    assert read_header(tmp_path / name).size == (4, 6)
 
 
 def test_a_missing_file_stays_a_missing_file(tmp_path):
