@@ -67,6 +67,11 @@ def peak_bytes(
     return _peak_bytes_cpu(fn, before)
 
 
+def is_countable(device: str | torch.device) -> bool:
+    """Whether `peak_bytes` can count now: on a CPU no other profiler may run."""
+    return torch.device(device).type == "cuda" or not _profiler_enabled()
+
+
 def saved_bytes(fn: Callable[[], object]) -> int:
     """Bytes that autograd saves for the backward pass while `fn()` runs.
 

@@ -72,6 +72,7 @@ class Progress:
         total: The sum of their losses.
         seconds: How long they took.
         saved: Whether the folder holds a checkpoint of this run.
+        peak: Measured peak bytes of a step, beyond the network, images and labels.
     """
 
     history: list[Record] = field(default_factory=list)
@@ -79,6 +80,7 @@ class Progress:
     total: float = 0.0
     seconds: float = 0.0
     saved: bool = False
+    peak: int | None = None
 
     @property
     def epoch(self) -> int:
@@ -139,6 +141,7 @@ def save_run(settings: TrainSettings, facts: Facts, parts: Parts, progress: Prog
             "step": progress.step,
             "total": progress.total,
             "seconds": progress.seconds,
+            "peak": progress.peak,
             "random": generators,
             "model": weights,
             "optimizer": optimizer,
@@ -220,7 +223,9 @@ def restore_run(
             parts.ema.load_state_dict(state["ema"])
         if team.rank < len(state["random"]):
             restore_random_state(state["random"][team.rank])
-        progress = Progress(state["history"], state["step"], state["total"], state["seconds"], saved=True)
+        progress = Progress(
+            state["history"], state["step"], state["total"], state["seconds"], True, state.get("peak")
+        )
         if progress.history:
             best_epoch(progress.history)["epoch"]
     except Exception as error:  # whatever is in the file, the answer is one sentence

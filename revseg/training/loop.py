@@ -2,7 +2,9 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +20,7 @@ from revseg.training.optimize import learning_rate
 from revseg.training.random_state import seed_epoch
 from revseg.training.settings import TrainSettings
 from revseg.training.setup import Batch, autocast
+from revseg.training.step_memory import counted
 from revseg.training.stop import Stop
 
 
@@ -53,33 +56,36 @@ def train_epoch(
     stop, team = stop or Stop(), team or Team()
     parts.model.train()
     steps = steps_of(batches, settings)
-    source = from_step(batches, settings, progress, team)
+    first = True
     started, saved = time.monotonic() - progress.seconds, time.monotonic()
-    while progress.step < steps:
-        with stop.later():
-            done = progress.epoch * steps + progress.step
-            for group in parts.optimizer.param_groups:
-                group["lr"] = learning_rate(settings, done, steps * settings.epochs)
-            some = next_batches(source, settings.accumulate, stop)
-            if some:
-                value = team.mean(gradients(parts, criterion, some, settings, team))
-                if not math.isfinite(value):
-                    raise DivergedError(divergence("loss", value, batches, settings, progress))
-                make_step(parts, settings)
-                progress.step, progress.total = progress.step + 1, progress.total + value
-                progress.seconds = time.monotonic() - started
-                show(value)
-            late = time.monotonic() - saved > 60 * settings.save_minutes
-            late |= settings.save_steps is not None and (done + 1) % settings.save_steps == 0
-            signal, due = team.highest(stop.number, late)
-            if signal or due:
-                save()
-                saved = time.monotonic()
-        if signal:
-            stop.number = signal
-            raise stop.error(
-                f"saved at epoch {progress.epoch + 1}, step {progress.step}: --resume goes on from there"
-            )
+    with ended(from_step(batches, settings, progress, team)) as source:
+        while progress.step < steps:
+            with stop.later():
+                done = progress.epoch * steps + progress.step
+                for group in parts.optimizer.param_groups:
+                    group["lr"] = learning_rate(settings, done, steps * settings.epochs)
+                some = next_batches(source, settings.accumulate, stop)
+                if some:
+                    make = partial(gradients, parts, criterion, some, settings, team)
+                    value = team.mean(make() if first else counted(make, parts, progress, some))
+                    first = False
+                    if not math.isfinite(value):
+                        raise DivergedError(divergence("loss", value, batches, settings, progress))
+                    make_step(parts, settings)
+                    progress.step, progress.total = progress.step + 1, progress.total + value
+                    progress.seconds = time.monotonic() - started
+                    show(value)
+                late = time.monotonic() - saved > 60 * settings.save_minutes
+                late |= settings.save_steps is not None and (done + 1) % settings.save_steps == 0
+                signal, due = team.highest(stop.number, late)
+                if signal or due:
+                    save()
+                    saved = time.monotonic()
+            if signal:
+                stop.number = signal
+                raise stop.error(
+                    f"saved at epoch {progress.epoch + 1}, step {progress.step}: --resume goes on from there"
+                )
     return progress.total / steps
 
 
@@ -142,12 +148,13 @@ def validate(
     model.eval()
     counts = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
     total, count = 0.0, 0
-    for images, labels, counted in of_every_process(batches, model, team):
-        logits, labels = model(images.to(device)), labels.to(device)
-        if not counted:
-            continue
-        for scores, label in zip(logits.split(1), labels.split(1), strict=True):  # type: ignore[no-untyped-call]
-            total, count = total + float(upsample_cross_entropy(scores, label, counts=counts)), count + 1
+    with closing(of_every_process(batches, model, team)) as source:
+        for images, labels, counts_here in source:
+            logits, labels = model(images.to(device)), labels.to(device)
+            if not counts_here:
+                continue
+            for scores, label in zip(logits.split(1), labels.split(1), strict=True):  # type: ignore[no-untyped-call]
+                total, count = total + float(upsample_cross_entropy(scores, label, counts=counts)), count + 1
     matrix = ConfusionMatrix(num_classes)
     matrix.add(team.add_up(counts))
     total, images_seen = team.sums(total, count)
@@ -156,11 +163,12 @@ def validate(
 
 def of_every_process(
     batches: DataLoader[Batch], model: nn.Module, team: Team
-) -> Iterator[tuple[Tensor, Tensor, bool]]:
+) -> Generator[tuple[Tensor, Tensor, bool]]:
     """The batches; if parameters are sharded, the last again and uncounted until the others have theirs, too."""
     images = labels = None
-    for images, labels in batches:
-        yield images, labels, True
+    with ended(iter(batches)) as source:
+        for images, labels in source:
+            yield images, labels, True
     if is_sharded(model) and images is not None and labels is not None:
         for _ in range(team.highest(len(batches))[0] - len(batches)):
             yield images, labels, False
@@ -188,8 +196,25 @@ def from_step(
 def first_batch(batches: DataLoader[Batch]) -> Batch:
     """The first batch of the first epoch."""
     batches.sampler.set_epoch(0)  # type: ignore[attr-defined]
-    images, labels = next(iter(batches))
+    with ended(iter(batches)) as source:
+        images, labels = next(source)
     return images, labels
+
+
+@contextmanager
+def ended(source: Iterator[Batch]) -> Iterator[Iterator[Batch]]:
+    """Batches whose loading processes end with the context.
+
+    They leave signals to this process, also the one by which Python ends its children: while a traceback keeps the
+    iterator, Python would wait for them when it exits.
+    """
+    try:
+        yield source
+    finally:
+        if hasattr(
+            source, "_shutdown_workers"
+        ):  # that of several processes; torch does the same when it is freed
+            source._shutdown_workers()
 
 
 def next_batches(source: Iterator[Batch], count: int, stop: Stop) -> list[Batch]:

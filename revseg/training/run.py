@@ -226,7 +226,7 @@ def finish(run: Run, stop: Stop, console: Console) -> dict[str, Any]:
                 "iou": dict(zip(names, map(finite_or_none, matrix.iou().tolist()), strict=True)),
                 "seconds": round(progress.seconds, 3),
                 "predicted_peak_bytes": run.peak,
-                "peak_bytes": torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
+                "peak_bytes": progress.peak,
             }
             progress.finish_epoch(record)
             run.save()

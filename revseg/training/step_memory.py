@@ -1,15 +1,17 @@
 """What a step of a run takes: predicted before it runs, and what to say when it does not fit."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
 
+from revseg.memory.measure import is_countable, peak_bytes
 from revseg.memory.predict import predict
 from revseg.models.policy import MEMORY_LEVELS
 from revseg.training.choices import parsed_bytes
+from revseg.training.folder import Parts, Progress
 from revseg.training.settings import TrainSettings
-from revseg.training.setup import DTYPES, build_model, choose_device, create_criterion
+from revseg.training.setup import DTYPES, Batch, build_model, choose_device, create_criterion
 
 
 class MemoryExhaustedError(RuntimeError):
@@ -34,6 +36,26 @@ def predicted_step(settings: TrainSettings, num_classes: int, size: Sequence[int
         device=choose_device(settings.device),
     )
     return prediction.step_bytes
+
+
+def counted(step: Callable[[], float], parts: Parts, progress: Progress, some: Sequence[Batch]) -> float:
+    """The loss of a step, whose peak of memory is measured if that of the run is not known yet.
+
+    Args:
+        step: Computes the gradients, and returns the loss. Not the first of a program, which makes what stays.
+        parts: What it trains.
+        progress: Keeps the measured bytes, beyond the network, images and labels.
+        some: The batches of the step.
+    """
+    device = next(parts.model.parameters()).device
+    if progress.peak is not None or not is_countable(device):
+        return step()
+    parts.optimizer.zero_grad(set_to_none=True)  # the gradients of the step count, those before it do not
+    losses: list[float] = []
+    peak = peak_bytes(lambda: losses.append(step()), device)
+    copied = 0 if device.type == "cpu" else sum(part.nbytes for part in some[0])
+    progress.peak = peak - copied
+    return losses[0]
 
 
 def level_within(settings: TrainSettings, num_classes: int, size: Sequence[int]) -> TrainSettings:

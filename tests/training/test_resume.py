@@ -77,6 +77,7 @@ def test_run_stopped_in_an_epoch_and_resumed_equals_the_straight_one_to_the_bit(
         with pytest.raises(StoppedError, match=r"stopped by SIGTERM; saved at epoch 2, step 1") as stopped:
             train(replace(EVERYTHING, workers=workers, out=tmp_path / "stopped"))
     assert stopped.value.exit_code == 143
+    assert not multiprocessing.active_children()  # though the traceback keeps the iterator of the loader
     train(replace(EVERYTHING, workers=2 - workers, out=tmp_path / "stopped", resume=True))
     assert_same_run(straight, tmp_path / "stopped")
 

@@ -1,5 +1,6 @@
 """What a step is predicted to take, and what is said when it does not fit."""
 
+import json
 import os
 import signal
 from dataclasses import replace
@@ -35,6 +36,22 @@ def test_the_prediction_is_near_the_measurement(precision):
     predicted = predict_both(settings, 19, (images, labels))
     measured = compare_memory(model, criterion, (images, labels), settings, predicted)
     assert measured == pytest.approx(predicted, rel=0.25)
+
+
+def test_the_log_has_the_measured_peak_beside_the_predicted_one(tmp_path):
+    """Of the second step, and found again when the run goes on."""
+    settings = replace(SETTINGS, batch=2, train_samples=6, save_activations=True, out=tmp_path / "run")
+    train(settings)
+    train(replace(settings, epochs=2, resume=True))
+    log = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    assert log[0]["peak_bytes"] == log[1]["peak_bytes"]
+    assert log[0]["peak_bytes"] == pytest.approx(log[0]["predicted_peak_bytes"], rel=0.01)
+
+
+def test_a_profiler_of_the_users_is_left_alone(tmp_path):
+    with torch.profiler.profile():
+        train(replace(SETTINGS, size=(32, 64), train_samples=8, out=tmp_path / "run"))
+    assert json.loads((tmp_path / "run/log.jsonl").read_text())["peak_bytes"] is None
 
 
 @pytest.fixture
