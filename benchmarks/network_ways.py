@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -20,10 +21,11 @@ from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
 from benchmarks.nets import Bottleneck, ResNet50FCN, UNet
 from benchmarks.rivals import RIVALS, Net
-from benchmarks.segmentation import CLASSES, network, plain_loss, using_kernels
+from benchmarks.segmentation import CLASSES, batch, network, plain_loss, using_kernels
 from revseg import Recompute, ReversibleSequence, fit, reversible
 from revseg.layers.stack import Stack
 from revseg.losses import UpsampleCrossEntropy
+from revseg.memory import Plan
 
 OURS = ("vnet", "segnet", "erfnet", "enet", "espnet", "dabnet", "pspnet")
 OTHERS: dict[str, Callable[[], nn.Module]] = {
@@ -32,9 +34,9 @@ OTHERS: dict[str, Callable[[], nn.Module]] = {
 }
 NETWORKS = (*OURS, *OTHERS)
 LEVELS = ("fastest", "balanced", "lowest", "least")
-PLANNED = (2, 3, 256, 512)  # images for which a plan is made; at other sizes it does the same
 REVERSIBLE = ("memcnn", "revtorch", "revlib", "invtorch", "FrEIA")  # rivals that take V modules
 Loss = Callable[[Tensor, Tensor], Tensor]
+Shape = tuple[int, int, int]  # N, H, W
 
 
 class NotAllowedError(Exception):
@@ -228,15 +230,25 @@ def _recompute(module: nn.Module) -> None:
             _recompute(child)
 
 
-def fitted(name: str, time: float, bands: bool) -> Training:
-    """The plain network by a plan of `revseg.fit`: the least memory in so many times plain's time, by bands or without."""
-    model = plain(name).model
-    images = torch.empty(PLANNED, dtype=torch.uint8, device="meta")
-    labels = torch.empty((PLANNED[0], *PLANNED[2:]), dtype=torch.uint8, device="meta")
-    ours: Any = fit(model, images, plain_loss, time=time, target=labels, bands=bands)
+def fitted(name: str, shape: Shape, time: float, bands: bool) -> Training:
+    """The plain network by a plan of `revseg.fit`: the least memory in so many times plain's time, by bands or without.
+
+    Args:
+        name: The network.
+        shape: N, H, W of the images that the plan is made for; it can be carried out at any other.
+        time: At most so many times what a step takes, by the estimate of the plan.
+        bands: Whether rows of layers may go by bands.
+    """
+    ours: Any = _plan(name, shape, time, bands).apply(plain(name).model, plain_loss)
     if ours.plan.by_bands:
         return Training(ours, lambda images, labels: ours.loss(images, labels))
     return _plainly_trained(ours)
+
+
+@cache
+def _plan(name: str, shape: Shape, time: float, bands: bool) -> Plan:
+    images, labels = batch(shape, values=False, device="meta")
+    return fit(plain(name).model, images, plain_loss, time=time, target=labels, bands=bands).plan
 
 
 def exact(name: str, mode: bool | str) -> Training:
@@ -259,7 +271,7 @@ def converted_plain(name: str) -> Training:
     return _plainly_trained(model)
 
 
-WAYS: dict[str, Callable[[str], Training]] = {
+_AT_ANY_SIZE: dict[str, Callable[[str], Training]] = {
     "plain": plain,
     "plain, channels_last": channels_last,
     "compile": lambda name: compiled(name, 1.0),
@@ -270,10 +282,14 @@ WAYS: dict[str, Callable[[str], Training]] = {
     "save_on_cpu": saved_on_cpu,
     **{way: lambda name, way=way: by_rival(name, way) for way in REVERSIBLE},  # type: ignore[misc]
     **{f"revseg {memory}": lambda name, memory=memory: level(name, memory) for memory in LEVELS},  # type: ignore[misc]
-    "revseg fit": lambda name: fitted(name, 1.35, bands=False),
-    "revseg fit least": lambda name: fitted(name, 10.0, bands=True),
     "revseg exact": lambda name: exact(name, True),
     "revseg lossless": lambda name: exact(name, "lossless"),
     "revseg reversible": converted,
+}
+WAYS: dict[str, Callable[[str, Shape], Training]] = {
+    **{way: lambda name, shape, make=make: make(name) for way, make in _AT_ANY_SIZE.items()},  # type: ignore[misc]
+    "revseg fit": lambda name, shape: fitted(name, shape, 1.35, bands=False),
+    "revseg fit bands": lambda name, shape: fitted(name, shape, 1.35, bands=True),
+    "revseg fit least": lambda name, shape: fitted(name, shape, 10.0, bands=True),
 }
 TWINS = {"revseg reversible": converted_plain}  # of ways that change the network: what is right for them

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import picture, process, record
-from benchmarks.network_ways import NETWORKS, TWINS, WAYS, NotAllowedError, Training, plain
+from benchmarks.network_ways import NETWORKS, TWINS, WAYS, NotAllowedError, Shape, Training, plain
 from benchmarks.peers import MISSING
 from benchmarks.record import Result, Results, Row
 from benchmarks.rivals import is_available
@@ -48,7 +48,6 @@ IN_SHORT = (
     *("revseg fastest", "revseg balanced", "revseg lowest"),
 )
 Step = Callable[[], object]
-Shape = tuple[int, int, int]  # N, H, W
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -129,9 +128,10 @@ def _job(
     torch.set_num_threads(threads)
     is_available(way)  # makes it importable
     try:
-        yield {"gradient_error": gradient_error(name, way, device)}
-        yield {"updates": batch_norm_updates(_made(name, way, device), device)}
-        yield from _costs(name, way, (shape[0], shape[1], shape[2]), rounds, device)
+        size = (shape[0], shape[1], shape[2])
+        yield {"gradient_error": gradient_error(name, way, size, device)}
+        yield {"updates": batch_norm_updates(_made(name, way, size, device), device)}
+        yield from _costs(name, way, size, rounds, device)
     except NotAllowedError as reason:
         yield {"note": str(reason)}
     except Exception as error:  # noqa: BLE001, a library may raise anything
@@ -139,29 +139,29 @@ def _job(
         yield {"note": f"{type(error).__name__}: {text[:160]}"}
 
 
-def _made(name: str, way: str, device: str) -> Training:
-    training = WAYS[way](name)
+def _made(name: str, way: str, shape: Shape, device: str) -> Training:
+    training = WAYS[way](name, shape)
     training.model.to(device)
     return training
 
 
 def _costs(name: str, way: str, shape: Shape, rounds: int, device: str) -> Iterator[dict[str, Any]]:
     """peak_mib, and then plain_s with the ratio to it."""
-    step = step_of(_made(name, way, device), shape, True, device)
+    step = step_of(_made(name, way, shape, device), shape, True, device)
     step()  # what is compiled or kept for good is made here
     gc.collect()
     yield {"peak_mib": round(peak_bytes(step, device) / MIB, 1)}
     if not rounds:
         return
-    beside = step_of(_made(name, "plain", device), shape, True, device)
+    beside = step_of(_made(name, "plain", shape, device), shape, True, device)
     pairs = in_turns(beside, step, rounds + 1)[1:]  # the first is a warm-up
     ratio = spread([b / a for a, b in pairs])
     yield {"plain_s": round(statistics.median(a for a, _ in pairs), 4), "ratio": ratio}
 
 
-def gradient_error(name: str, way: str, device: str = "cpu") -> float:
+def gradient_error(name: str, way: str, shape: Shape, device: str = "cpu") -> float:
     """Of all parameter gradients against plain autograd in float64 from the same weights, relative L2."""
-    found = _gradients(_made(name, way, device), torch.float32, device)
+    found = _gradients(_made(name, way, shape, device), torch.float32, device)
     truth = _gradients(TWINS.get(way, plain)(name), torch.float64, device)
     off = sum(float((a.double() - b).square().sum()) for a, b in zip(found, truth, strict=True))
     return float(f"{(off / sum(float(b.square().sum()) for b in truth)) ** 0.5:.2g}")
@@ -200,7 +200,8 @@ A training step of {height} x {width}, 19 classes, with its loss, by every way: 
 labels counted, parameters and gradients not; time as a ratio to the plain step next to it, median with quartiles; the error
 of all parameter gradients against float64; and how often a step moves running statistics. Bold ways are on the front:
 no other takes less of both memory and time. "revseg fastest, balanced, lowest, least" are the memory levels with our loss;
-"revseg fit" is the plain network fitted to 1.35 times plain's time, to the bit, "revseg fit least" at any time, by bands;
+"revseg fit" is the plain network fitted to 1.35 times plain's time by the plan's estimate, to the bit, "revseg fit bands" by
+bands, "revseg fit least" by bands at any time;
 "revseg reversible" is the converted network, another architecture; rivals run the V modules of VNet.
 
 ![Peak against time of every way](results/whole_networks.png)

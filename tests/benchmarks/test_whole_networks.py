@@ -14,7 +14,6 @@ SHAPE = [1, 32, 64]
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     monkeypatch.setattr(whole_networks, "CHECKED", (2, 32, 64))
-    monkeypatch.setattr(network_ways, "PLANNED", (1, 3, 32, 64))
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
@@ -42,13 +41,13 @@ def test_every_way_trains_vnet_or_says_why_not(way):
 
 
 def test_others_take_stacks_and_run_again():
-    plain, lowest = (WAYS[way]("unet") for way in ("plain", "revseg lowest"))
+    plain, lowest = (WAYS[way]("unet", (1, 32, 64)) for way in ("plain", "revseg lowest"))
     shapes = [[p.shape for p in each.model.parameters()] for each in (plain, lowest)]
     assert shapes[0] == shapes[1]
     assert {type(block).__name__ for block in blocks(lowest.model)} >= {"Recompute"}
     assert whole_networks.batch_norm_updates(lowest) == 1
     with pytest.raises(NotAllowedError, match="no rows of blocks"):
-        WAYS["checkpoint sqrt"]("unet")
+        WAYS["checkpoint sqrt"]("unet", (1, 32, 64))
 
 
 def test_the_front_is_what_none_beats():
