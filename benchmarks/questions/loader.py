@@ -122,7 +122,11 @@ def sections(results: Results) -> list[str]:
 def table(result: Result) -> Table:
     lines = []
     for row in result["rows"]:
-        how = f"{row['workers']} processes" if "workers" in row else "1 thread"
+        how = (
+            f"{row['workers']} process{'' if row['workers'] == 1 else 'es'}"
+            if "workers" in row
+            else "1 thread"
+        )
         lines.append([f"{row['of']}, {how}", f"{row['images_s']:.2f}"])
     height, width = result["settings"]["size"]
     return [f"{height} x {width}", "images a second"], lines

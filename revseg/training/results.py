@@ -138,7 +138,8 @@ def compare_memory(
         if 1.5 * predicted[mode] > free_bytes(device):
             continue
         twin = copy.deepcopy(model).train()
-        set_save_activations(twin, mode == "saved")
+        if mode == "saved":  # the other is as the memory level has made it
+            set_save_activations(twin, True)
 
         def step(twin: nn.Module = twin) -> None:
             twin.zero_grad(set_to_none=True)
