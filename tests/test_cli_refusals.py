@@ -53,7 +53,7 @@ def camvid_command(root, out):
             "expected --scale 0 < lowest <= highest, got (2.0, 1.0)",
         ),
         (["--scale", "0.5", "2"], "--scale and --crop-classes need the size of a window: give --crop too"),
-        (["--budget", "11 apples"], "expected --budget as in 11GB or 512MiB, got '11 apples'"),
+        (["--budget", "11 apples"], "expected a budget like 10GB or 800MiB, got '11 apples'"),
         (["--ema", "1"], "expected --ema in (0, 1), got 1"),
         (["--allow-change", "lrr"], "unknown --allow-change 'lrr'; did you mean lr?"),
         (["--model", "erfnet", "--exact"], "--exact has no meaning for erfnet: it has no reversible part"),

@@ -66,7 +66,7 @@ def plan(settings: PlanSettings) -> None:
     Raises:
         ValueError: If the network, its level or the budget is unknown.
     """
-    from revseg.memory.fit import bytes_of
+    from revseg.memory.budget import bytes_of
 
     budget = None if settings.budget is None else bytes_of(settings.budget)
     makers = _makers(settings)

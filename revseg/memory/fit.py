@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from torch import nn
 
 from revseg.memory.apply import Part, as_it_was
+from revseg.memory.budget import bytes_of
 from revseg.memory.estimate import Estimate
 from revseg.memory.follow import Block, Follower
 from revseg.memory.plan import MIB, Choice, Plan, choices
@@ -18,7 +18,6 @@ from revseg.memory.prediction import Prediction
 from revseg.memory.step import Loss, Optimizer, Step
 from revseg.memory.trace import Tracer
 
-_UNITS = {"": 1, "B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 _TRIES = 2  # of the lowest estimates
 _SURE = 0.8  # estimates are no lower than this share of what is predicted then
 
@@ -116,6 +115,7 @@ class Search:
             return self.within_time(time)
         if factor is not None:
             return self.within_bytes(self.before.before + self.before.step_bytes / factor)
+        assert budget is not None
         return self.within_bytes(bytes_of(budget))
 
     def within_bytes(self, budget: float) -> Plan:
@@ -200,18 +200,6 @@ class Search:
         if self.least is None or plan.peak < self.least.peak:
             self.least = plan
         return plan
-
-
-def bytes_of(budget: int | str | None) -> float:
-    """A number of bytes, from text like "10GB".
-
-    Raises:
-        ValueError: If it is none.
-    """
-    found = re.fullmatch(r"\s*([0-9.]+)\s*([A-Za-z]*)\s*", str(budget))
-    if found is None or found[2].upper() not in _UNITS or float(found[1]) <= 0:
-        raise ValueError(f"expected a budget like 10GB or 800MiB, got {budget!r}")
-    return float(found[1]) * _UNITS[found[2].upper()]
 
 
 def _predicted(model: nn.Module, example: Any, step: Step) -> Prediction:

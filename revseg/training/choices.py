@@ -13,9 +13,6 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-
-
 ALIASES = {  # what other programs call our settings
     **dict.fromkeys(("learning-rate", "learning-rate-init", "base-lr"), "lr"),
     **dict.fromkeys(("batch-size", "bs", "samples-per-gpu", "train-batch-size"), "batch"),
@@ -118,23 +115,6 @@ def key_values(name: str, entries: Sequence[str]) -> dict[str, Any]:
         except (ValueError, SyntaxError):
             result[key] = text
     return result
-
-
-def parsed_bytes(text: str) -> int:
-    """A size such as 11GB, 512MiB or a number of bytes.
-
-    Raises:
-        ValueError: If it is none.
-    """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]?i?B?)\s*", text, re.IGNORECASE)
-    unit = (
-        (match[2].upper() if len(match[2]) != 1 or match[2] in "bB" else match[2].upper() + "B")
-        if match
-        else ""
-    )
-    if match is None or unit not in UNITS:
-        raise ValueError(f"expected --budget as in 11GB or 512MiB, got {text!r}")
-    return int(float(match[1]) * UNITS[unit])
 
 
 def check_bounds(settings: Any) -> None:

@@ -14,7 +14,6 @@ from revseg.training.choices import (
     check_choice,
     flag,
     key_values,
-    parsed_bytes,
     registered_names,
 )
 
@@ -185,7 +184,9 @@ class TrainSettings:
         if self.exact and self.lossless:
             raise ValueError("--exact and --lossless are two ways to the same end: choose one of them")
         if self.budget is not None:
-            parsed_bytes(self.budget)
+            from revseg.memory.budget import bytes_of  # and with it torch, for this flag alone
+
+            bytes_of(self.budget)
         key_values("--data-args", self.data_args)
         self.hyperparameters()
 

@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import torch
 
+from revseg.memory.budget import bytes_of
 from revseg.memory.measure import is_countable, peak_bytes
 from revseg.memory.predict import predict
 from revseg.models.policy import MEMORY_LEVELS
-from revseg.training.choices import parsed_bytes
 from revseg.training.folder import Parts, Progress
 from revseg.training.settings import TrainSettings
 from revseg.training.setup import DTYPES, Batch, build_model, choose_device, create_criterion
@@ -65,7 +65,7 @@ def level_within(settings: TrainSettings, num_classes: int, size: Sequence[int])
         ValueError: If none does, with what would.
     """
     assert settings.budget is not None
-    budget = parsed_bytes(settings.budget)
+    budget = bytes_of(settings.budget)
     for level in reversed(MEMORY_LEVELS):
         if predicted_step(replace(settings, memory=level), num_classes, size) <= budget:
             return replace(settings, memory=level)
