@@ -240,9 +240,9 @@ def fitted(name: str, shape: Shape, time: float, bands: bool) -> Training:
         bands: Whether rows of layers may go by bands.
     """
     ours: Any = _plan(name, shape, time, bands).apply(plain(name).model, plain_loss)
-    if ours.plan.by_bands:
-        return Training(ours, lambda images, labels: ours.loss(images, labels))
-    return _plainly_trained(ours)
+    by_bands = ours.plan.by_bands  # the loss
+    loss_of = ours.loss if by_bands else lambda images, labels: plain_loss(ours(images), labels)
+    return Training(ours, loss_of, kernels=True)
 
 
 @cache
