@@ -11,10 +11,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch._functorch.config as functorch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
+from benchmarks.compiling import compiling
 from benchmarks.network_ways import NotAllowedError, blocks
 from revseg.memory import Plan
 from revseg.memory.fit import Search
@@ -58,7 +58,7 @@ def compiled(model: nn.Module, budget: float) -> Loss:
     step = torch.compile(plain(model, torch.empty(0)), dynamic=False)
 
     def run(images: Tensor, labels: Tensor) -> Tensor:
-        with functorch.patch(activation_memory_budget=budget):
+        with compiling(budget):
             return step(images, labels)  # type: ignore[no-any-return]
 
     return run

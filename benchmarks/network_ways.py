@@ -14,11 +14,11 @@ from functools import cache
 from typing import Any
 
 import torch
-import torch._functorch.config as functorch
 from torch import Tensor, nn
 from torch.autograd.graph import save_on_cpu
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
+from benchmarks.compiling import compiling
 from benchmarks.nets import Bottleneck, ResNet50FCN, UNet
 from benchmarks.rivals import RIVALS, Net
 from benchmarks.segmentation import CLASSES, batch, network, plain_loss, using_kernels
@@ -107,7 +107,7 @@ def compiled(name: str, budget: float) -> Training:
     """torch.compile of network and loss, with its activation memory budget."""
     training = plain(name)
     loss_of = torch.compile(training.loss_of, dynamic=False)
-    return Training(training.model, loss_of, around=lambda: functorch.patch(activation_memory_budget=budget))
+    return Training(training.model, loss_of, around=lambda: compiling(budget))
 
 
 def blocks(module: nn.Module) -> Iterator[nn.Module]:

@@ -9,11 +9,11 @@ from types import FunctionType
 from typing import Any
 
 import torch
-import torch._functorch.config as functorch
 from torch import Tensor, nn
 from torch.autograd.graph import save_on_cpu
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
+from benchmarks.compiling import compiling
 from benchmarks.rivals import RIVALS, Functions, Net, momentumnet, plain_momentum
 from revseg import AdditiveCoupling, ReversibleSequence
 from revseg.layers.stack import Stack
@@ -113,7 +113,7 @@ def compiled(functions: Functions, budget: float) -> Net:
     net = _between_pairs(functions, torch.compile(own, dynamic=False))
 
     def run(x: Tensor) -> Tensor:
-        with functorch.patch(activation_memory_budget=budget):
+        with compiling(budget):
             return net(x)
 
     return run

@@ -202,7 +202,8 @@ of all parameter gradients against float64; and how often a step moves running s
 no other takes less of both memory and time. "revseg fastest, balanced, lowest, least" are the memory levels with our loss;
 "revseg fit" is the plain network fitted to 1.35 times plain's time by the plan's estimate, to the bit, "revseg fit bands" by
 bands, "revseg fit least" by bands at any time;
-"revseg reversible" is the converted network, another architecture; rivals run the V modules of VNet.
+"revseg reversible" is the converted network, another architecture; rivals run the V modules of VNet. torch.compile is
+mended, see `benchmarks/compiling.py`: before torch 2.14, on a CPU, VNet and its loss in one graph get gradients of zero.
 
 ![Peak against time of every way](results/whole_networks.png)
 """
