@@ -16,7 +16,7 @@ from torch.nn.parameter import is_lazy
 
 from revseg.engine.chain import run_reversible
 from revseg.engine.drift import Check
-from revseg.engine.steps import Side, Step, Streams, Update, Values, run_plain
+from revseg.engine.steps import HandedOver, Side, Step, Streams, Update, Values, run_plain
 from revseg.engine.tracing import Unscriptable, has_hooks, is_traced, refuse_symbol
 from revseg.exact.modes import Exact, exactness
 from revseg.replay.buffers import swapped_buffers
@@ -110,7 +110,7 @@ class ReversibleSequence(Unscriptable, nn.Module):
 
         Args:
             x: One tensor [N, C, ...] with an even number of channels, or a pair of streams of
-                one shape, dtype and device.
+                one shape, dtype and device; `HandedOver`, they go as they are updated.
             *side: What every function is given besides its stream, as `f(x, *side)`: an embedding, features of
                 an encoder, a mask. Tensors, also in tuples, lists and dictionaries, get their gradients and
                 are kept once for the whole sequence.
@@ -119,21 +119,24 @@ class ReversibleSequence(Unscriptable, nn.Module):
             TypeError: If x is no floating-point tensor and no pair of them.
             ValueError: If the channels are odd or the streams differ.
         """
-        join = isinstance(x, Tensor)
-        streams = self._enter(x)
+        join, handed = isinstance(x, Tensor), isinstance(x, HandedOver)
+        streams = HandedOver(self._enter(x))
+        if isinstance(x, HandedOver):
+            x.clear()
         if self._lazy:
-            self._materialize(streams, side)
+            self._materialize((streams[0], streams[1]), side)
         tensors = *streams, *Side(side).tensors
         empty = not streams[0].numel()  # nothing to save, and nothing to invert
-        if self.save_activations or empty or not self._needs_gradient(tensors) or is_traced(tensors):
-            streams = self._run_blocks(run_plain, streams, side)
-            return torch.cat(streams, 1) if join else streams
-        if self.per_block:
-            streams = self._run_blocks(self._run_chain, streams, side)
-            return torch.cat(streams, 1) if join else streams
+        needed = self._needs_gradient(tensors)
+        plain = self.save_activations or empty or not needed or is_traced(tensors)
+        del tensors  # only those who update the streams may hold them
+        if handed and not needed and not any(map(has_hooks, self._blocks())):
+            return run_plain(self._steps(), streams, side)
+        if plain or self.per_block:
+            outputs = self._run_blocks(run_plain if plain else self._run_chain, streams.take(), side)
+            return torch.cat(outputs, 1) if join else outputs
         self._refuse_hooks()
-        steps = [step for i, block in enumerate(self._blocks()) for step in block.steps(self._name(i))]
-        return self._run_chain(self._exactly(steps), streams, side, join)
+        return self._run_chain(self._steps(), streams, side, join)
 
     @torch.no_grad()
     def inverse(self, y: Tensor | Sequence[Tensor], *side: Any) -> Any:
@@ -215,7 +218,15 @@ class ReversibleSequence(Unscriptable, nn.Module):
     ) -> Streams:
         return run(self._exactly(steps), streams, side)
 
-    def _run_chain(self, steps: Sequence[Step], streams: Streams, side: Values, join: bool = False) -> Any:
+    def _steps(self) -> list[Step]:
+        """Those of all blocks."""
+        return self._exactly(
+            [step for i, block in enumerate(self._blocks()) for step in block.steps(self._name(i))]
+        )
+
+    def _run_chain(
+        self, steps: Sequence[Step], streams: Streams | HandedOver, side: Values, join: bool = False
+    ) -> Any:
         """The outputs of steps, by the engine."""
         exact = exactness(self.exact)  # of this pass alone
         return run_reversible(steps, streams, side, join, self.keep, self.check, exact)

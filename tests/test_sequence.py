@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from revseg import AdditiveCoupling, OneSidedCoupling, ReversibleSequence, is_recomputing
+from revseg.engine.steps import HandedOver
 from revseg.memory import peak_bytes, saved_bytes
 from revseg.testing import distances, plain_twin, training_step
 from tests.helpers import Averaging, small_block, small_f, small_sequence
@@ -224,3 +225,21 @@ def test_deepcopy_with_a_live_graph_gives_an_independent_module():
     other = copy.deepcopy(body)
     y.sum().backward()
     assert all(p.grad is None for p in other.parameters())
+
+
+@pytest.mark.parametrize("options", [{}, {"exact": "lossless"}], ids=str)
+@pytest.mark.parametrize("grad", [True, False])
+def test_streams_that_are_handed_over_go_as_they_are_updated(grad, options):
+    """Those of a tuple stay: the frames of all callers hold it."""
+    body = small_sequence(OneSidedCoupling, **options)
+    x = torch.randn(2, 2, 4, 64, 64, dtype=torch.float64)
+
+    def peak(kind):
+        with torch.set_grad_enabled(grad):
+            return peak_bytes(lambda: body(kind((x[0].clone(), x[1].clone()))))
+
+    assert peak(tuple) - peak(HandedOver) >= 1.9 * x[0].nbytes
+    handed = HandedOver((x[0].clone(), x[1].clone()))
+    found, expected = body(handed), body((x[0], x[1]))
+    assert not handed
+    assert all(map(torch.equal, found, expected))

@@ -23,12 +23,13 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._compile import _disable_dynamo  # torch.compiler.disable, without importing the compiler
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from revseg.engine.drift import Check, Fingerprint, all_finite, raise_pending, tolerance_of
 from revseg.engine.exactness import Exactness
 from revseg.engine.gradients import Grads
 from revseg.engine.memory_format import inner_layout, joined, relaid, restored
-from revseg.engine.steps import Map, Side, Step, Streams, Update, Values
+from revseg.engine.steps import HandedOver, Map, Side, Step, Streams, Update, Values, taken
 from revseg.engine.update import MapPass, UpdatePass, learned
 from revseg.replay.call import Call
 from revseg.replay.context import autocast_state, devices_of
@@ -38,7 +39,7 @@ from revseg.tensors import dense, memory
 @_disable_dynamo
 def run_reversible(
     steps: Sequence[Step],
-    streams: Streams,
+    streams: Streams | HandedOver,
     side: Values,
     join: bool,
     keep: int,
@@ -49,7 +50,7 @@ def run_reversible(
 
     Args:
         steps: The chain.
-        streams: Its two inputs, of one dtype and layout.
+        streams: Its two inputs, of one dtype and layout. Those that are handed over go as they are updated.
         side: What every function is given besides its stream; its tensors get gradients.
         join: Return one tensor, the outputs joined along dim 1, instead of the pair.
         keep: How many of the last updates keep their graphs instead of being run again.
@@ -60,17 +61,16 @@ def run_reversible(
     state if it drew, and the residue that undoing the update needs.
     """
     raise_pending()
-    steps, given = list(steps), Side(side)
+    steps, given, outputs = list(steps), Side(side), taken(streams)
     functions = {id(step.fn) for step in steps if isinstance(step, Update)}
     moved = any(x.requires_grad for x in given.tensors)
     while steps and not (
-        moved or any(x.requires_grad for x in streams) or _has_trainable(steps[0], functions)
+        moved or any(x.requires_grad for x in outputs) or _has_trainable(steps[0], functions)
     ):
-        streams = steps.pop(0).forward(streams, side)  # a frozen beginning needs no backward pass
+        outputs = steps.pop(0).forward(outputs, side)  # a frozen beginning needs no backward pass
     if not steps:
-        return torch.cat(streams, 1) if join else streams
-    chain = _Chain(steps, streams, given, functions, join, keep, check, exact)
-    outputs: Any = streams
+        return torch.cat(outputs, 1) if join else outputs
+    chain = _Chain(steps, outputs, given, functions, join, keep, check, exact)
     for i in range(len(steps)):
         run = chain.prepared(i, outputs)
         outputs = _Step.apply(chain, i, run, *outputs, *run.tensors)  # type: ignore[no-untyped-call]
@@ -218,7 +218,7 @@ class _Chain:
         streams = relaid(x1, self.layout), relaid(x2, self.layout)
         self.fingerprint = Fingerprint.of(streams, not self.exact.rounds) if self.check else None
         self.exact.begin(streams)
-        self.inputs = {memory(x1), memory(x2)}
+        self.inputs = {StorageWeakRef(x.untyped_storage()) for x in (x1, x2)}  # type: ignore[no-untyped-call]
         return streams
 
     def left(self, streams: Streams) -> tuple[Tensor, ...]:
@@ -226,7 +226,8 @@ class _Chain:
         if self.join:
             return (joined(streams, self.layout),)
         restored_streams = (restored(y, self.layout) for y in streams)
-        return tuple(y.clone() if memory(y) in self.inputs else y for y in restored_streams)
+        numbers = {ref.cdata for ref in self.inputs}  # nobody else has these, also where the memory is gone
+        return tuple(y.clone() if memory(y) in numbers else y for y in restored_streams)
 
     def reentered(self, outputs: Sequence[Tensor]) -> list[Tensor]:
         """The output streams in the layout of the chain."""

@@ -20,6 +20,21 @@ Streams = tuple[Tensor, Tensor]
 Values = tuple[Any, ...]
 
 
+class HandedOver(list[Tensor]):
+    """Two streams that whoever is given them takes. A tuple stands in the frames of all callers, and its tensors with it."""
+
+    def take(self) -> Streams:
+        """The streams, which are here no longer."""
+        x1, x2 = self
+        self.clear()
+        return x1, x2
+
+
+def taken(streams: Streams | HandedOver) -> Streams:
+    """The streams, taken if they are handed over."""
+    return streams.take() if isinstance(streams, HandedOver) else streams
+
+
 class Side:
     """What every function of a chain is given besides its stream: tensors, also nested, and other values."""
 
@@ -126,8 +141,9 @@ class Map:
 Step = Update | Map
 
 
-def run_plain(steps: Sequence[Step], streams: Streams, side: Values = ()) -> Streams:
+def run_plain(steps: Sequence[Step], streams: Streams | HandedOver, side: Values = ()) -> Streams:
     """The outputs of the chain, by ordinary autograd, which stores every activation."""
+    streams = taken(streams)
     for step in steps:
         streams = step.forward(streams, side)
     return streams

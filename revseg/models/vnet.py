@@ -22,11 +22,15 @@ of CPP, average pools of 3, 5 and 7 at stride 2; batch norm and PReLU after CPP'
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from revseg.couplings import COUPLINGS
+from revseg.engine.steps import HandedOver
 from revseg.exact.modes import Exact
+from revseg.layers.bands.run import Map
 from revseg.layers.blocks import ConvBNAct, ImageConvBNAct, asymmetric_pairs
 from revseg.layers.recompute import Recompute
 from revseg.layers.stack import Stack
@@ -162,11 +166,26 @@ class VNet(Network):
         )  # whether what stage 3 reads is made of the images once more
 
     def logits(self, images: Tensor) -> Tensor:  # [N, 3, H, W] -> [N, C, h, w]
-        front: nn.Module = nn.Sequential(self.stem, self.stage2, self.down)
+        front: nn.Module = _Row(self.stem, self.stage2, self.down)
         if self._all_again:
             front = Recompute(front, save_activations=self.stage2.save_activations)  # type: ignore[arg-type]
         # One expression: a name would hold the map of one stage while the next one runs.
-        return self.classifier(self.stage3(front(images)))  # type: ignore[no-any-return]
+        return self.classifier(self.stage3(_handed(front(images))))  # type: ignore[no-any-return]
+
+
+class _Row(nn.Sequential):
+    """Modules one after the other, of which none holds the streams that it hands on."""
+
+    def forward(self, x: Map) -> Map:
+        for module in self:
+            x = _handed(x)
+            x = module(x)
+        return x
+
+
+def _handed(x: Map) -> Any:
+    """Streams so that the next module alone holds them; a map, or what nobody runs by bands, as it is."""
+    return HandedOver(x) if isinstance(x, tuple) and not torch.compiler.is_compiling() else x
 
 
 def _check(
