@@ -52,6 +52,11 @@ def memory(x: Tensor) -> int:
     return number
 
 
+def like(x: Tensor) -> tuple[torch.Size, tuple[int, ...], torch.dtype]:
+    """What two tensors share of which one may lie in the other's memory."""
+    return x.shape, x.stride(), x.dtype
+
+
 def own(y: Tensor, *others: Tensor) -> Tensor:
     """The tensor with memory of its own: a copy if one of the others lies in the same."""
     return y.clone() if memory(y) in map(memory, others) else y

@@ -32,7 +32,8 @@ class Function(Protocol):
     """One run of a function in a forward pass, and the means to repeat it.
 
     What a function with gradients of its own gives must follow from its input, its tensors and what `run` notes; it draws
-    no random numbers, and only `run` changes buffers. It need not add to a stream that does not fit.
+    no random numbers, and only `run` changes buffers. It need not add to a stream that does not fit. One whose value
+    always is memory that nobody else has says so by an attribute `gives_new_memory`, and the stream may take that.
     """
 
     tensors: list[

@@ -56,7 +56,7 @@ class UpdatePass:
             self.tensors = [*self.tensors, *self.learned.parameters]
         wanted[step.target] |= self.source_wanted or any(map(_requires_grad, self.tensors))
         # whether a function may add its value itself, in its last pass
-        self.additive = exact.rounds and getattr(step.rule, "additive", False)
+        self.additive = exact.adds and getattr(step.rule, "additive", False)
         self.note: Any = None  # of how the residue is read
 
     def forward(self, streams: Streams) -> tuple[Streams, list[Tensor]]:
@@ -66,18 +66,15 @@ class UpdatePass:
         before = versions(source, x)
         self.strides = source.stride()
         with Turn():
-            h, added = self.function.run(source, (x, 1) if self.additive else None)
+            h, added = self.function.run(source, (x, 1) if self.additive and self.exact.rounds else None)
         value = h.detach() if isinstance(h, Tensor) else h
         del h
         if added is not None:
             self.dtypes = {added, *map(_dtype, self.tensors)}
             return step.replace(streams, step.accepted(streams, value, before)), []
-        y = step.checked(streams, value, before)
+        spent = getattr(self.function, "gives_new_memory", False)
+        y, residue, self.note = self.exact.update(step, streams, value, before, spent, self.autocast)
         self.dtypes = {value.dtype, *map(_dtype, self.tensors)}
-        residue: list[Tensor] = []
-        if not self.exact.rounds:
-            with autocast_as(self.autocast):
-                residue, self.note = self.exact.after_update(step, x, y, value)
         return step.replace(streams, y), residue
 
     def backward(
@@ -105,9 +102,9 @@ class UpdatePass:
         (value, added), differentiate = self.function.rerun(
             laid_out(streams[s], self.strides), tensors, (streams[t], -1) if self.additive else None, wanted
         )
-        dtype = value.dtype
+        dtype = value.dtype if added is None or self.exact.rounds else added
         if added is not None:
-            streams[t] = value
+            streams[t] = self.exact.restored(value, residue, self.note)
         else:
             with autocast_as(self.autocast):
                 with self._ruled(of_rule):

@@ -35,8 +35,9 @@ from revseg.engine.exactness import Exactness
 from revseg.engine.steps import Map, Rule, Step, Streams, Update
 from revseg.exact.conditions import check_conditions, conditions
 from revseg.exact.grid import GridRule, check_range, extremes_of, snap
-from revseg.exact.residue import Layout, pack, restore
-from revseg.tensors import own
+from revseg.exact.residue import Layout, add, pack, restore
+from revseg.replay.context import Autocast
+from revseg.tensors import like, own
 
 Exact = bool | Literal["lossless"]
 
@@ -65,6 +66,8 @@ class _Bitwise(Exactness):
 
 class _Grid(_Bitwise):
     """`exact=True`."""
+
+    adds = False
 
     def __init__(self) -> None:
         self.watched: list[tuple[str, Tensor]] = []
@@ -109,9 +112,24 @@ class _Lossless(_Bitwise):
     def __str__(self) -> str:
         return "exact='lossless'"
 
+    def update(
+        self, step: Update, streams: Streams, h: Any, before: list[int], spent: bool, autocast: Autocast
+    ) -> tuple[Tensor, list[Tensor], Any]:
+        x = streams[step.target]
+        alike = isinstance(h, Tensor) and like(h) == like(x)
+        if not (alike and getattr(step.rule, "additive", False)):
+            return super().update(step, streams, h, before, spent, autocast)
+        y = h if spent else torch.empty_like(h)
+        packed, note = add(x, h, y)
+        return step.accepted(streams, y, before), [packed], note
+
     def after_update(self, step: Update, x: Tensor, y: Tensor, h: Tensor) -> tuple[list[Tensor], Any]:
         residue, layout = pack(x, step.rule.uncouple(y, h))
         return [residue], layout
+
+    def restored(self, back: Tensor, residue: Sequence[Tensor], note: Any) -> Tensor:
+        (packed,) = residue
+        return restore(back, packed, note)
 
     def undo(self, rule: Rule, y: Tensor, h: Tensor, residue: Sequence[Tensor], note: Any) -> Tensor:
         back = rule.uncouple(y, h)

@@ -11,12 +11,13 @@ does every saved tensor.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from revseg.tensors import bits, describe, has_values, laid_out
+from revseg.tensors import bits, describe, flat, has_values, laid_out
 
 CODED = 1 / 4  # bytes a value: the codes
 ESCAPES = 0.1  # more of them, as a guess: 0.03 to 0.08 in additive blocks, 0.17 in VNet
@@ -53,11 +54,41 @@ def pack(x: Tensor, back: Tensor) -> tuple[Tensor, Layout]:
     """
     if (back.shape, back.dtype) != (x.shape, x.dtype):
         raise ValueError(f"uncouple must give back a stream {describe(x)}, got {describe(back)}")
-    strides = x.stride()
     if not has_values(x):
-        return x.new_empty(round(x.numel() * (CODED + ESCAPES)), dtype=torch.uint8), Layout(strides, [], 0)
-    chunks = zip(_chunks(bits(x)), _chunks(bits(laid_out(back, strides))), strict=True)
-    codes, escaped = zip(*(_encode(a - b) for a, b in chunks), strict=True)
+        return _without_values(x)
+    chunks = zip(_chunks(bits(x)), _chunks(bits(laid_out(back, x.stride()))), strict=True)
+    return _packed((a - b for a, b in chunks), x.stride())
+
+
+def add(x: Tensor, h: Tensor, out: Tensor) -> tuple[Tensor, Layout]:
+    """Adds h to x; gives what undoing that by a subtraction would lose, as `pack` does.
+
+    Args:
+        x: The stream before the update, without gaps.
+        h: The value, of the same dtype and strides.
+        out: Where the sum goes, of the same strides; may be h.
+    """
+    if not has_values(x):
+        return _without_values(x)
+    parts = zip(*(_chunks(flat(each)) for each in (x, h, out)), strict=True)
+    return _packed((_added(*part) for part in parts), x.stride())
+
+
+def _added(x: Tensor, h: Tensor, out: Tensor) -> Tensor:
+    """The differences of a part."""
+    y = x + h
+    back = y - h
+    out.copy_(y)
+    return bits(x) - bits(back)
+
+
+def _without_values(x: Tensor) -> tuple[Tensor, Layout]:
+    return x.new_empty(round(x.numel() * (CODED + ESCAPES)), dtype=torch.uint8), Layout(x.stride(), [], 0)
+
+
+def _packed(differences: Iterable[Tensor], strides: tuple[int, ...]) -> tuple[Tensor, Layout]:
+    """The differences of parts, packed."""
+    codes, escaped = zip(*map(_encode, differences), strict=True)
     narrow, wide = _narrow(torch.cat(escaped))
     packed = torch.cat((wide.view(torch.uint8), *codes, narrow.view(torch.uint8)))
     return packed, Layout(strides, [len(each) for each in escaped], wide.nbytes)

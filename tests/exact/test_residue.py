@@ -9,7 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from revseg import AdditiveCoupling, AffineCoupling, OneSidedCoupling, ReversibleSequence
 from revseg.exact import residue as module
-from revseg.exact.residue import pack, restore
+from revseg.exact.residue import add, pack, restore
 from revseg.memory import peak_bytes, saved_bytes
 from revseg.tensors import bits
 from tests.exact.twins import blocks_of, float_input, networks
@@ -183,3 +183,18 @@ def test_the_grid_needs_no_memory_and_lossless_its_residues(monkeypatch):
     assert saved_grid == saved
     assert grid <= 1.05 * default
     assert lossless <= default + (saved_lossless - saved)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("spent", [True, False])
+def test_a_sum_is_packed_as_it_is_added(dtype, spent):
+    """In parts, without the difference as a whole; over the value, if nobody else needs that."""
+    x, h = torch.randn(2, 300_000).to(dtype)
+    value, out = h.clone(), h if spent else torch.empty_like(h)
+    packed, layout = add(x, h, out)
+    expected, expected_layout = pack(x, (x + value) - value)
+    assert torch.equal(out, x + value)
+    assert torch.equal(h, out if spent else value)
+    assert torch.equal(packed, expected)
+    assert layout == expected_layout
+    assert torch.equal(restore(out - value, packed, layout), x)

@@ -7,7 +7,9 @@ normalised map. So a pass goes over the bands of layer j with the sums of its ma
     takes the gradient of raw map j, of the weight, and of the activated map j - 1,
     and adds up, of the latter, the sums that the next pass will need.
 
-Gradients of maps exist in the bands that the next pass has not read yet: one map in all.
+Gradients of maps exist in the bands that the next pass has not read yet: one map in all. Where maps are of one shape they lie in
+one piece of memory, in which each pass writes over what it has read; the last raw map lay there before, the gradient of the
+input does in the end.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from torch import Tensor
 
 from revseg.engine.gradients import Grads
 from revseg.layers.bands.cut import BandPlan
-from revseg.layers.bands.rows import Band, Images, Kept, Rows, Sliding, Whole
+from revseg.layers.bands.rows import Asked, Band, Images, InPlace, Kept, Rows, Sliding, Whole
 from revseg.layers.bands.walk import Source, Walk
 from revseg.layers.linear import summed
 from revseg.layers.norms import bn_act, bn_act_gradient, bn_act_sums
@@ -36,12 +38,12 @@ def gradients_by_bands(
     dz: Whole,
     wanted: Sequence[bool],
     kept: MutableMapping[int, Kept],
-    make_dx: Callable[[], Whole] | None,
+    asked_dx: Asked | None,
     keep: Sequence[int] = (),
     before: Grads | None = None,
     more: bool = False,
 ) -> Grads:
-    """The gradient of each parameter; that of the input is written to what `make_dx` gives.
+    """The gradient of each parameter; that of the input is written to what `asked_dx` gives.
 
     Args:
         plan: The row of layers, which has its statistics.
@@ -50,7 +52,7 @@ def gradients_by_bands(
         dz: The gradient of the output; let go when it has been read.
         wanted: Whether the gradient of each parameter is.
         kept: Raw maps that are there; used up.
-        make_dx: Memory for the gradient of the input, asked for when it is needed; None if that is not wanted.
+        asked_dx: Memory for the gradient of the input, asked for when it is needed; None if that is not wanted.
         keep: Raw maps that are to be kept as they are first made.
         before: Gradients of other images, which are added.
         more: Whether images follow; gradients are as wide as sums then.
@@ -58,8 +60,8 @@ def gradients_by_bands(
     norms = plan.norms(parameters)
     found: Grads = [None] * len(parameters) if before is None else before
     incoming: Incoming = partial(dz.rows, layout=plan.layout)
-    keeping = {j: Kept() for j in keep}
     last = len(plan.layers)
+    keeping = {j: plan.kept_map(j) for j in keep}
     source = Source(plan, x, norms, parameters)
     if plan.is_linear(last):  # its gradient is that of its raw map
         keeping.pop(last, None)
@@ -68,6 +70,7 @@ def gradients_by_bands(
         sums = _sums_of_last(source, incoming, kept, keeping)
         kept.update(keeping)
         keeping = {}
+    of_map = kept.get(last)  # where the gradient of the map before goes, if it fits
     for j in range(last, 0, -1):
         slots = plan.slots[j - 1]
         of_norm = [sums[1] * norms[j - 1].inverse_deviation, sums[0], sums[2]]
@@ -80,17 +83,17 @@ def gradients_by_bands(
         of_op = [slot for slot in slots[:-3] if slot is not None]
         asked = [wanted[slot] for slot in of_op]
         deeper = any(wanted[slot] for slot in below)
-        dx = make_dx() if j == 1 and make_dx is not None else None
-        if not (any(asked) or deeper or make_dx is not None):
+        if not (any(asked) or deeper or asked_dx is not None):
             break
-        a_pass = _Pass(source, j, sums, kept, keeping, asked, deeper or make_dx is not None, dx)
+        a_pass = _Pass(source, j, sums, kept, keeping, asked, deeper, asked_dx, of_map)
         of_weights = a_pass.run(incoming)
         dz.release()
         kept.update(keeping)
         keeping = {}
         for slot, gradient in zip(of_op, of_weights, strict=True):
             _add(found, slot, gradient, None if more else parameters[slot].dtype)
-        incoming, sums = partial(a_pass.gradient.rows, spend=True), a_pass.sums
+        of_map, sums = a_pass.gradient, a_pass.sums
+        incoming = partial(of_map.rows, spend=True)
     return found
 
 
@@ -134,22 +137,31 @@ class _Pass:
         keeping: Mapping[int, Kept],
         asked: Sequence[bool],
         deeper: bool,
-        dx: Whole | None,
+        asked_dx: Asked | None,
+        there: Kept | None,
     ) -> None:
         plan, norms = source.plan, source.norms
         self.source, self.plan, self.norms, self.j = source, plan, norms, j
         self.of_map = sums if plan.batch[j - 1] else None
         self.own = kept.pop(j, None)
         self.kept, self.keeping = kept, keeping
-        self.asked, self.deeper, self.dx = asked, deeper, dx
+        self.asked, self.deeper = asked, deeper or asked_dx is not None
         self.op, self.window = plan.op(j), plan.windows[j - 1]
         self.of_op = plan.parameters_of(j, source.parameters)
         self.height, self.rows = plan.shapes[j - 1][2], plan.shapes[j][2]
-        self.gradient = Kept()
+        fits = isinstance(there, InPlace) and plan.fits_in_place(j)
+        self.gradient = there if fits and there is not None else Kept()
+        self.dx = self._memory_of_dx(asked_dx, there if fits else None) if j == 1 else None
         if j > 1:
             self.sums = norms[j - 2].mean.new_zeros(3, plan.shapes[j - 1][1])
         else:
             self.sums = sums
+
+    @staticmethod
+    def _memory_of_dx(asked_dx: Asked | None, there: Kept | None) -> Whole | None:
+        if isinstance(there, InPlace) and asked_dx is not None:
+            asked_dx.give(there.whole)
+        return None if asked_dx is None else asked_dx()
 
     def run(self, incoming: Incoming) -> Grads:
         """The gradients of the op's parameters."""
@@ -197,7 +209,7 @@ class _Pass:
         """Rows of the gradient of raw map j."""
         dz = incoming(images, first, last)
         if self.plan.is_linear(self.j):
-            return dz
+            return dz.clone() if isinstance(self.gradient, InPlace) else dz  # the rows will be written over
         u = self._own_map(images, first, last, x)
         return bn_act_gradient(u, dz, self.norms[self.j - 1], self.of_map, self.plan.values(self.j))
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from revseg import ops
-from revseg.layers.bands.rows import Images, Kept, Whole
+from revseg.layers.bands.rows import Images, InPlace, Kept, Whole
 from revseg.layers.bands.window import Window
 from revseg.layers.layer_input import lowered
 from revseg.layers.linear import LinearOp
@@ -161,6 +161,15 @@ class BandPlan(Plan):
         groups = max(1, round(len(self.groups) * self.bands.kept / count)) if count else 0
         among = images in self.groups[:groups]
         return {j: kept for j, kept in keep.items() if among or j == len(self.layers)}
+
+    def kept_map(self, j: int) -> Kept:
+        """Memory for raw map j; of the last one in one piece, if the gradients of those before fit into it."""
+        last = j == len(self.layers) and self.fits_in_place(j)
+        return InPlace((self._count(), *self.shapes[j][1:]), self.images.start) if last else Kept()
+
+    def fits_in_place(self, j: int) -> bool:
+        """Whether gradients of map j - 1 may be written over rows of map j that were read."""
+        return tuple(self.shapes[j]) == tuple(self.shapes[j - 1]) and self.windows[j - 1].above >= 0
 
     def kept_last(self) -> list[int]:
         """The last raw map, which the gradient of the one before then takes the place of, band by band."""

@@ -29,6 +29,8 @@ class BandedRow:
         bands: How it is cut.
     """
 
+    gives_new_memory = True
+
     def __init__(self, layers: Sequence[Layer], x: Whole, bands: Bands) -> None:
         self.plan = BandPlan(layers, x, bands)
         self.tensors = self.plan.parameters
@@ -53,12 +55,12 @@ class BandedRow:
         tensors: Sequence[Tensor],
         dz: Whole,
         wanted: Sequence[bool],
-        make_dx: Callable[[], Whole] | None,
+        asked_dx: Asked | None,
     ) -> Grads:
-        """The gradient of each tensor in a second run, whose output nobody asks for; that of the input into `make_dx`'s memory."""
+        """The gradient of each tensor in a second run, whose output nobody asks for; that of the input into memory of `asked_dx`."""
         with torch.no_grad(), self.plan.no_autocast():
             parts = self._parts(x, tensors)
-            return _gradients(parts, x, tensors, dz, wanted, {}, make_dx)
+            return _gradients(parts, x, tensors, dz, wanted, {}, asked_dx)
 
     def _parts(self, x: Whole, tensors: Sequence[Tensor]) -> list[BandPlan]:
         """What goes through the row by itself, with its statistics; of a second run."""
@@ -93,8 +95,8 @@ class BandedRow:
         def differentiate(dh: Tensor, before: Grads) -> Grads:
             dx = Asked(Whole(x))
             with plan.no_autocast():
-                make_dx = dx if asked[0] else None
-                of_tensors = _gradients(parts, dx.x, tensors, Whole(dh), asked[1:], kept, make_dx)
+                asked_dx = dx if asked[0] else None
+                of_tensors = _gradients(parts, dx.x, tensors, Whole(dh), asked[1:], kept, asked_dx)
             found = [*dx.gradients(), *of_tensors]
             return [total(more, so_far, dh) for more, so_far in zip(found, before, strict=True)]
 
@@ -133,7 +135,7 @@ def _gradients(
     dz: Whole,
     wanted: Sequence[bool],
     kept: MutableMapping[int, Kept],
-    make_dx: Callable[[], Whole] | None,
+    asked_dx: Asked | None,
 ) -> Grads:
     """The gradient of each tensor, added up over what goes through the row by itself; raw maps that are kept are used up."""
     found: Grads | None = None
@@ -141,7 +143,7 @@ def _gradients(
     for part in parts:
         more = part is not parts[-1]
         given = copy.copy(dz) if more else dz  # which lets it go
-        found = gradients_by_bands(part, x, tensors, given, wanted, kept, make_dx, keep, found, more)
+        found = gradients_by_bands(part, x, tensors, given, wanted, kept, asked_dx, keep, found, more)
         kept.clear()
     assert found is not None
     return found

@@ -9,7 +9,7 @@ back as it is used up; `Sliding` a map that is made in order, and never more of 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from revseg.engine.gradients import Grads
-from revseg.tensors import dense, in_layout
+from revseg.tensors import CHANNELS_LAST, dense, in_layout, is_channels_last, like
 
 Images = slice  # which of a batch
 
@@ -115,6 +115,38 @@ class Kept:
         return found[0] if len(found) == 1 else torch.cat(found, 2)
 
 
+class InPlace(Kept):
+    """A map in one piece of memory. Whoever uses it up writes rows of another map of its shape over those that were read.
+
+    Args:
+        shape: Of the map [N, C, rows, ...].
+        start: The number of its first image.
+    """
+
+    def __init__(self, shape: Sequence[int], start: int) -> None:
+        super().__init__()
+        self.shape, self.start = tuple(shape), start
+        self.whole: Tensor | None = None  # made with the first rows, in their layout
+        self.there: set[int] = set()
+
+    def has(self, images: Images) -> bool:
+        return images.start in self.there
+
+    def append(self, images: Images, first: int, band: Tensor) -> None:
+        if self.whole is None:
+            layout = CHANNELS_LAST[band.ndim] if is_channels_last(band) else torch.contiguous_format
+            self.whole = band.new_empty(self.shape).contiguous(memory_format=layout)
+        self.there.add(images.start)
+        self._of(images)[:, :, first : first + band.shape[2]] = band
+
+    def rows(self, images: Images, first: int, last: int, spend: bool) -> Tensor:
+        return self._of(images)[:, :, first:last]
+
+    def _of(self, images: Images) -> Tensor:
+        assert self.whole is not None
+        return self.whole[images.start - self.start : images.stop - self.start]
+
+
 class Asked:
     """Memory for the gradient of an input, made when a pass first asks for it.
 
@@ -130,6 +162,13 @@ class Asked:
         if self.made is None:
             self.made = self.x.like()
         return self.made
+
+    def give(self, memory: Tensor | None) -> None:
+        """Memory to be taken, if it is like that of the input."""
+        x = self.x.parts[0]
+        alone = type(self.x) is Whole and len(self.x.parts) == 1 and self.made is None
+        if memory is not None and alone and like(memory) == like(x):
+            self.made = Whole(memory)
 
     def gradients(self) -> Grads:
         """Of the parts of the input; None of each if no pass asked."""
