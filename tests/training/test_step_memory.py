@@ -9,21 +9,14 @@ import pytest
 import torch
 
 from revseg.data import SyntheticStreets
-from revseg.training import TrainSettings, loop, run, step_memory, train
+from revseg.training import loop, run, step_memory, train
 from revseg.training.results import compare_memory, predict_both
 from revseg.training.run import LoaderError
 from revseg.training.setup import build_model, create_criterion
 from revseg.training.step_memory import MemoryExhaustedError, advice, level_within
+from tests.training.tiny import TINY
 
-SETTINGS = TrainSettings(
-    size=(128, 256),
-    batch=4,
-    model_args=("widths=4,8,16",),
-    train_samples=4,
-    val_samples=1,
-    epochs=1,
-    threads=1,
-)
+SETTINGS = replace(TINY, size=(128, 256), batch=4, val_samples=1)
 SIZE = (128, 256)
 
 
