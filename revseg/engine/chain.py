@@ -122,17 +122,16 @@ class _Step(torch.autograd.Function):
         return None, None, None, *grads, *found
 
 
-def _resumed(ctx: Any) -> tuple[Sequence[Tensor], Sequence[Tensor], _Pass]:
-    """The tensors of a step, its residue, and how far the pass is. A joined output is let go of, unless it is kept for another pass."""
+def _resumed(ctx: Any) -> tuple[Sequence[Tensor], list[Tensor], _Pass]:
+    """The tensors of a step, its residue, and how far the pass is. Outputs and residue are let go of, unless they are kept for another pass."""
     chain: _Chain = ctx.chain
     saved: tuple[Tensor, ...] = ctx.saved_tensors
-    tensors, rest = saved[: (count := len(ctx.run.tensors))], saved[count:]
+    tensors, rest = saved[: (count := len(ctx.run.tensors))], list(saved[count:])
+    ctx.maybe_clear_saved_tensors()
     if ctx.i != chain.last:
         return tensors, rest, chain.passes.pop(_task())
     outputs = 1 if chain.join else 2
     streams = chain.reentered(rest[-outputs:])
-    if chain.join:
-        ctx.maybe_clear_saved_tensors()
     return tensors, rest[:-outputs], _Pass(streams, all_finite(streams) if chain.check else None, {})
 
 

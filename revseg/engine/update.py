@@ -82,7 +82,7 @@ class UpdatePass:
         streams: list[Tensor],
         grads: Grads,
         tensors: Sequence[Tensor],
-        residue: Sequence[Tensor],
+        residue: list[Tensor],
         before: Grads,
     ) -> Grads:
         """Take the update back, in `streams` and in `grads`; the gradient of each tensor.
@@ -91,7 +91,7 @@ class UpdatePass:
             streams: The two streams after the update.
             grads: Their gradients.
             tensors: Those of the function and of the rule, as autograd kept them.
-            residue: What `forward` gave.
+            residue: What `forward` gave; let go of.
             before: The gradient that each tensor has so far.
         """
         s, t, rule = self.step.source, self.step.target, self.step.rule
@@ -114,6 +114,7 @@ class UpdatePass:
                 elif dy is not None:
                     grads[t], dh, *moved = self._gradients_of_rule(streams[t], value, of_rule, dy, moved)
         del value, dy  # freed before gradients take room
+        residue.clear()
         if dh is None or differentiate is None:
             return [*own_before, *moved]
         grads[s], *found = differentiate(dh.to(dtype), [grads[s], *own_before])
@@ -125,7 +126,7 @@ class UpdatePass:
         streams: list[Tensor],
         grads: Grads,
         tensors: Sequence[Tensor],
-        residue: Sequence[Tensor],
+        residue: list[Tensor],
         before: Grads,
     ) -> Grads:
         """The same, differentiable once more (`create_graph=True`).
@@ -206,7 +207,7 @@ class MapPass:
         streams: list[Tensor],
         grads: Grads,
         tensors: Sequence[Tensor],
-        residue: Sequence[Tensor],
+        residue: list[Tensor],
         before: Grads,
     ) -> Grads:
         """Take the map back, in `streams` and in `grads`."""

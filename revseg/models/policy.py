@@ -110,16 +110,17 @@ class MemoryPolicy:
         """What stands in the place of a block inside of a row, or of a function: the whole goes by bands, if anything does."""
         return module if self.bands is not None else self.block(module)
 
-    def row(self, module: nn.Module, streams: bool = False) -> nn.Module:
+    def row(self, module: nn.Module, streams: bool = False, ends: bool = False) -> nn.Module:
         """What stands in the place of a block that is a row of layers.
 
         Args:
             module: A `Stack`, or a module that is one layer.
             streams: Whether a sequence reads it, and would take its halves. By bands they are made as such.
+            ends: Whether a part of the network ends with it that runs again by bands (`ByBands`).
         """
         if self.bands is None:
             return self.block(module)
-        return ByBands(module, self.bands, streams=streams, save_activations=self.save_activations)
+        return ByBands(module, self.bands, streams=streams, ends=ends, save_activations=self.save_activations)
 
     def function(self, module: Stack) -> Stack:
         """The function of a coupling."""

@@ -116,6 +116,8 @@ class VNet(Network):
         check_choice("coupling", coupling, tuple(FUNCTIONS))
         check_choice("layout", layout, LAYOUTS)
         policy = MemoryPolicy.of(memory, save_activations).beside_sequences()
+        if exact == "lossless":
+            policy = policy.keeping_no_maps()  # residues stand where they would
         conv: Callable[..., nn.Module] = partial(
             ConvBNAct, activation=activation, eps=bn_eps, momentum=bn_momentum
         )
@@ -158,7 +160,7 @@ class VNet(Network):
         stem = policy.inner(Stack(first, conv(w1, w1), conv(w1, w1)))  # 1/2
         self.stem = policy.row(Stack(stem, cpp(w1, w2)), streams=True)  # 1/4
         self.stage2 = v_modules(w2, alpha, dilations[0])
-        self.down = policy.row(cpp(w2, w3), streams=True)  # 1/8
+        self.down = policy.row(cpp(w2, w3), streams=True, ends=True)  # 1/8
         self.stage3 = v_modules(w3, beta, dilations[1])
         self.classifier = policy.head(nn.Conv2d(w3, num_classes, 1, bias=classifier_bias))
         self._all_again = (
@@ -168,7 +170,8 @@ class VNet(Network):
     def logits(self, images: Tensor) -> Tensor:  # [N, 3, H, W] -> [N, C, h, w]
         front: nn.Module = _Row(self.stem, self.stage2, self.down)
         if self._all_again:
-            front = Recompute(front, save_activations=self.stage2.save_activations)  # type: ignore[arg-type]
+            # what it ends with is not made again, to be compared; stage 2 checks what it reads and makes
+            front = Recompute(front, save_activations=self.stage2.save_activations, check=None)  # type: ignore[arg-type]
         # One expression: a name would hold the map of one stage while the next one runs.
         return self.classifier(self.stage3(_handed(front(images))))  # type: ignore[no-any-return]
 

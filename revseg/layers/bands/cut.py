@@ -171,6 +171,21 @@ class BandPlan(Plan):
         """Whether gradients of map j - 1 may be written over rows of map j that were read."""
         return tuple(self.shapes[j]) == tuple(self.shapes[j - 1]) and self.windows[j - 1].above >= 0
 
+    def lies_over(self, x: Sequence[Tensor], dz: Sequence[Tensor]) -> bool:
+        """Whether the gradient of the input of the one layer may lie where that of its output does.
+
+        Rows of the one are written when those of the other that lie there were read: as many bytes, row by row.
+        """
+        alone = len(self.layers) == 1 and not self.is_linear(1)
+        return alone and len(x) == len(dz) and all(map(self._lies_over, x, dz))
+
+    def _lies_over(self, x: Tensor, dz: Tensor) -> bool:
+        window, layout = self.windows[0], CHANNELS_LAST.get(x.ndim)
+        if layout is None or window.above < 0 or x.shape[2] != dz.shape[2] * window.step:
+            return False
+        dense = all(each.is_contiguous(memory_format=layout) for each in (x, dz))
+        return dense and (len(x), x.nbytes, x.dtype) == (len(dz), dz.nbytes, dz.dtype)
+
     def kept_last(self) -> list[int]:
         """The last raw map, which the gradient of the one before then takes the place of, band by band."""
         return [len(self.layers)] if len(self.layers) > 1 else []

@@ -22,25 +22,38 @@ from revseg.layers.norms import bn_act, bn_act_add
 from revseg.replay.memo import remember
 
 
-def find_statistics(plan: BandPlan, x: Whole, parameters: Sequence[Tensor]) -> Mapping[int, Kept]:
-    """Sets `plan.statistics`, and moves running ones of batches on, unless they are remembered; the raw map that is there then, if any."""
+def find_statistics(
+    plan: BandPlan, x: Whole, parameters: Sequence[Tensor], last: Kept | None = None
+) -> Mapping[int, Kept]:
+    """Sets `plan.statistics`, and moves running ones of batches on, unless they are remembered.
+
+    Args:
+        plan: The row of layers.
+        x: Its input.
+        parameters: Of all layers.
+        last: Where the last raw map goes; by default into pieces of its own.
+
+    Returns:
+        The raw map that is there then, if any.
+    """
     plan.statistics = []
     there: dict[int, Kept] = {}
     norms: list[ops.Norm] = []
     source = Source(plan, x, norms, parameters)
     for j in range(1, len(plan.layers) + 1):
-        plan.statistics.append(remember(partial(_statistics, source, there, j)))
+        made = last if last is not None and j == len(plan.layers) else Kept()
+        plan.statistics.append(remember(partial(_statistics, source, there, j, made)))
         norms.append(plan.norm(j - 1, parameters))
     return there
 
 
-def _statistics(source: Source, there: dict[int, Kept], j: int) -> tuple[Tensor, Tensor]:
+def _statistics(source: Source, there: dict[int, Kept], j: int, made: Kept) -> tuple[Tensor, Tensor]:
     """Mean and variance of raw map j; the map takes the place of the one that was there."""
     plan = source.plan
     layer = plan.layers[j - 1]
     if not layer.uses_batch():
         return layer.running()
-    made, spent = Kept(), max(there, default=None)
+    spent = max(there, default=None)
     parts = []
     for images in plan.groups:
         walk = Walk(source, images, there, spent, {j: made})

@@ -15,6 +15,7 @@ from revseg.layers.bands.run import Map, joined, run_by_bands
 from revseg.layers.recompute import Recompute
 from revseg.layers.stack import layers_of, stacks_are_right
 from revseg.layers.stack_layer import Layer
+from revseg.replay.call import is_recomputing
 
 
 def may_go_by_bands(wrapper: Recompute, parts: Sequence[Tensor]) -> bool:
@@ -41,6 +42,8 @@ class ByBands(Recompute):
             local, and of one with statistics both of the batch and of each image, this is a `Recompute`.
         bands: How maps are cut, and what may be kept whole.
         streams: The output is two tensors, its halves by channels, as a `ReversibleSequence` takes them without a copy.
+        ends: It is what a `Recompute` without a check ends with: in the second run nobody reads its output, which is not
+            made then, but has a gradient.
         save_activations: True for the plain twin: ordinary autograd, the same numbers.
         check: See `Recompute`; the layers of a row by bands have no hidden state, and are not checked.
 
@@ -57,11 +60,12 @@ class ByBands(Recompute):
         bands: Bands | None = None,
         *,
         streams: bool = False,
+        ends: bool = False,
         save_activations: bool = False,
         check: Check = "error",
     ) -> None:
         super().__init__(module, save_activations=save_activations, check=check)
-        self.bands, self.streams = bands or Bands(), streams
+        self.bands, self.streams, self.ends = bands or Bands(), streams, ends
 
     def forward(self, x: Map) -> Any:
         """The output [N, C, h, ...], or its halves.
@@ -74,7 +78,8 @@ class ByBands(Recompute):
         if layers is None:
             y = super().forward(joined(parts))
             return tuple(y.chunk(2, 1)) if self.streams else y
-        y = run_by_bands(layers, parts, self.bands, self.streams)
+        without = self.ends and is_recomputing() and torch.is_grad_enabled()
+        y = run_by_bands(layers, parts, self.bands, self.streams, without)
         return y if self.streams else y[0]
 
     def _layers(self, parts: Sequence[Tensor]) -> Sequence[Layer] | None:

@@ -13,7 +13,7 @@ from revseg.engine.gradients import Grads, total
 from revseg.layers.bands.backward import gradients_by_bands
 from revseg.layers.bands.cut import FIRST_RUN, BandPlan, Bands
 from revseg.layers.bands.forward import find_statistics, move_by_images, write_values
-from revseg.layers.bands.rows import Asked, Kept, Whole
+from revseg.layers.bands.rows import Asked, Kept, Whole, Written
 from revseg.layers.stack_layer import Layer
 from revseg.replay.call import is_recomputing
 from revseg.replay.memo import noting, reminding
@@ -36,18 +36,30 @@ class BandedRow:
         self.tensors = self.plan.parameters
 
     def first_run(self, x: Whole, make_y: Callable[[], Whole], onto: Onto | None = None) -> Whole:
-        """The output, in memory that is asked for when statistics have been found."""
+        """The output, in memory that is asked for when statistics have been found; of one layer, before, as its raw map lies there."""
         plan = self.plan if is_recomputing() else self.plan.wider(FIRST_RUN)
         y: Whole | None = None
         with torch.no_grad(), noting() as self.noted, plan.no_autocast():
             parts = plan.parts()
             for part in parts:
-                there = find_statistics(part, x, self.tensors)
+                if y is None and len(part.layers) == 1:
+                    y = make_y()
+                fits = y is not None and y.parts[0].dtype == part.dtype and len(part.layers) == 1
+                last = Written(y) if fits and y is not None else None
+                there = find_statistics(part, x, self.tensors, last)
                 y = make_y() if y is None else y
                 write_values(part, x, self.tensors, there, {}, y, onto)
             move_by_images(parts)
         assert y is not None
         return y
+
+    def take_statistics(self, x: Whole) -> None:
+        """A second run whose output nobody asks for: it takes the statistics of the first one."""
+        with torch.no_grad(), noting() as self.noted, self.plan.no_autocast():
+            parts = self.plan.parts()
+            for part in parts:
+                find_statistics(part, x, self.tensors)
+            move_by_images(parts)
 
     def gradients(
         self,

@@ -135,7 +135,7 @@ class InPlace(Kept):
     def append(self, images: Images, first: int, band: Tensor) -> None:
         if self.whole is None:
             layout = CHANNELS_LAST[band.ndim] if is_channels_last(band) else torch.contiguous_format
-            self.whole = band.new_empty(self.shape).contiguous(memory_format=layout)
+            self.whole = torch.empty(self.shape, dtype=band.dtype, device=band.device, memory_format=layout)
         self.there.add(images.start)
         self._of(images)[:, :, first : first + band.shape[2]] = band
 
@@ -145,6 +145,29 @@ class InPlace(Kept):
     def _of(self, images: Images) -> Tensor:
         assert self.whole is not None
         return self.whole[images.start - self.start : images.stop - self.start]
+
+
+class Written(Kept):
+    """A raw map that lies where the output of the row will: rows of it are activated in their places.
+
+    Args:
+        y: That memory.
+    """
+
+    def __init__(self, y: Whole) -> None:
+        super().__init__()
+        self.y = y
+        self.there: set[int] = set()
+
+    def has(self, images: Images) -> bool:
+        return images.start in self.there
+
+    def append(self, images: Images, first: int, band: Tensor) -> None:
+        self.there.add(images.start)
+        self.y.write(images, first, band)
+
+    def rows(self, images: Images, first: int, last: int, spend: bool) -> Tensor:
+        return self.y.rows(images, first, last, None)
 
 
 class Asked:
