@@ -19,6 +19,7 @@ _BLOCK = 16  # channels that oneDNN lays side by side
 _SMALL_BLOCK = 8  # and for gradients of weights, if there are no more
 _FAR = 8  # overhanging pixels from which the gradient of a map is made of columns,
 _FEW = 64  # if it has no more channels than these
+_WIDE = 3  # columns of a kernel, beyond which gradients of depthwise weights are made as for any groups
 _BOTH = (True, True, False)
 _FORWARD = torch.ops.aten.convolution.default
 _BACKWARD = torch.ops.aten.convolution_backward.default
@@ -51,10 +52,22 @@ class _Conv:
         return max(d * (k - 1) for d, k in zip(self.dilation, self.weight.shape[2:], strict=False))
 
     @property
+    def is_larger_than_map(self) -> bool:
+        """Whether the kernel is, in every direction."""
+        sizes = zip(self.dilation, self.weight.shape[2:], self.y.shape[2:], strict=False)
+        return all(d * (k - 1) >= n for d, k, n in sizes)
+
+    @property
     def overhang(self) -> int:
         """How many of these lie beyond the padding."""
         sizes = zip(self.dilation, self.weight.shape[2:], self.padding, strict=False)
         return max(d * (k - 1) - p for d, k, p in sizes)
+
+    @property
+    def as_groups(self) -> bool:
+        """Whether gradients of a depthwise convolution are made as those of any groups."""
+        wide = self.wanted[1] and self.weight.shape[-1] > _WIDE
+        return wide or max(self.dilation) > 1
 
     @property
     def columns(self) -> int:
@@ -98,10 +111,10 @@ def _slow(backend: str, conv: _Conv) -> Workspace:
 
 
 def _onednn(conv: _Conv) -> Workspace:
-    """Copies in blocks of channels. On channels_last maps nothing is copied but weights."""
+    """Copies in blocks of channels."""
     x, y, w = conv.x, conv.y, conv.weight.nbytes
     if _is_channels_last(x) or _is_channels_last(y):
-        return Workspace(w, 3 * w)
+        return _channels_last(conv)
     half, single = x.element_size() == 2, math.prod(conv.weight.shape[2:]) == 1
     channels, depthwise = x.shape[1], conv.groups == x.shape[1]
     if not conv.backward:
@@ -111,7 +124,7 @@ def _onednn(conv: _Conv) -> Workspace:
         copies = read + w + _blocked(y)
         return Workspace(copies, copies if half and single else _blocked(y))
     thin = conv.groups > 1 and not conv.transposed and channels // conv.groups < _SMALL_BLOCK
-    if thin and (not depthwise or max(conv.dilation) > 1):
+    if thin and (not depthwise or conv.as_groups):
         return Workspace(x.nbytes, x.nbytes)
     sums = (
         5 * _blocked(x[:1]) // 2 if half and not single and not depthwise else 0
@@ -132,6 +145,22 @@ def _onednn(conv: _Conv) -> Workspace:
     if conv.overhang >= _FAR and channels <= _FEW and not depthwise and not half and not conv.transposed:
         return Workspace(x.nbytes + conv.columns, of_weight)
     return Workspace(_blocked(y) + w + _blocked(x), max(_blocked(x), of_weight))
+
+
+def _channels_last(conv: _Conv) -> Workspace:
+    """Maps are copied if they lie otherwise, and weights: of groups each for itself, in whole blocks of channels."""
+    w = conv.weight.nbytes
+    order = torch.channels_last if conv.x.ndim == 4 else torch.channels_last_3d
+    read = (conv.x, conv.y) if conv.backward else (conv.x,)
+    copied = sum(x.nbytes for x in read if not x.is_contiguous(memory_format=order))
+    of_group = (conv.x.shape[1] // conv.groups, conv.y.shape[1] // conv.groups)
+    beside = 3 * w
+    if conv.groups > 1 and not conv.transposed and (of_group != (1, 1) or (conv.backward and conv.as_groups)):
+        blocks = math.prod(-(-channels // _BLOCK) * _BLOCK for channels in of_group)
+        beside = w + w * blocks // math.prod(of_group)
+    elif conv.backward and conv.wanted[1] and conv.groups == 1 and conv.is_larger_than_map:
+        beside = conv.columns + 4 * w
+    return Workspace(copied + w, copied + beside)
 
 
 def _blocked(x: Tensor, block: int = _BLOCK) -> int:

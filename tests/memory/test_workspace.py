@@ -14,6 +14,7 @@ CASES = {  # n, c_in, c_out, k, dilation, groups, h, w
     "larger than the map": (2, 320, 128, 3, 12, 1, 16, 16),
     "depthwise": (2, 64, 64, 3, 1, 64, 24, 48),
     "depthwise, dilated": (2, 64, 64, 3, 4, 64, 24, 48),
+    "depthwise, wide": (2, 64, 64, 7, 1, 64, 24, 48),
     "thin groups": (2, 64, 64, 3, 1, 32, 24, 48),
     "single": (2, 64, 64, 1, 1, 1, 24, 48),
 }
@@ -22,10 +23,20 @@ CASES = {  # n, c_in, c_out, k, dilation, groups, h, w
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", CASES)
 def test_backward_of_a_convolution(name, dtype):
+    assert_backward_is_predicted(name, dtype, torch.contiguous_format)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_backward_on_channels_last_maps(name):
+    """ConvNeXt's blocks are so: weights of 7 x 7, depthwise, are copied 256 times, more than all their maps."""
+    assert_backward_is_predicted(name, torch.float32, torch.channels_last)
+
+
+def assert_backward_is_predicted(name, dtype, memory_format):
     if not torch.backends.mkldnn.is_available() or torch.backends.cpu.get_cpu_capability() != "AVX512":
         pytest.skip("the rules are of oneDNN on a processor with vectors of 512 bits")
     n, c_in, c_out, k, dilation, groups, h, w = CASES[name]
-    x = torch.randn(n, c_in, h, w, dtype=dtype)
+    x = torch.randn(n, c_in, h, w, dtype=dtype).to(memory_format=memory_format)
     weight = torch.randn(c_out, c_in // groups, k, k, dtype=dtype)
     padding = dilation * (k // 2)
     y = F.conv2d(x, weight, None, 1, padding, dilation, groups)
