@@ -14,7 +14,7 @@ class Client:
     Args:
         library: Whose it is.
         make: Makes it, given the library.
-        shape: Of the images.
+        shape: Of the images; so many that maps weigh more than the gradients of all parameters, or no plan takes less.
         skips: Whether maps are read inside of blocks and beyond them too, so that gradients are sums that may
             round otherwise (`revseg.fit`).
     """
@@ -25,8 +25,11 @@ class Client:
     skips: bool = False
 
 
-def _torchvision(name: str, **options: Any) -> Client:
-    return Client("torchvision", lambda library: library.models.get_model(name, weights=None, **options))
+def _torchvision(name: str, images: int = 4, **options: Any) -> Client:
+    shape = (images, 3, 96, 96)
+    return Client(
+        "torchvision", lambda library: library.models.get_model(name, weights=None, **options), shape
+    )
 
 
 def _segmentation(name: str, **options: Any) -> Client:
@@ -34,8 +37,8 @@ def _segmentation(name: str, **options: Any) -> Client:
     return Client("torchvision", lambda library: library.models.get_model(name, weights=None, **options))
 
 
-def _timm(name: str, **options: Any) -> Client:
-    return Client("timm", lambda library: library.create_model(name, **options))
+def _timm(name: str, images: int = 4, **options: Any) -> Client:
+    return Client("timm", lambda library: library.create_model(name, **options), (images, 3, 96, 96))
 
 
 def _smp(kind: str, encoder: str) -> Client:
@@ -52,12 +55,12 @@ CLIENTS = {
     "mobilenet_v3": _torchvision("mobilenet_v3_large"),
     "convnext_tiny": _torchvision("convnext_tiny"),
     "swin_t": _torchvision("swin_t"),
-    "vit_b_16": _torchvision("vit_b_16", image_size=96),
+    "vit_b_16": _torchvision("vit_b_16", images=24, image_size=96),
     "densenet121": _torchvision("densenet121"),
     "efficientnet_b0": _torchvision("efficientnet_b0"),
     "timm resnet26d": _timm("resnet26d"),
     "timm convnext_atto": _timm("convnext_atto", drop_path_rate=0.1),
-    "timm vit_tiny": _timm("vit_tiny_patch16_224", img_size=96),
+    "timm vit_tiny": _timm("vit_tiny_patch16_224", images=16, img_size=96),
     "timm efficientnetv2": _timm("efficientnetv2_rw_t"),
     "smp Unet resnet34": _smp("Unet", "resnet34"),
     "smp FPN resnet18": _smp("FPN", "resnet18"),
