@@ -163,8 +163,11 @@ class BandPlan(Plan):
         return {j: kept for j, kept in keep.items() if among or j == len(self.layers)}
 
     def kept_map(self, j: int) -> Kept:
-        """Memory for raw map j; of the last one in one piece, if the gradients of those before fit into it."""
-        last = j == len(self.layers) and self.fits_in_place(j)
+        """Memory for raw map j; of the last one in one piece, if the gradients of those before fit into it.
+
+        Where other raw maps are kept, the peak is while these are there, and pieces spare the band that is copied.
+        """
+        last = j == len(self.layers) and self.fits_in_place(j) and not self.bands.kept
         return InPlace((self._count(), *self.shapes[j][1:]), self.images.start) if last else Kept()
 
     def fits_in_place(self, j: int) -> bool:
