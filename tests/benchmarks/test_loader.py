@@ -11,4 +11,4 @@ def test_the_question_and_its_table(tmp_path, monkeypatch):
     rows = record.read(tmp_path / "loader.jsonl")["rows"]
     assert [row["of"] for row in rows[:4]] == ["PNG", "PNG", "cache", "cache"]
     assert all(row["images_s"] > 0 for row in rows)
-    assert "| cache, 1 processes |" in report.readme(tmp_path)
+    assert "| cache, 1 process |" in report.readme(tmp_path)
