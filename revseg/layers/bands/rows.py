@@ -115,7 +115,18 @@ class Kept:
         return found[0] if len(found) == 1 else torch.cat(found, 2)
 
 
-class InPlace(Kept):
+class _InOnePiece(Kept):
+    """A map that lies in one piece: bands of an image are there once they were written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.there: set[int] = set()
+
+    def has(self, images: Images) -> bool:
+        return images.start in self.there
+
+
+class InPlace(_InOnePiece):
     """A map in one piece of memory. Whoever uses it up writes rows of another map of its shape over those that were read.
 
     Args:
@@ -127,10 +138,6 @@ class InPlace(Kept):
         super().__init__()
         self.shape, self.start = tuple(shape), start
         self.whole: Tensor | None = None  # made with the first rows, in their layout
-        self.there: set[int] = set()
-
-    def has(self, images: Images) -> bool:
-        return images.start in self.there
 
     def append(self, images: Images, first: int, band: Tensor) -> None:
         if self.whole is None:
@@ -147,7 +154,7 @@ class InPlace(Kept):
         return self.whole[images.start - self.start : images.stop - self.start]
 
 
-class Written(Kept):
+class Written(_InOnePiece):
     """A raw map that lies where the output of the row will: rows of it are activated in their places.
 
     Args:
@@ -157,10 +164,6 @@ class Written(Kept):
     def __init__(self, y: Whole) -> None:
         super().__init__()
         self.y = y
-        self.there: set[int] = set()
-
-    def has(self, images: Images) -> bool:
-        return images.start in self.there
 
     def append(self, images: Images, first: int, band: Tensor) -> None:
         self.there.add(images.start)
