@@ -35,6 +35,12 @@ def quartiles(spread: dict[str, float] | None) -> str:
     return f"{spread['median']:.2f} ({spread['low']:.2f} to {spread['high']:.2f})"
 
 
+def mean_and_range(values: Sequence[float]) -> str:
+    """As in "41.2 (40.8 to 41.9)"; of one value, that alone."""
+    mean = f"{sum(values) / len(values):.1f}"
+    return mean if len(values) == 1 else f"{mean} ({min(values):.1f} to {max(values):.1f})"
+
+
 def size(shape: Sequence[int]) -> str:
     """As in "2 x 64 x 128 x 256"."""
     return " x ".join(map(str, shape))

@@ -10,6 +10,7 @@ of everything in the file, which the format itself does not have.
 import errno
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -162,3 +163,8 @@ def _flush_names(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def finite_or_none(value: float) -> float | None:
+    """A number as JSON knows it, which has no NaN."""
+    return value if math.isfinite(value) else None

@@ -29,7 +29,7 @@ from benchmarks.questions.full_resolution import RATE, evaluated, smaller
 from benchmarks.questions.whole_networks import step_of
 from benchmarks.record import Result, Results, Row
 from benchmarks.segmentation import CLASSES, MIB
-from benchmarks.tables import Table, markdown, source, unique
+from benchmarks.tables import Table, markdown, mean_and_range, source, unique
 from revseg.commands.plan import largest
 from revseg.data import SyntheticStreets
 from revseg.memory import predicted_peak_bytes
@@ -197,10 +197,9 @@ def table(result: Result) -> Table:
             lines.append([*cells, "", first["note"], ""])
             continue
         scores, seconds = [100 * row["miou"] for row in rows], [row["curve"][-1][1] for row in rows]
-        text = f"{sum(scores) / len(scores):.1f}"
-        if len(scores) > 1:
-            text += f" ({min(scores):.1f} to {max(scores):.1f})"
-        lines.append([*cells, str(first["steps"]), text, f"{sum(seconds) / len(seconds):,.0f}"])
+        lines.append(
+            [*cells, str(first["steps"]), mean_and_range(scores), f"{sum(seconds) / len(seconds):,.0f}"]
+        )
     return head, lines
 
 

@@ -18,7 +18,6 @@ where it was cut off; mIoU depends on no load.
 """
 
 import argparse
-import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,8 +29,9 @@ from torch import Tensor
 
 from benchmarks import picture, record
 from benchmarks.record import Result, Results, Row
-from benchmarks.tables import Table, markdown, source, unique
+from benchmarks.tables import Table, markdown, mean_and_range, source, unique
 from revseg.data import CITYSCAPES, CamVid, SegmentationDataset, SyntheticStreets
+from revseg.files import finite_or_none
 from revseg.losses import UpsampleCrossEntropy, predict_labels
 from revseg.metrics import ConfusionMatrix
 from revseg.models import create_model
@@ -178,9 +178,7 @@ def evaluated(model: Any, data: list[tuple[Tensor, Tensor]], way: str, classes: 
     for image, label in data:
         given = image[None] if factor_of(way) == 1 else smaller(image[None], factor_of(way))
         matrix.update(predict_labels(model(given), label.shape), label[None])
-    found = [
-        None if math.isnan(value) else value for value in matrix.iou().tolist()
-    ]  # of classes that never occur
+    found = [finite_or_none(value) for value in matrix.iou().tolist()]
     present = [value for value in found if value is not None]
     asked = [found[CITYSCAPES.names.index(name)] or 0.0 for name in ASKED.get(scenes, ())]
     return {
@@ -234,9 +232,7 @@ def cell(result: Result, scenes: str, way: str, budget: str) -> str:
     found = values(result, scenes, way, budget, "miou")
     if not found:
         return ""
-    text = f"{sum(found) / len(found):.1f}"
-    if len(found) > 1:
-        text += f" ({min(found):.1f} to {max(found):.1f})"
+    text = mean_and_range(found)
     asked = values(result, scenes, way, budget, "asked_miou")
     return text + (f" [{sum(asked) / len(asked):.1f}]" if asked else "")
 

@@ -15,7 +15,7 @@ from torch import distributed
 
 from revseg.data import create_dataset
 from revseg.data.cityscapes import Cityscapes
-from revseg.files import write_text
+from revseg.files import finite_or_none, write_text
 from revseg.inference.augmented import Augmentation
 from revseg.inference.instances import InstanceScores
 from revseg.inference.matrix import CITYSCAPES_CATEGORIES, category_iou, draw_matrix, matrix_csv
@@ -24,7 +24,6 @@ from revseg.inference.trained import load
 from revseg.inference.windows import Windows
 from revseg.metrics import ConfusionMatrix
 from revseg.training.choices import key_values
-from revseg.training.folder import finite_or_none
 from revseg.training.report import result_table
 from revseg.training.setup import choose_device
 

@@ -6,7 +6,6 @@ follows from the seed, the epoch and the step.
 """
 
 import json
-import math
 import os
 import re
 import shutil
@@ -223,9 +222,8 @@ def restore_run(
             parts.ema.load_state_dict(state["ema"])
         if team.rank < len(state["random"]):
             restore_random_state(state["random"][team.rank])
-        progress = Progress(
-            state["history"], state["step"], state["total"], state["seconds"], True, state.get("peak")
-        )
+        kept = {key: state[key] for key in ("history", "step", "total", "seconds")}
+        progress = Progress(**kept, saved=True, peak=state.get("peak"))
         if progress.history:
             best_epoch(progress.history)["epoch"]
     except Exception as error:  # whatever is in the file, the answer is one sentence
@@ -298,8 +296,3 @@ def _write_settings(settings: TrainSettings) -> None:
 def best_epoch(history: Sequence[Record]) -> Record:
     """The first of the epochs with the highest mIoU."""
     return max(history, key=lambda record: -1.0 if record["miou"] is None else record["miou"])
-
-
-def finite_or_none(value: float) -> float | None:
-    """A number as JSON knows it, which has no NaN."""
-    return value if math.isfinite(value) else None

@@ -14,6 +14,7 @@ from rich.console import Console
 from torch.utils.data import DataLoader
 
 from revseg.data import SegmentationDataset
+from revseg.files import finite_or_none
 from revseg.losses import UpsampleCrossEntropy
 from revseg.memory.room import free_bytes, is_memory_error
 from revseg.training.distributed import Team, joined, local_rank
@@ -23,7 +24,6 @@ from revseg.training.folder import (
     Parts,
     Progress,
     Record,
-    finite_or_none,
     read_run,
     restore_run,
     save_epoch,
