@@ -1,9 +1,9 @@
 """The class of the largest upsampled score, without the upsampled scores.
 
-The scores at full size are C floats a pixel, their argmax is one byte. So a band of rows is upsampled
-at a time, and only its argmax stays; a Triton kernel has no scores in memory at all.
+The scores at full size are C floats a pixel, their argmax is one byte. So some rows are upsampled
+at a time, and only their argmax stays; a Triton kernel has no scores in memory at all.
 
-Letters: N images, C classes, h w size of the scores, H W size of the result; n images and R rows of a band.
+Letters: N images, C classes, h w size of the scores, H W size of the result.
 """
 
 from collections.abc import Sequence
@@ -13,9 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._compile import _disable_dynamo  # torch.compiler.disable, without importing the compiler
 
-from revseg.kernels.cpu.argmax import MOST_CLASSES, first_max
-from revseg.kernels.cpu.bilinear import DTYPES, Upsampling
+from revseg.kernels.cpu.argmax import MOST_CLASSES
+from revseg.kernels.cpu.bilinear import DTYPES
 from revseg.kernels.dispatch import has_kernel
+from revseg.kernels.upsample_argmax import cpu
 from revseg.kernels.verify import Kernel
 
 
@@ -56,12 +57,7 @@ def upsample_argmax(logits: Tensor, size: Sequence[int], *, align_corners: bool 
         from revseg.kernels.upsample_argmax.gpu import argmax
 
         return argmax(logits, size, align_corners)  # type: ignore[no-any-return]
-    upsampling = Upsampling(logits, size, align_corners)
-    labels = torch.empty((len(logits), *size), dtype=torch.uint8, device=logits.device)
-    for band in upsampling.bands():
-        scores = upsampling.forward(band)
-        labels[band.images, band.rows] = first_max(scores, scores.amax(dim=1, keepdim=True))
-    return labels
+    return cpu.argmax(logits, size, align_corners)
 
 
 @torch.no_grad()
