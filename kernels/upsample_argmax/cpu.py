@@ -17,7 +17,7 @@ from revseg.kernels.cpu.argmax import first_max
 from revseg.kernels.interpolation import Axis, axis
 from revseg.kernels.shapes import has_values
 
-ROWS_BYTES = 2**19  # of the scores of some rows; three such maps exist at a time
+ROWS_BYTES = 2**19  # of the scores of some rows; two such maps exist at a time
 
 
 def argmax(logits: Tensor, size: Sequence[int], align_corners: bool) -> Tensor:
@@ -46,13 +46,11 @@ def _mixed(image: Tensor, rows: slice, down: Axis, width: int, align_corners: bo
     first = int(low[0])
     source = image[:, first : int(high[-1]) + 1]
     across = F.interpolate(source, width, mode="linear", align_corners=align_corners)  # [C, K, W]
-    if low[0] == low[-1]:
-        below, above = across[:, :1], across[:, -1:]
-    else:
-        below, above = (
-            across.index_select(1, torch.tensor(i - first, device=image.device)) for i in (low, high)
-        )
     low_weight, high_weight = (
-        torch.tensor(w[rows, None], device=image.device) for w in (down.low_weight, down.high_weight)
+        torch.tensor(weight[rows, None], device=image.device)
+        for weight in (down.low_weight, down.high_weight)
     )
-    return (above * high_weight).addcmul_(below, low_weight)
+    if low[0] == low[-1]:
+        return (across[:, -1:] * high_weight).addcmul_(across[:, :1], low_weight)
+    below, above = (across.index_select(1, torch.tensor(i - first, device=image.device)) for i in (low, high))
+    return above.mul_(high_weight).addcmul_(below, low_weight)
