@@ -74,7 +74,8 @@ def _run(words: list[str]) -> int:
     except ImportError as error:
         if (error.name or "").startswith("revseg"):
             raise
-        return _fail(f"{error}; the commands need: pip install 'revseg[train]'", 2)
+        remedy = "" if "pip install" in str(error) else "; the commands need: pip install 'revseg[train]'"
+        return _fail(f"{error}{remedy}", 2)
     except (ValueError, OSError) as error:
         return _fail(sentence(error), 2)
     except RuntimeError as error:

@@ -5,11 +5,9 @@ What a runtime gives is compared with PyTorch before it is timed.
 """
 
 import statistics
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,14 +15,13 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from revseg.inference.export import AGREEING, Deployed, run_onnx, write_onnx
+from revseg.inference.export import AGREEING, Run
 from revseg.inference.folded import folded
-from revseg.inference.int8 import write_int8
+from revseg.inference.runtimes import RUNTIMES, pytorch
 from revseg.inference.settings import BenchmarkSettings
 from revseg.inference.trained import load
+from revseg.ops import upsample_argmax
 from revseg.training.setup import choose_device
-
-Run = Callable[[Tensor], Tensor]
 
 
 @torch.no_grad()
@@ -44,7 +41,9 @@ def benchmark(settings: BenchmarkSettings) -> dict[str, dict[str, Any]]:
     network = load(settings.weights).network.to(device)
     generator = torch.Generator().manual_seed(0)
     image = torch.randint(0, 256, (1, 3, *settings.size), generator=generator, dtype=torch.uint8).to(device)
-    found = times_of(network, image, {name: RUNTIMES[name] for name in settings.runtimes}, settings.rounds)
+    plain = folded(network)
+    runtimes = {name: partial(RUNTIMES[name], plain, image, False) for name in settings.runtimes}
+    found = times_of(network, image, runtimes, settings.rounds)
     console.print(_table(found, settings))
     for name, row in found.items():
         if "note" in row:
@@ -53,27 +52,27 @@ def benchmark(settings: BenchmarkSettings) -> dict[str, dict[str, Any]]:
 
 
 def times_of(
-    network: nn.Module, image: Tensor, runtimes: Mapping[str, Callable[[nn.Module, Tensor], Run]], rounds: int
+    network: nn.Module, image: Tensor, runtimes: Mapping[str, Callable[[], Run]], rounds: int
 ) -> dict[str, dict[str, Any]]:
     """Times of a network by several runtimes, from bytes to labels.
 
     Args:
         network: On the device of the image.
         image: [1, 3, H, W], uint8.
-        runtimes: By name, what makes a function of the network for images of this size.
+        runtimes: By name, what gives a function from this image to scores.
         rounds: How often each is timed, in turn with the others.
 
     Returns:
         By runtime: prepare_s (seconds until the first result), ms (median), fps; or note, why it was not timed.
     """
-    expected = Deployed(network, labels=True).eval()(image)
+    expected = _labels(pytorch(network, image), image)
     found: dict[str, dict[str, Any]] = {}
     runs: dict[str, Run] = {}
     for name, make in runtimes.items():
         started = time.perf_counter()
         try:
-            run = make(network, image)
-            labels = run(image)
+            run = make()
+            labels = _labels(run, image)
         except Exception as error:  # noqa: BLE001 - runtimes raise nearly anything, and the others are still to be timed
             found[name] = {"note": (str(error).splitlines() or [type(error).__name__])[0][:120]}
             continue
@@ -92,42 +91,17 @@ def times_of(
     return found
 
 
-def pytorch(network: nn.Module, image: Tensor) -> Run:
-    """PyTorch, batch norm folded."""
-    return Deployed(folded(network), labels=True).eval()
-
-
-def compiled(network: nn.Module, image: Tensor) -> Run:
-    """By torch.compile, batch norm folded; the code is made by the first call."""
-    run: Run = torch.compile(Deployed(folded(network), labels=True).eval())
-    return run
-
-
-def onnx(network: nn.Module, image: Tensor, int8: bool = False) -> Run:
-    """ONNX Runtime on a CPU, from a file for images of this size; convolutions in integers have the ranges of this one."""
-    if image.device.type != "cpu":
-        raise ValueError("timed on a CPU only")
-    with tempfile.TemporaryDirectory() as folder:
-        path, rounded = Path(folder) / "network.onnx", Path(folder) / "int8.onnx"
-        write_onnx(Deployed(folded(network), labels=True).eval(), image, path, dynamic=False)
-        if int8:
-            write_int8(path, rounded, [image[0]])
-        return run_onnx(rounded if int8 else path)
-
-
-RUNTIMES: dict[str, Callable[[nn.Module, Tensor], Run]] = {
-    "pytorch": pytorch,
-    "compile": compiled,
-    "onnx": onnx,
-    "onnx-int8": partial(onnx, int8=True),
-}
 ROUNDED = {"onnx-int8"}  # whose labels are others by design; `revseg export --int8` tells how many
+
+
+def _labels(run: Run, image: Tensor) -> Tensor:
+    return upsample_argmax(run(image), image.shape[2:])
 
 
 def _seconds(run: Run, image: Tensor) -> float:
     _wait(image)
     started = time.perf_counter()
-    run(image)
+    _labels(run, image)
     _wait(image)
     return time.perf_counter() - started
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields
 from tyro.conf import Positional
 
 from revseg.commands import COMMANDS, named
+from revseg.inference.settings import PREDICTING
 from revseg.training.choices import registered_names
 from revseg.training.settings import CHOICES
 
@@ -73,6 +74,7 @@ def script_for(commands: dict[str, list[str]]) -> str:
     names = {
         "model": registered_names("models", "MODELS"),
         "data": registered_names("data", "DATASETS"),
+        "runtime": PREDICTING,
         **CHOICES,
     }
     return BASH.format(

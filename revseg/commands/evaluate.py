@@ -6,6 +6,7 @@ Under torchrun every process takes its share of the images, and their counts are
 import json
 import os
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from revseg.data import create_dataset
 from revseg.data.cityscapes import Cityscapes
 from revseg.files import finite_or_none, write_text
 from revseg.inference.augmented import Augmentation
+from revseg.inference.automatic import AutomaticRunner
 from revseg.inference.instances import InstanceScores
 from revseg.inference.matrix import CITYSCAPES_CATEGORIES, category_iou, draw_matrix, matrix_csv
 from revseg.inference.settings import EvaluateSettings
@@ -39,6 +41,8 @@ def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: If the weights or the data set are missing.
+        ImportError: If packages of the runtime are not installed.
+        RuntimeFailedError: If the runtime cannot run the network.
         ValueError: If network and data set have other classes, or no pixel has a label.
     """
     console = Console(highlight=False)
@@ -46,7 +50,8 @@ def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     options = key_values("--data-args", settings.data_args)
-    model = load(settings.weights).to(device)
+    tell = partial(console.print, markup=False, soft_wrap=True)
+    model = load(settings.weights).to(device).with_runtime(settings.runtime, tell)
     dataset = create_dataset(
         settings.data,
         settings.split,
@@ -64,6 +69,8 @@ def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
     matrix, objects = ConfusionMatrix(len(model.classes)), InstanceScores(model.classes.names)
     started = time.perf_counter()
     for i in range(rank, len(dataset), world):
+        if isinstance(model.network, AutomaticRunner):
+            model.network.expect(i // world, -(-(len(dataset) - i) // world))
         image, label = dataset[i]
         predicted = model.predict(image, windows=windows, augmentation=augmentation)
         matrix.update(predicted[None], label[None])
@@ -90,6 +97,7 @@ def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
         "window": settings.window,
         "scales": settings.scales,
         "flip": settings.flip,
+        "runtime": settings.runtime,
         "miou": finite_or_none(matrix.mean_iou()),
         "pixel_accuracy": finite_or_none(matrix.pixel_accuracy()),
         "iou": iou,

@@ -16,7 +16,7 @@ from torch import Tensor
 from revseg.data.classes import ClassTable
 from revseg.files import write_atomically
 from revseg.inference.augmented import Augmentation
-from revseg.inference.folded import folded
+from revseg.inference.automatic import AutomaticRunner
 from revseg.inference.pictures import converter, write_png
 from revseg.inference.settings import PredictSettings
 from revseg.inference.sources import Source, sources_of
@@ -43,6 +43,8 @@ def predict(settings: PredictSettings) -> list[Path]:
 
     Raises:
         FileNotFoundError: If weights or a source are missing.
+        ImportError: If packages of the runtime are not installed.
+        RuntimeFailedError: If the runtime cannot run the network.
         ValueError: If a setting does not fit the network.
         UnreadableImageError: If some images could not be read; after all others are done.
     """
@@ -50,13 +52,12 @@ def predict(settings: PredictSettings) -> list[Path]:
     device = choose_device(settings.device)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    model = load(settings.weights)
-    model.network = folded(model.network)
-    model = model.to(device)
+    tell = partial(console.print, markup=False, soft_wrap=True)
+    model = load(settings.weights).to(device).with_runtime(settings.runtime, tell)
     for kind in settings.write:
         converter(kind, model.classes)  # what does not fit the network is said before any work
     written: list[Path] = []
-    left, failed = 0, []
+    left, done, failed = 0, 0, []
     for source in sources_of(settings.sources, settings.frames):
         missing = {
             kind: path
@@ -66,6 +67,8 @@ def predict(settings: PredictSettings) -> list[Path]:
         if not missing:
             left += 1
             continue
+        if isinstance(model.network, AutomaticRunner):
+            model.network.expect(done, None if source.coming is None else source.coming + 1)
         try:
             predict_one(model, source, missing, settings)
         except (ValueError, OSError) as error:
@@ -79,6 +82,9 @@ def predict(settings: PredictSettings) -> list[Path]:
             failed.append(source.origin)
             continue
         written.extend(missing.values())
+        done += 1
+    if isinstance(model.network, AutomaticRunner) and done and not model.network.runs:
+        tell(f"run by PyTorch: {model.network.summary()}")
     console.print(f"{len(written)} files written below {settings.out}", markup=False)
     if left:
         console.print(f"{left} images had all their results already: --overwrite predicts them again")
@@ -121,7 +127,9 @@ def predict_large(
     augmentation: Augmentation | None,
 ) -> None:
     """Predicts an image by windows into a TIFF, neither of which is in memory as a whole."""
-    strips = predict_rows(partial(model.scores, augmentation=augmentation), rows, model.stride, windows)
+    strips = predict_rows(
+        partial(model.scores, augmentation=augmentation, window=True), rows, model.stride, windows
+    )
     converted = _converted(strips, rows, kind, model.classes)
     path.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.closing(converted):

@@ -49,9 +49,9 @@ class Deployed(nn.Module):
 
 
 def write_onnx(model: nn.Module, images: Tensor, path: Path, dynamic: bool) -> None:
-    """An ONNX file, in which the exporter's optimizer has folded constants."""
+    """An ONNX file, in which the exporter's optimizer has folded constants; for any size, and any number if these are several."""
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it misses torchvision
-    shapes = {"images": _dimensions()} if dynamic else None
+    shapes = {"images": _dimensions(len(images))} if dynamic else None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch about its own code
         torch.onnx.export(
@@ -69,7 +69,7 @@ def write_onnx(model: nn.Module, images: Tensor, path: Path, dynamic: bool) -> N
 
 def write_torch_export(model: nn.Module, images: Tensor, path: Path, dynamic: bool) -> None:
     """What `torch.export.load` reads."""
-    shapes = {"images": _dimensions()} if dynamic else None
+    shapes = {"images": _dimensions(len(images))} if dynamic else None
     program = torch.export.export(model, (images,), dynamic_shapes=shapes)
     torch.export.save(program, path)
 
@@ -157,14 +157,15 @@ def export(
         except Exception as error:  # runtimes too
             first = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ExportError(f"the file does not run on images {shape}: {first[:200]}{hint}") from error
-        off = _difference(ours, model(x))
+        off = difference(ours, model(x))
         if not off <= (1 - AGREEING if labels else LARGEST):
             raise ExportError(f"the file gives other results on images {shape}, off by {off:.2g}{hint}")
         worst = max(worst, off)
     return worst
 
 
-def _difference(ours: Tensor, expected: Tensor) -> float:
+def difference(ours: Tensor, expected: Tensor) -> float:
+    """The largest difference of scores relative to the largest score; of labels the share that differ."""
     if ours.shape != expected.shape:
         return float("inf")
     if not expected.is_floating_point():
@@ -177,10 +178,7 @@ def _images(count: int, size: tuple[int, int]) -> Tensor:
     return torch.randint(0, 256, (count, 3, *size), generator=generator, dtype=torch.uint8)
 
 
-def _dimensions() -> dict[int, Any]:
+def _dimensions(count: int) -> dict[int, Any]:
     dim = torch.export.Dim
-    return {
-        0: dim("batch", min=1, max=1024),
-        2: dim("height", min=32, max=16384),
-        3: dim("width", min=32, max=16384),
-    }
+    sizes = {2: dim("height", min=32, max=16384), 3: dim("width", min=32, max=16384)}
+    return sizes if count == 1 else {0: dim("batch", min=1, max=1024), **sizes}

@@ -13,6 +13,7 @@ from tyro.conf import Positional
 WRITE = ("colour", "overlay", "train-ids", "label-ids")
 FORMATS = ("onnx", "torch-export", "torchscript")
 RUNTIMES = ("pytorch", "compile", "onnx", "onnx-int8")
+PREDICTING = ("auto", "pytorch", "compile", "onnx")
 
 
 @dataclass(frozen=True)
@@ -67,9 +68,13 @@ class PredictSettings(Gone):
     """At most so many frames of a video or a camera; by default all."""
     overwrite: bool = False
     """Write results anew that are there already; by default they are left, and the rest is done."""
+    runtime: str = "auto"
+    """What runs the network: pytorch, compile (torch.compile), onnx (ONNX Runtime, on a CPU); auto begins by PyTorch and
+    takes ONNX Runtime where preparing it pays and it is faster."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_runtime_name(self.runtime)
         if not self.sources:
             raise ValueError(
                 "expected images, folders, patterns, videos, camera:0 or - after the weights, got none"
@@ -105,9 +110,12 @@ class EvaluateSettings(Gone):
     """Score every object alike too (iIoU), with the instance ids of Cityscapes, at full size."""
     out: Path = Path("runs/evaluate")
     """Folder for evaluation.json, confusion.csv and confusion.png."""
+    runtime: str = "pytorch"
+    """What runs the network: pytorch, compile, onnx or auto, as for `revseg predict`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_runtime_name(self.runtime)
         if self.samples is not None and self.samples < 1:
             raise ValueError(f"expected --samples of at least 1, got {self.samples}")
         if self.instances and (self.data != "cityscapes" or self.size is not None):
@@ -174,3 +182,13 @@ class BenchmarkSettings(Using):
         for runtime in self.runtimes:
             if runtime not in RUNTIMES:
                 raise ValueError(f"unknown runtime {runtime!r}; choose some of {', '.join(RUNTIMES)}")
+
+
+def check_runtime_name(name: str) -> None:
+    """Refuses what is no runtime of predictions.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    if name not in PREDICTING:
+        raise ValueError(f"unknown --runtime {name}; choose one of {', '.join(PREDICTING)}")

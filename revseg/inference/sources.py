@@ -33,12 +33,14 @@ class Source:
         origin: Where it comes from, for messages.
         read: Gives the image [3, H, W], uint8.
         rows: Its rows, if it is too large to be read as a whole; None for all others.
+        coming: How many images follow, at least; None where nobody knows.
     """
 
     name: PurePath
     origin: str
     read: Callable[[], Tensor]
     rows: Callable[[], Rows] | None = None
+    coming: int | None = None
 
 
 def sources_of(given: Sequence[str], frames: int | None = None) -> Iterator[Source]:
@@ -54,8 +56,8 @@ def sources_of(given: Sequence[str], frames: int | None = None) -> Iterator[Sour
         ValueError: If a file is no image, or two images have one name.
     """
     taken: dict[PurePath, str] = {}
-    for word in given:
-        for source in _of_word(word, frames):
+    for i, word in enumerate(given):
+        for source in _of_word(word, frames, len(given) - 1 - i):
             if source.name in taken:
                 if taken[source.name] == source.origin:
                     continue
@@ -67,7 +69,7 @@ def sources_of(given: Sequence[str], frames: int | None = None) -> Iterator[Sour
             yield source
 
 
-def _of_word(word: str, frames: int | None) -> Iterator[Source]:
+def _of_word(word: str, frames: int | None, following: int) -> Iterator[Source]:
     if word == "-":
         lines = (line.strip() for line in sys.stdin)
         yield from (_file(Path(line), Path(line).parent) for line in lines if line)
@@ -82,10 +84,12 @@ def _of_word(word: str, frames: int | None) -> Iterator[Source]:
             raise FileNotFoundError(
                 f"no images in {path}; expected files that end in {', '.join(IMAGE_ENDINGS)}"
             )
-        yield from (_file(each, path) for each in found)
+        yield from _files(found, path, following)
     elif path.is_file():
         yield from (
-            _video(path, frames) if path.suffix.lower() in VIDEO_ENDINGS else [_file(path, path.parent)]
+            _video(path, frames)
+            if path.suffix.lower() in VIDEO_ENDINGS
+            else _files([path], path.parent, following)
         )
     elif any(mark in word for mark in "*?["):
         names = sorted(glob.glob(str(path), recursive=True))
@@ -95,18 +99,23 @@ def _of_word(word: str, frames: int | None) -> Iterator[Source]:
         parts = path.parts
         fixed = next(i for i, part in enumerate(parts) if any(mark in part for mark in "*?["))
         root = Path(*parts[:fixed])
-        yield from (_file(each, root) for each in files)
+        yield from _files(files, root, following)
     else:
         raise FileNotFoundError(f"expected a file, a folder, a pattern, a video, camera:0 or -, got {word}")
 
 
-def _file(path: Path, root: Path) -> Source:
+def _files(paths: list[Path], root: Path, following: int) -> Iterator[Source]:
+    for i, path in enumerate(paths):
+        yield _file(path, root, len(paths) - 1 - i + following)
+
+
+def _file(path: Path, root: Path, coming: int | None = None) -> Source:
     if path.suffix.lower() not in IMAGE_ENDINGS:
         raise ValueError(f"expected an image ({', '.join(IMAGE_ENDINGS)}), got {path}")
     name = PurePath(path.relative_to(root)).with_suffix("")
     if is_large_tiff(path):
-        return Source(name, str(path), lambda: read_image(path), lambda: TiffRows(path))
-    return Source(name, str(path), lambda: read_image(path))
+        return Source(name, str(path), lambda: read_image(path), lambda: TiffRows(path), coming)
+    return Source(name, str(path), lambda: read_image(path), coming=coming)
 
 
 def _video(path: Path, frames: int | None) -> Iterator[Source]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import colorsys
 import os
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,9 @@ from revseg.data.classes import CAMVID, CITYSCAPES, ClassTable
 from revseg.data.images import read_image
 from revseg.files import load_weights
 from revseg.inference.augmented import Augmentation, scores_of
+from revseg.inference.automatic import AutomaticRunner
+from revseg.inference.runner import Runner
+from revseg.inference.settings import PREDICTING
 from revseg.inference.windows import TensorRows, Windows, predict_rows
 from revseg.losses import of_two_classes
 from revseg.models import load_model
@@ -81,8 +85,40 @@ class TrainedNetwork(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits [N, C, h, w] of the main head for images [N, 3, H, W], uint8 or already normalised."""
-        logits = self.network(images)
-        return of_two_classes(logits if isinstance(logits, Tensor) else logits[0])
+        return _main_head(self.network(images))
+
+    def with_runtime(
+        self, runtime: str = "auto", tell: Callable[[str], object] | None = None
+    ) -> TrainedNetwork:
+        """The same, run by another runtime; for evaluation alone.
+
+        ```python
+        model = revseg.load("vnet-camvid").with_runtime("onnx")
+        ```
+
+        Args:
+            runtime: "pytorch", batch norm folded; "compile", torch.compile; "onnx", ONNX Runtime, on a CPU; "auto", by
+                PyTorch, and by ONNX Runtime once so many images of a size have come that preparing it pays, if it is
+                installed and found to be faster.
+            tell: Is told in sentences what was prepared and chosen, as in `tell=print`.
+
+        Returns:
+            A network of its own: later changes of the weights do not reach it.
+
+        Memory: what ONNX Runtime takes is no part of what torch counts.
+
+        Numerics: scores of two runtimes differ by rounding, so that a few pixels may be of another class where two
+            classes are level. Every runtime is compared with PyTorch on the first image that it runs.
+
+        Raises:
+            ImportError: If packages of the runtime are not installed.
+            ValueError: If there is no such runtime, or it does not run on the device of the network.
+        """
+        network = self.network.plain.network if isinstance(self.network, Runner) else self.network
+        if runtime not in PREDICTING:
+            raise ValueError(f"unknown runtime {runtime!r}; choose one of {', '.join(PREDICTING)}")
+        runner = AutomaticRunner(network, tell) if runtime == "auto" else Runner(network, runtime, tell)
+        return TrainedNetwork(runner, self.classes, self.description)
 
     @torch.no_grad()
     def predict(
@@ -117,15 +153,29 @@ class TrainedNetwork(nn.Module):
                 module.training = mode
         return labels[0] if single else torch.stack(labels)
 
-    def scores(self, image: Tensor, augmentation: Augmentation | None = None) -> Tensor:
-        """Scores [1, C, h, w] of an image [1, 3, H, W] that may lie on another device: logits, or mean probabilities."""
+    def scores(self, image: Tensor, augmentation: Augmentation | None = None, window: bool = False) -> Tensor:
+        """Scores [1, C, h, w] of an image [1, 3, H, W] that may lie on another device: logits, or mean probabilities.
+
+        Args:
+            image: uint8 or already normalised.
+            augmentation: What to average over.
+            window: Whether it is a window of an image. Windows are there to save memory: no runtime that was not named
+                is prepared for them.
+        """
         image = image.to(next(self.network.parameters()).device)
-        return self(image) if augmentation is None else scores_of(self, image, self.stride, augmentation)
+        run = self.network
+        if window and isinstance(run, AutomaticRunner):
+            run = run.plain
+
+        def logits(images: Tensor) -> Tensor:
+            return _main_head(run(images))
+
+        return logits(image) if augmentation is None else scores_of(logits, image, self.stride, augmentation)
 
     def _labels(self, image: Tensor, windows: Windows | None, augmentation: Augmentation | None) -> Tensor:
         if windows is None:
             return upsample_argmax(self.scores(image, augmentation), image.shape[2:])[0].cpu()
-        scores = partial(self.scores, augmentation=augmentation)
+        scores = partial(self.scores, augmentation=augmentation, window=True)
         strips = predict_rows(scores, TensorRows(image[0]), self.stride, windows)
         return torch.cat([strip.cpu() for strip in strips])
 
@@ -193,6 +243,10 @@ def as_images(image: Any) -> tuple[Tensor, bool]:
     if images.ndim != 4 or images.shape[1] != 3 or not images.numel():
         raise ValueError(f"expected a tensor [3, H, W] or [N, 3, H, W], got shape {list(image.shape)}")
     return images, single
+
+
+def _main_head(logits: Tensor | tuple[Tensor, ...]) -> Tensor:
+    return of_two_classes(logits if isinstance(logits, Tensor) else logits[0])
 
 
 def _wheel(i: int, count: int) -> tuple[int, int, int]:

@@ -40,6 +40,7 @@ def test_flags_and_their_values(offered):
     assert offered("data", "check", "--epochs") == []
     assert offered("train", "--model", "") == list_models()
     assert offered("train", "--precision", "b") == ["bfloat16"]
+    assert offered("predict", "--runtime", "o") == ["onnx"]
 
 
 def test_files_where_no_name_is_meant(offered, tmp_path):

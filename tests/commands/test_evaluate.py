@@ -41,6 +41,7 @@ def test_scores_are_those_of_all_pixels_together(tmp_path):
     hits = counts.diagonal().double()
     iou = hits / (counts.sum(0) + counts.sum(1) - hits)
     assert found["miou"] == pytest.approx(iou.nanmean().item())
+    assert found["runtime"] == "pytorch"
     assert found["pixel_accuracy"] == pytest.approx((hits.sum() / counts.sum()).item())
     rows = list(csv.reader((tmp_path / "out" / "confusion.csv").open()))
     assert [row[0] for row in rows[1:]] == list(CITYSCAPES.names)

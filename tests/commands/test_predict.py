@@ -1,5 +1,6 @@
 """`revseg predict`: files in, pictures out, names kept, nothing lost."""
 
+import io
 import sys
 from types import SimpleNamespace
 
@@ -12,10 +13,12 @@ from PIL import Image
 from revseg.cli import main
 from revseg.data import CITYSCAPES
 from revseg.files import save_weights
-from revseg.inference import tiff
+from revseg.inference import runtimes, tiff
+from revseg.inference.automatic import AutomaticRunner
 from revseg.inference.trained import load
 from revseg.inference.windows import Windows
 from revseg.models import create_model
+from tests.inference.test_runtimes import needs_onnx
 
 
 @pytest.fixture(scope="module")
@@ -79,8 +82,6 @@ def test_it_goes_on_where_it_stopped_and_overwrites_when_asked(weights, photos, 
 
 
 def test_patterns_and_lists(weights, photos, tmp_path, monkeypatch):
-    import io
-
     assert predict(weights, photos / "**" / "*.webp", out=tmp_path / "pattern") == 0
     assert [p.name for p in (tmp_path / "pattern").rglob("*.png")] == ["c.png"]
     monkeypatch.setattr("sys.stdin", io.StringIO(f"{photos / 'a.png'}\n\n"))
@@ -106,6 +107,10 @@ def test_a_broken_image_is_named_and_the_rest_is_done(weights, photos, tmp_path,
         (["--overlap", "2", "--", "a.png"], "expected --overlap between 0 and 0.9"),
         (["--scales", "0.01", "--", "a.png"], "expected --scales between 0.1 and 10, got (0.01,)"),
         (["--write", "--", "a.png"], "expected something to write; choose some of colour"),
+        (
+            ["--runtime", "tensorrt", "--", "a.png"],
+            "unknown --runtime tensorrt; choose one of auto, pytorch, compile",
+        ),
         (["camera:front"], "expected a camera as camera:0, camera:1, ..., got camera:front"),
     ],
 )
@@ -149,3 +154,51 @@ def test_large_images_go_by_windows(weights, tmp_path, monkeypatch):
     labels = load(weights).predict(pixels, windows=Windows(64, 64))
     assert np.array_equal(tifffile.imread(tmp_path / "out" / "train-ids" / "large.tif"), labels.numpy())
     assert tifffile.imread(tmp_path / "out" / "overlay" / "large.tif").shape == (90, 130, 3)
+
+
+@needs_onnx
+def test_a_runtime_that_is_named_gives_the_same_labels(weights, photos, tmp_path, capsys):
+    for runtime in ("pytorch", "onnx"):
+        assert (
+            predict(weights, photos, "--runtime", runtime, "--write", "train-ids", out=tmp_path / runtime)
+            == 0
+        )
+    assert "ONNX Runtime for images of 24 x 40, prepared in" in capsys.readouterr().out
+    for path in (tmp_path / "pytorch").rglob("*.png"):
+        other = tmp_path / "onnx" / path.relative_to(tmp_path / "pytorch")
+        assert (np.array(Image.open(path)) == np.array(Image.open(other))).mean() > 0.99
+
+
+def test_a_runtime_that_cannot_run_is_said_before_anything_is_written(
+    weights, photos, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(runtimes, "find_spec", lambda name: None)
+    assert predict(weights, photos, "--runtime", "onnx", out=tmp_path / "out") == 2
+    said = capsys.readouterr().err
+    assert said == "revseg: ONNX Runtime needs onnx, onnxscript, onnxruntime: pip install 'revseg[export]'\n"
+    monkeypatch.setitem(runtimes.RUNTIMES, "compile", lambda network, images, any_size: 1 / 0)
+    assert predict(weights, photos, "--runtime", "compile", out=tmp_path / "out") == 1
+    assert (
+        "torch.compile cannot run this network on images of 24 x 40: division by zero"
+        in capsys.readouterr().err
+    )
+    assert not (tmp_path / "out").exists()
+    assert predict(weights, photos, out=tmp_path / "out") == 0
+    assert "run by PyTorch: ONNX Runtime needs onnx" in capsys.readouterr().out
+
+
+def test_the_choice_knows_how_many_images_come(weights, photos, tmp_path, monkeypatch, capsys):
+    """Of folders, patterns and files the number is known, of lists on the standard input nobody knows it."""
+    expected = []
+    monkeypatch.setattr(AutomaticRunner, "expect", lambda self, *numbers: expected.append(numbers))
+    assert predict(weights, photos, out=tmp_path / "folder") == 0
+    assert predict(weights, photos / "a.png", photos / "below" / "*" / "*", out=tmp_path / "files") == 0
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{photos / 'a.png'}\n"))
+    assert predict(weights, "-", out=tmp_path / "list") == 0
+    assert expected == [(0, 3), (1, 2), (2, 1), (0, 2), (1, 1), (0, None)]
+    assert "run by PyTorch: too few images of a size for another runtime to pay" in capsys.readouterr().out
+
+
+def test_windows_are_run_by_pytorch_unless_a_runtime_is_named(weights, photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(AutomaticRunner, "run_of", lambda self, images: 1 / 0)
+    assert predict(weights, photos, "--window", "16", "32", out=tmp_path / "out") == 0

@@ -1,5 +1,7 @@
 """Evaluation and prediction of every network take less memory than a training step of the same images."""
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -29,3 +31,16 @@ def test_prediction_takes_less_than_training(name):
     trained = TrainedNetwork(network, classes_of({"num_classes": 19}), {})
     prediction = peak_bytes(lambda: trained.predict(images), before=lambda: trained.predict(images))
     assert prediction < training, f"{prediction / 2**20:.2f} MiB against {training / 2**20:.2f}"
+
+
+@pytest.mark.parametrize("name", ["vnet", "enet"])
+def test_batch_norm_that_is_folded_takes_no_memory(name):
+    """As every command predicts, until another runtime was chosen."""
+    torch.manual_seed(0)
+    plain = TrainedNetwork(create_model(name, 19), classes_of({"num_classes": 19}))
+    images = torch.randint(0, 256, (1, 3, *SIZE), dtype=torch.uint8)
+    peaks = [
+        peak_bytes(partial(model.predict, images), before=partial(model.predict, images))
+        for model in (plain, plain.with_runtime("auto"))
+    ]
+    assert peaks[1] <= peaks[0]

@@ -152,3 +152,18 @@ def test_weights_that_are_missing_or_from_elsewhere(tmp_path):
 def test_classes_of_another_number_are_refused():
     with pytest.raises(ValueError, match="expected names for 11 classes, got 19"):
         TrainedNetwork(create_model("vnet", 11), CITYSCAPES, {"num_classes": 11})
+
+
+def test_a_runtime_is_chosen_in_python(weights):
+    model, said = revseg.load(weights), []
+    folded = model.with_runtime("pytorch")
+    automatic = folded.with_runtime(tell=said.append)  # from one that has a runtime
+    for other in (folded, automatic):
+        assert (other.predict(photo()) == model.predict(photo())).double().mean() > 0.999
+        assert other.classes == model.classes
+        assert other.description == model.description
+    assert said == []
+    with pytest.raises(
+        ValueError, match="unknown runtime 'tensorrt'; choose one of auto, pytorch, compile, onnx"
+    ):
+        model.with_runtime("tensorrt")
