@@ -1,14 +1,16 @@
 """How long does each network take for one image, by `revseg predict` and by other runtimes?
 
 From bytes to labels at their size, in one process and in turns, as `revseg benchmark` times a network: PyTorch module by
-module, with batch norm folded as `predict` runs it, by torch.compile, by ONNX Runtime in float32 and with convolutions in
-8-bit integers. A runtime that is not installed, or gives other labels, is a note in the place of times.
+module, with batch norm folded, by torch.compile, by ONNX Runtime in float32 and with convolutions in 8-bit integers; and
+`predict`, which is `revseg predict` as it comes, once it has chosen: of a network of its own, by what it found the faster
+before. A runtime that is not installed, or gives other labels, is a note in the place of times.
 
     python -m benchmarks measure latency --rounds 3
 """
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,8 +18,12 @@ from torch import Tensor, nn
 
 from benchmarks.record import Result, Results, Row
 from benchmarks.tables import Table, markdown, source
-from revseg.commands.benchmark import RUNTIMES, Run, times_of
-from revseg.inference.export import Deployed
+from revseg.commands.benchmark import times_of
+from revseg.inference.automatic import FEW, AutomaticRunner
+from revseg.inference.export import Run
+from revseg.inference.folded import folded
+from revseg.inference.runner import Runner
+from revseg.inference.runtimes import RUNTIMES, pytorch
 from revseg.models import create_model, list_models
 
 QUESTION = "How long does each network take for one image, by `revseg predict` and by other runtimes?"
@@ -26,20 +32,34 @@ SIZE = (128, 256)
 FULL = (1024, 2048)  # VNet alone
 
 
-def modules(network: nn.Module, image: Tensor) -> Run:
-    """PyTorch, module by module."""
-    return Deployed(network, labels=True).eval()
-
-
-MAKE = {"modules": modules, **RUNTIMES}
-WAYS = ("modules", "pytorch", "compile", "onnx", "onnx-int8")
+WAYS = ("modules", "pytorch", "compile", "onnx", "onnx-int8", "predict")
 NAMES = {
     "modules": "PyTorch",
-    "pytorch": "predict",
+    "pytorch": "batch norm folded",
     "compile": "torch.compile",
     "onnx": "ONNX Runtime",
     "onnx-int8": "int8",
+    "predict": "predict",
 }
+
+
+def ways_of(network: nn.Module, image: Tensor) -> dict[str, Callable[[], Run]]:
+    """By name, what prepares the network for images of this size."""
+    runtimes = {name: partial(make, folded(network), image, False) for name, make in RUNTIMES.items()}
+    return {
+        "modules": partial(pytorch, network, image),
+        **runtimes,
+        "predict": partial(chosen, network, image),
+    }
+
+
+def chosen(network: nn.Module, image: Tensor) -> Runner:
+    """What `revseg predict` runs once it has seen some of very many images."""
+    runner = AutomaticRunner(network)
+    runner.expect(1, 10**9)
+    for _ in range(FEW + 1):
+        runner(image)
+    return runner
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -67,9 +87,9 @@ def measure(args: argparse.Namespace) -> Iterator[list[Row]]:
         image = torch.randint(0, 256, (1, 3, *each), dtype=torch.uint8)
         ways = [way for way in args.ways if each == size or way != "onnx-int8"]
         with torch.no_grad():
-            found = times_of(
-                create_model(name, 19).eval(), image, {way: MAKE[way] for way in ways}, args.rounds
-            )
+            network = create_model(name, 19).eval()
+            makers = ways_of(network, image)
+            found = times_of(network, image, {way: makers[way] for way in ways}, args.rounds)
         rows.append({"network": name, "size": list(each), "ways": found})
         print(rows[-1], flush=True)
         yield rows
@@ -78,9 +98,9 @@ def measure(args: argparse.Namespace) -> Iterator[list[Row]]:
 HEAD = """\
 ## One image to labels
 
-Milliseconds from bytes to labels at the size of the image, median of rounds in turns: PyTorch module by module; what
-`revseg predict` runs, with batch norm folded; torch.compile and ONNX Runtime of the same; ONNX Runtime with convolutions in
-8-bit integers. Behind them how many times as long as `predict`.
+Milliseconds from bytes to labels at the size of the image, median of rounds in turns: PyTorch module by module; the same
+with batch norm folded; torch.compile and ONNX Runtime of that; ONNX Runtime with convolutions in 8-bit integers; and what
+`revseg predict` runs once it has chosen between PyTorch and ONNX Runtime. Behind them how many times as long as `predict`.
 """
 
 
@@ -93,7 +113,7 @@ def table(result: Result) -> Table:
     ways = [way for way in WAYS if any(way in row["ways"] for row in result["rows"])]
     lines = []
     for row in result["rows"]:
-        ours = row["ways"].get("pytorch", {}).get("ms")
+        ours = row["ways"].get("predict", {}).get("ms")
         cells = [_cell(row["ways"].get(way), ours) for way in ways]
         lines.append([f"{row['network']}, {row['size'][0]} x {row['size'][1]}", *cells])
     return ["", *(NAMES[way] for way in ways)], lines
