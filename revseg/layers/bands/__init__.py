@@ -6,6 +6,7 @@ weight is a sum too. So a row of layers goes by bands in as many passes as it ha
 is a batch of its own, and goes through the whole row before the next one does.
 
 In reading order: `window` (which rows of its input an output row follows from), `rows` (maps that exist in part),
-`convolution` (a convolution of bands, and its gradients), `cut` (how maps are cut), `walk` (raw maps made in order), `forward`,
-`backward`, `row` (both as the engine calls them), `module` (the wrapper `ByBands`).
+`convolution` (a convolution of bands, and its gradients), `keeping` (which raw maps are kept when), `cut` (how maps are
+cut), `walk` (raw maps made in order), `forward`, `backward`, `row` (both as the engine calls them), `module` (the wrapper
+`ByBands`).
 """

@@ -85,6 +85,7 @@ def gradients_by_bands(
         deeper = any(wanted[slot] for slot in below)
         if not (any(asked) or deeper or asked_dx is not None):
             break
+        keeping |= {m: plan.kept_map(m) for m in plan.kept_by(j)}
         a_pass = _Pass(source, j, sums, kept, keeping, asked, deeper, asked_dx, of_map)
         of_weights = a_pass.run(incoming)
         dz.release()

@@ -57,17 +57,16 @@ class BandConvolution:
 
     def make(self, x: Band, first: int, last: int, parameters: Sequence[Tensor]) -> Tensor:
         """Rows first to last (excluded) of the output."""
-        padded = x.padded(*self.window.read(first, last))
-        return self._convolved(padded, *parameters)
+        return self._convolved(*_read(x, *self.window.read(first, last)), *parameters)
 
     def of_parameters(
         self, du: Tensor, x: Band, first: int, parameters: Sequence[Tensor], wanted: Sequence[bool]
     ) -> Grads:
         """What rows of the output's gradient, from `first` on, add to the gradients of weight and bias."""
-        padded = x.padded(*self.window.read(first, first + du.shape[2]))
+        rows, rim = _read(x, *self.window.read(first, first + du.shape[2]))
         if du.device.type == "cpu":
-            du, padded, parameters = _wide(du), _wide(padded), [_wide(p) for p in parameters]
-        found = self._backward(du, padded, parameters, [False, *wanted])[1 : len(parameters) + 1]
+            du, rows, parameters = _wide(du), _wide(rows), [_wide(p) for p in parameters]
+        found = self._backward(du, rows, rim, parameters, [False, *wanted])[1 : len(parameters) + 1]
         return [None if g is None else _wide(g) for g in found]
 
     def of_input(
@@ -78,9 +77,9 @@ class BandConvolution:
         reach, _, above, _ = windows[0]
         turned = [w.reach - 1 - w.above for w in windows[1:]]  # the padding of the way back
         if set(self.stride) == {1} and all(p >= 0 for p in turned):
-            padded = du.padded(first + above - reach + 1, last + above)
+            rows, rim = _read(du, first + above - reach + 1, last + above)
             back = replace(self, padding=(0, *turned))
-            return back._convolved(padded, self._turned(weight))
+            return back._convolved(rows, rim, self._turned(weight))
         start, stop = self.window.readers(first, last, du.height)
         channels = weight.shape[1] * self.groups
         n = len(du.values)
@@ -90,7 +89,7 @@ class BandConvolution:
         like = du.values.new_empty(n, channels, high - low, *across)
         if du.values.device.type == "cpu" and like.ndim in CHANNELS_LAST:
             like = like.contiguous(memory_format=CHANNELS_LAST[like.ndim])
-        dx: Tensor = self._backward(du.rows(start, stop), like, parameters, [True, False, False])[0]
+        dx: Tensor = self._backward(du.rows(start, stop), like, 0, parameters, [True, False, False])[0]
         return pad_rows(dx, 0, max(0, last - high))[:, :, first - low : last - low]
 
     def _turned(self, weight: Tensor) -> Tensor:
@@ -100,19 +99,21 @@ class BandConvolution:
         exchanged = grouped.transpose(1, 2).reshape(-1, outputs // self.groups, *size)
         return exchanged.flip(*range(2, weight.ndim))
 
-    def _convolved(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        """Of rows that are all there: without a rim of its own above and below."""
+    def _convolved(self, x: Tensor, rim: int, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Of rows that are all there, but for so many of zeros above and below."""
         x = self._readable(x)
         if not self._goes_as_two(x, weight):
-            u = torch.convolution(x, weight, bias, *self._numbers)
+            u = torch.convolution(x, weight, bias, *self._numbers(rim))
             volume = u.ndim == 5 and u.device.type == "cpu"  # of which some are made contiguous nevertheless
             return u.contiguous(memory_format=torch.channels_last_3d) if volume else u
         rows = (x.shape[2] - self.window.reach) // self.window.step + 1
-        u = torch.convolution(self._as_two(x, rows), weight, bias, *self._numbers)
+        u = torch.convolution(self._as_two(x, rows), weight, bias, *self._numbers())
         joined = u.movedim(1, -1).flatten(0, 1)[None].movedim(-1, 1)  # in channels_last_3d a view
         return joined[:, :, :rows]
 
-    def _backward(self, du: Tensor, x: Tensor, parameters: Sequence[Tensor], wanted: Sequence[bool]) -> Any:
+    def _backward(
+        self, du: Tensor, x: Tensor, rim: int, parameters: Sequence[Tensor], wanted: Sequence[bool]
+    ) -> Any:
         weight, rows, height, x = parameters[0], du.shape[2], x.shape[2], self._readable(x)
         bias = [len(weight)] if len(parameters) > 1 else None
         mask = (*wanted[:2], bias is not None and wanted[2])
@@ -120,7 +121,7 @@ class BandConvolution:
         if halves:
             x = self._as_two(x, rows)
             du = torch.unflatten(pad_rows(du, 0, rows % 2)[0], 1, (2, -1)).transpose(0, 1)
-        dx, *found = torch.ops.aten.convolution_backward(du, x, weight, bias, *self._numbers, mask)
+        dx, *found = torch.ops.aten.convolution_backward(du, x, weight, bias, *self._numbers(rim), mask)
         if halves and dx is not None:
             first, second = dx.split(1)
             start = du.shape[2] * self.window.step  # of the rows of the second
@@ -129,11 +130,10 @@ class BandConvolution:
             dx = dx[:, :, :height]
         return dx, *found
 
-    @property
-    def _numbers(self) -> tuple[Any, ...]:
-        """As operations take them, for bands with all of their rows."""
+    def _numbers(self, rim: int = 0) -> tuple[Any, ...]:
+        """As operations take them, for bands with all of their rows but so many of zeros on both sides."""
         none = [0] * len(self.kernel)
-        return self.stride, [0, *self.padding[1:]], self.dilation, False, none, self.groups
+        return self.stride, [rim, *self.padding[1:]], self.dilation, False, none, self.groups
 
     def _readable(self, x: Tensor) -> Tensor:
         """The band, contiguous if it has a single channel and one column comes of it.
@@ -148,7 +148,7 @@ class BandConvolution:
         if x.ndim != 5 or len(x) > 1 or x.device.type != "cpu" or math.prod(self.kernel) == 1:
             return False
         alone, two = (
-            torch._C._select_conv_backend(each, weight, None, *self._numbers)
+            torch._C._select_conv_backend(each, weight, None, *self._numbers())
             for each in (x, x.expand(2, *x.shape[1:]))
         )
         return bool(alone != two)
@@ -159,6 +159,15 @@ class BandConvolution:
         low, count = each * self.window.step, (each - 1) * self.window.step + self.window.reach
         x = pad_rows(x, 0, max(0, low + count - x.shape[2]))
         return torch.cat((x[:, :, :count], x[:, :, low : low + count]))
+
+
+def _read(x: Band, low: int, high: int) -> tuple[Tensor, int]:
+    """Rows of a map, and how many of zeros above and below are left to the convolution: where as many are wanted of both.
+
+    Of volumes none are, as it depends on their rows how they run.
+    """
+    rim = -low if x.values.ndim < 5 and 0 < -low == high - x.height else 0
+    return x.padded(low + rim, high - rim), rim
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from revseg import ops
+from revseg.layers.bands.keeping import kept_maps
 from revseg.layers.bands.rows import Images, InPlace, Kept, Whole
 from revseg.layers.bands.window import Window
 from revseg.layers.layer_input import lowered
@@ -96,7 +97,7 @@ class BandPlan(Plan):
         return plan
 
     def _cut(self) -> None:
-        largest = max(self._row(j) * self.shapes[j][2] for j in range(1, len(self.shapes))) * self._count()
+        largest = max(map(self._bytes, range(1, len(self.shapes)))) * self._count()
         self.bytes = max(self.bands.bytes, largest // self.bands.part) * self.times
         self.groups = list(self._groups())
 
@@ -112,7 +113,7 @@ class BandPlan(Plan):
 
     def _groups(self) -> Iterator[Images]:
         """Images that go together: one, or as many as are small enough."""
-        image = max(self._row(j) * self.shapes[j][2] for j in range(len(self.shapes)))
+        image = max(map(self._bytes, range(len(self.shapes))))
         step = max(1, self.bytes // max(1, image))
         for first in range(self.images.start, self.images.stop, step):
             yield slice(first, min(first + step, self.images.stop))
@@ -150,10 +151,24 @@ class BandPlan(Plan):
         """Whether nothing follows raw map j."""
         return self.layers[j - 1].is_linear()
 
-    def kept(self) -> set[int]:
-        """The raw maps that the way back keeps, evenly spread, without the last one."""
-        count, last = math.ceil(self.bands.kept), len(self.layers)
-        return {round(last * k / (count + 1)) for k in range(1, count + 1)} - {0, last}
+    def kept(self) -> list[int]:
+        """The raw maps that the way back keeps as they are first made, without the last one."""
+        return [m for m in self._keeping()[0] if m < len(self.layers)]
+
+    def kept_by(self, j: int) -> list[int]:
+        """Those that the pass for layer j keeps, of maps that are not larger than those before.
+
+        The first one is not among them: the last pass has the gradient of the input beside it.
+        """
+        largest = max((self._bytes(m) for m in self.kept()), default=0)
+        return [m for m in self._keeping()[j] if m > 1 and self._bytes(m) <= largest]
+
+    def _keeping(self) -> tuple[tuple[int, ...], ...]:
+        return kept_maps(len(self.layers), math.ceil(self.bands.kept))
+
+    def _bytes(self, j: int) -> int:
+        """Of a map of one image."""
+        return self._row(j) * self.shapes[j][2]
 
     def of_images(self, images: Images, keep: Mapping[int, Kept]) -> dict[int, Kept]:
         """What is kept of a group: all, or the last raw map alone."""
