@@ -32,6 +32,8 @@ from revseg.memory.values import Values, tensors_in
 from revseg.memory.workspace import workspace
 
 _HELD_BY_ENGINE = 2  # uses of a gradient's storage: by autograd, and by the arguments of the addition
+_USED_BY_ENGINE = 4  # of the gradient itself, likewise
+_AROUND = ("_python_dispatch.py", "_compile.py", "eval_frame.py")  # what torch puts around a dispatch mode
 _CALL = nn.Module._call_impl.__code__
 
 
@@ -125,13 +127,13 @@ class Follower(TorchDispatchMode):
         made = tensors_in(result)
         if inside is not None:
             self._pass(inside.before, str(func))
+        if _is_accumulation(func, args):
+            self._free(args[0].untyped_storage()._cdata)  # the sum is in the place of its first summand
         for x in made:
             if x.untyped_storage()._cdata not in before:
                 self._follow(x.untyped_storage(), str(func))
         if inside is not None:
             self._pass(inside.beside, str(func))
-        if _is_accumulation(func, args):
-            self._free(args[0].untyped_storage()._cdata)  # the sum is in the place of its first summand
         cost = cost_of(func, args, kwargs, result, (*given, *made))
         self.spent += cost
         key = self.phase, self._module
@@ -210,7 +212,11 @@ def _is_accumulation(func: Any, args: tuple[Any, ...]) -> bool:
     if func is not torch.ops.aten.add.Tensor or torch._C._current_autograd_node() is None:
         return False
     frame: Any = sys._getframe(2)
-    while frame is not None and "_python_dispatch" in frame.f_code.co_filename:
+    while frame is not None and frame.f_code.co_filename.endswith(_AROUND):
         frame = frame.f_back
+    x: Tensor = args[0]
+    if x.untyped_storage().nbytes() > x.nbytes:
+        return False  # a part of another one
     by_engine = frame is not None and frame.f_code.co_name == "_engine_run_backward"
-    return by_engine and torch._C._storage_Use_Count(args[0].untyped_storage()._cdata) <= _HELD_BY_ENGINE
+    alone = torch._C._storage_Use_Count(x.untyped_storage()._cdata) <= _HELD_BY_ENGINE
+    return by_engine and alone and x._use_count() <= _USED_BY_ENGINE  # type: ignore[attr-defined]
