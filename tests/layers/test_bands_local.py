@@ -151,6 +151,30 @@ def test_a_row_of_what_is_joined_and_raised():
         assert off(ours, wide) <= max(2 * off(theirs, wide), 2e-6)
 
 
+@pytest.mark.parametrize("last", [[], [nn.Conv2d(6, 2, 1)]], ids=["norm", "linear"])
+@pytest.mark.parametrize(("kernel", "taken"), [(3, True), ((2, 3), False)], ids=["same", "shorter"])
+def test_the_gradient_of_a_joined_map_lies_where_that_of_the_row_did(last, kernel, taken, monkeypatch):
+    """Rows of it are written over those that were read."""
+    found, taking = [], Joined.taking
+    monkeypatch.setattr(Joined, "taking", lambda *args: found.append(taking(*args)) or found[-1])
+    torch.manual_seed(0)
+    first = nn.Conv2d(9, 6, kernel, padding=(kernel if isinstance(kernel, int) else 0) // 2)
+    wide = nn.Conv2d(6, 6, 3, padding=1)
+    row = nn.Sequential(
+        first, nn.BatchNorm2d(6), nn.ReLU(), wide, nn.BatchNorm2d(6), nn.ReLU(), *last
+    ).double()
+    low, skip = (torch.randn(3, c, 12, 10).double() for c in (3, 6))
+    maps = [x.contiguous(memory_format=torch.channels_last).requires_grad_() for x in (low, skip)]
+    layers = layers_in(row, without_norm=True)
+    y = run_of_source(layers, lambda *x: Joined(*map(Whole, x)), maps, Bands(bytes=700, kept=0))
+    dy = torch.randn_like(y)
+    ours = torch.autograd.grad(y, [*maps, *row.parameters()], dy)
+    plain = torch.autograd.grad(row(torch.cat(maps, 1)), [*maps, *row.parameters()], dy)
+    for a, b in zip(ours, plain, strict=True):
+        torch.testing.assert_close(a, b)
+    assert any(each is not None for each in found) == taken
+
+
 def test_gradients_of_gradients():
     low = torch.randn(2, 3, 4, 4, dtype=torch.float64, requires_grad=True)
     row = nn.Sequential(nn.Conv2d(3, 2, 3, padding=1), nn.BatchNorm2d(2), nn.PReLU()).double()

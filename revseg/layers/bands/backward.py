@@ -150,16 +150,15 @@ class _Pass:
         self.op, self.window = plan.op(j), plan.windows[j - 1]
         self.of_op = plan.parameters_of(j, source.parameters)
         self.height, self.rows = plan.shapes[j - 1][2], plan.shapes[j][2]
-        fits = isinstance(there, InPlace) and plan.fits_in_place(j)
-        self.gradient = there if fits and there is not None else Kept()
-        self.dx = self._memory_of_dx(asked_dx, there if fits else None) if j == 1 else None
+        self.gradient = plan.map_of_gradient(j, there)
+        self.dx = self._memory_of_dx(asked_dx, self.gradient) if j == 1 else None
         if j > 1:
             self.sums = norms[j - 2].mean.new_zeros(3, plan.shapes[j - 1][1])
         else:
             self.sums = sums
 
     @staticmethod
-    def _memory_of_dx(asked_dx: Asked | None, there: Kept | None) -> Whole | None:
+    def _memory_of_dx(asked_dx: Asked | None, there: Kept) -> Whole | None:
         if isinstance(there, InPlace) and asked_dx is not None:
             asked_dx.give(there.whole)
         return None if asked_dx is None else asked_dx()

@@ -189,6 +189,19 @@ class BandPlan(Plan):
         """Whether gradients of map j - 1 may be written over rows of map j that were read."""
         return tuple(self.shapes[j]) == tuple(self.shapes[j - 1]) and self.windows[j - 1].above >= 0
 
+    def lies_ahead(self) -> bool:
+        """Whether rows of the gradient of map 1 were all read when those of the input's gradient in their places are written."""
+        return tuple(self.shapes[1][2:]) == tuple(self.shapes[0][2:]) and self.windows[0].above >= 0
+
+    def map_of_gradient(self, j: int, there: Kept | None) -> Kept:
+        """Memory for the gradient of map j - 1: what is there, if it fits; else in one piece, if the next one fits into that."""
+        if isinstance(there, InPlace) and (self.fits_in_place(j) or (j == 1 and self.lies_ahead())):
+            return there
+        alone = j == len(self.layers) > 1 and self.is_linear(j) and not self.bands.kept
+        if alone and (self.fits_in_place(j - 1) or (j == 2 and self.lies_ahead())):
+            return InPlace((self._count(), *self.shapes[j - 1][1:]), self.images.start)
+        return Kept()
+
     def lies_over(self, x: Sequence[Tensor], dz: Sequence[Tensor]) -> bool:
         """Whether the gradient of the input of the one layer may lie where that of its output does.
 

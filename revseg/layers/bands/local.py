@@ -44,6 +44,13 @@ class Joined(Source):
     def like(self) -> Joined:
         return Joined(*(each.like() for each in self.maps))
 
+    def taking(self, memory: Tensor) -> Whole | None:
+        for i, each in enumerate(self.maps):
+            taken = each.taking(memory)
+            if taken is not None:
+                return Joined(*(taken if k == i else other.like() for k, other in enumerate(self.maps)))
+        return None
+
     def rows(self, images: Images, first: int, last: int, layout: torch.memory_format | None) -> Tensor:
         band = torch.cat([each.rows(images, first, last, layout) for each in self.maps], 1)
         return band if layout is None else in_layout(band, layout)

@@ -68,6 +68,11 @@ class Whole:
         """Memory for the gradients of the parts."""
         return Whole(*(torch.empty_like(part) for part in self.parts))
 
+    def taking(self, memory: Tensor) -> Whole | None:
+        """Memory for the gradients of the parts, of which this is one's; None if it is like none of them."""
+        alone = type(self) is Whole and len(self.parts) == 1
+        return Whole(memory) if alone and like(memory) == like(self.parts[0]) else None
+
     def release(self) -> None:
         """Let the map go; nobody will ask for it again."""
         self.parts = ()
@@ -190,11 +195,9 @@ class Asked:
         return self.made
 
     def give(self, memory: Tensor | None) -> None:
-        """Memory to be taken, if it is like that of the input."""
-        x = self.x.parts[0]
-        alone = type(self.x) is Whole and len(self.x.parts) == 1 and self.made is None
-        if memory is not None and alone and like(memory) == like(x):
-            self.made = Whole(memory)
+        """Memory to be taken, if it is like that of the input, or of a map that it is made of."""
+        if memory is not None and self.made is None:
+            self.made = self.x.taking(memory)
 
     def gradients(self) -> Grads:
         """Of the parts of the input; None of each if no pass asked."""
