@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from revseg.engine.tracing import has_hooks
+from revseg.memory.handed_on import TakesIn
 from revseg.memory.late import LateLoss, made_at_the_end
 from revseg.memory.remake import FromPieces, begins_again, noting
 from revseg.memory.run_again import Row, RunAgain, Segment, parts_of
@@ -32,6 +33,7 @@ class Part:
         behind: The number of the call behind its last.
         members: The names of the modules of a segment; none if it is of the children of a row.
         by_bands: Whether a segment goes by bands.
+        takes: The name of a convolution behind it that then goes by bands with it; none if it ends by itself.
     """
 
     name: str
@@ -39,18 +41,21 @@ class Part:
     behind: int | None = None
     members: tuple[str, ...] = ()
     by_bands: bool = False
+    takes: str = ""
 
     @property
-    def segment(self) -> tuple[int, int, bool] | None:
-        """First, behind the last, by bands or not; None for a whole module."""
+    def segment(self) -> Segment | None:
+        """Its places; None for a whole module."""
         if self.first is None or self.behind is None:
             return None
-        return self.first, self.behind, self.by_bands
+        return Segment(self.first, self.behind, self.by_bands, bool(self.takes))
 
     def __str__(self) -> str:
+        behind = f", and {self.takes}" if self.takes else ""
         if self.members:
-            return f"{self.members[0]} to {self.members[-1]}"
-        return self.name if self.first is None else f"{self.name or 'children'}[{self.first}:{self.behind}]"
+            return f"{self.members[0]} to {self.members[-1]}{behind}"
+        place = self.name if self.first is None else f"{self.name or 'children'}[{self.first}:{self.behind}]"
+        return place + behind
 
 
 def apply_parts(model: nn.Module, parts: Iterable[Part]) -> nn.Module:
@@ -63,15 +68,22 @@ def apply_parts(model: nn.Module, parts: Iterable[Part]) -> nn.Module:
     modules = dict(fitted.named_modules())
     by_name: dict[str, list[Part]] = {}
     lines: dict[str, list[Part]] = {}
+    taken: list[str] = []
     for part in parts:
-        for name in part.members or (part.name,):
+        behind = (part.takes,) if part.takes else ()
+        taken += behind
+        for name in (*(part.members or (part.name,)), *behind):
             if name not in modules:
                 raise ValueError(f"expected a network with a module {name!r}, got {type(model).__name__}")
-            by_name.setdefault(name, []).extend(() if part.members else (part,))
+            own = name == part.name and not part.members
+            by_name.setdefault(name, []).extend((part,) if own else ())
         if part.members:
             lines.setdefault(part.name, []).append(part)
     for name, those in by_name.items():
         _run_again(modules[name], those)
+    for name in taken:
+        runs: _Runs = modules[name].__dict__["_runs"]
+        runs.now = TakesIn(modules[name], runs.now)
     for those in lines.values():
         _line_up(modules, those)
     if by_name and not isinstance(fitted, _Again):
@@ -122,11 +134,11 @@ def _line_up(modules: dict[str, nn.Module], parts: list[Part]) -> None:
     where = {(part.first or 0) + i: name for part in parts for i, name in enumerate(part.members)}
     segments = _segments(parts)
     line = _Line()
-    for i, j, _ in segments:
-        if any(a <= i and j <= b and (a, b) != (i, j) for a, b, _ in segments):
+    for i, j, *_ in segments:
+        if any(s.first <= i and j <= s.behind and s[:2] != (i, j) for s in segments):
             continue  # a piece of another one
         members = [modules[where[k]] for k in range(i, j)]
-        inner = [(a - i, b - i, by_bands) for a, b, by_bands in segments if i <= a and b <= j]
+        inner = [s.moved(-i) for s in segments if i <= s.first and s.behind <= j]
         runs = [member.__dict__["_runs"] for member in members]
         (segment,) = parts_of([each.now for each in runs], members, (0, j - i), inner)
         runs[0].leads = _Segment(segment, members[1:], line)

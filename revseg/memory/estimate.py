@@ -9,18 +9,18 @@ does not depend on the choice.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Container, Iterable
+from collections.abc import Collection, Container, Iterable
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import nn
 
 from revseg.memory.follow import Block
 from revseg.memory.segments import with_segments
-from revseg.memory.trace import Call, Kept, Key, Tracer
+from revseg.memory.taking_in import taking_in
+from revseg.memory.trace import AGAIN, Call, Kept, Key, Tracer
+from revseg.memory.working_set import Bytes, WorkingSet
 
-Bytes = NDArray[np.int64]  # of each node: while its gradient is computed, and behind those, while it is made
 Changes = list[tuple[int, int]]  # from which place on there are how many more
 
 
@@ -33,17 +33,26 @@ class Candidate:
     cost: float
     blocks: set[Block]  # of which the lives depend on this choice
 
+    def __post_init__(self) -> None:
+        around = [{call.by_bands for call in each.outer if call.layers} for each in self.calls]
+        self.around = set.intersection(*around)
+        self.crossing = {key for call in self.calls for key in call.crossing}
+
     def crosses(self, other: Candidate) -> bool:
-        """Whether this cannot be added to the other: segments of one row of which neither holds the other, or one inside of bands."""
-        (name, a, b, _), (other_name, c, d, banded) = self.key, other.key
-        if name != other_name or a < 0 or c < 0:
-            return False
-        return (banded and c <= a and b <= d) or a < c < b < d or c < a < d < b
+        """Whether this cannot be added to the other: each holds a part of the other and not all, or this is inside of bands."""
+        (name, a, b, _), (other_name, c, d, _) = self.key, other.key
+        if self.is_in(other) or self.key in other.crossing or other.key in self.crossing:
+            return True
+        return name == other_name and a >= 0 and c >= 0 and (a < c < b < d or c < a < d < b)
 
     def replaces(self, other: Candidate) -> bool:
-        """Whether the other is a segment inside of this one, which goes by bands: nothing in it runs by itself then."""
-        (name, a, b, banded), (other_name, c, d, _) = self.key, other.key
-        return banded and name == other_name and a <= c and d <= b
+        """Whether the other is inside of this one, which goes by bands: nothing in it runs by itself then."""
+        return other.is_in(self)
+
+    def is_in(self, other: Candidate) -> bool:
+        """Whether this is inside of the other, or the same, and that goes by bands."""
+        the_same = self.key[:3] == other.key[:3] and self.key[3] < other.key[3]
+        return other.key[3] != AGAIN and (the_same or other.key in self.around)
 
 
 class Estimate:
@@ -57,6 +66,7 @@ class Estimate:
 
     def __init__(self, tracer: Tracer, model: nn.Module, standing: Iterable[Block]) -> None:
         calls = with_segments(tracer, model)
+        calls += taking_in(tracer, model, calls)
         self.kept = {block: kept for block, kept in tracer.kept.items() if block.kept}
         spared: dict[int, list[Call]] = defaultdict(list)
         for call in calls:
@@ -76,13 +86,20 @@ class Estimate:
                             self.kept.setdefault(piece, found).pieces.append(call)
         for block, kept in self.kept.items():
             for call in kept.made:
-                if call.layers and (call.held is None or call.held.size < block.size):
+                larger = call.held is None or call.held.size < block.size
+                if call.layers and larger and block not in call.parts[-1].outputs:
                     call.held = block
         self.standing = sum(block.size for block in standing)
         self.seconds = sum(tracer.costs.values())
         self.length = 1 + max((event.node for event in tracer.events), default=0)
-        self.working = self._working_set(tracer)
+        working = WorkingSet(tracer, self.kept, self.length)
+        self.working = working.most
         self.candidates = self._candidates(calls)
+        self._by_bands = {
+            key: sum((working.by_bands(call) for call in c.calls), self._no_bytes())
+            for key, c in self.candidates.items()
+            if key[3] != AGAIN
+        }
         self._known: dict[Block, dict[tuple[bool, ...], Changes]] = defaultdict(dict)
         self._relevant = {  # the keys on which the life of a block depends
             block: tuple(
@@ -91,15 +108,15 @@ class Estimate:
             for block, kept in self.kept.items()
         }
 
-    def live(self, chosen: Container[Key]) -> Bytes:
+    def live(self, chosen: Collection[Key]) -> Bytes:
         """Bytes beyond the standing ones at each node."""
         change = self._no_change()
         for block in self.kept:
             for place, size in self._changes(block, chosen):
                 change[place] += size
-        return self.working + self._summed(change)
+        return self.working + self._summed(change) + self._of_bands(chosen)
 
-    def difference(self, candidate: Candidate, before: Container[Key], after: Container[Key]) -> Bytes:
+    def difference(self, candidate: Candidate, before: Collection[Key], after: Collection[Key]) -> Bytes:
         """How the bytes at each node change from one choice to another that differs in this candidate."""
         change = self._no_change()
         for block in candidate.blocks:
@@ -109,7 +126,15 @@ class Estimate:
                     change[place] -= size
                 for place, size in new:
                     change[place] += size
-        return self._summed(change)
+        more, fewer = ([key for key in a if key not in b] for a, b in ((after, before), (before, after)))
+        return self._summed(change) + self._of_bands(more) - self._of_bands(fewer)
+
+    def _of_bands(self, chosen: Iterable[Key]) -> Bytes:
+        """How the working set differs where these go by bands."""
+        return sum((self._by_bands[key] for key in chosen if key[3] != AGAIN), self._no_bytes())
+
+    def _no_bytes(self) -> Bytes:
+        return np.zeros(2 * self.length, dtype=np.int64)
 
     def _no_change(self) -> Bytes:
         return np.zeros(2 * (self.length + 1), dtype=np.int64)
@@ -146,6 +171,8 @@ class Estimate:
                 continue  # no more of it than bands
             context = around[shared - 1] if shared else None
             begin = around[shared].start if shared < len(around) else node
+            if by_bands:
+                begin = by_bands[0].start  # it, or in its place a gradient
             since[context] = min(since.get(context, begin), begin)
         changes: Changes = []
         for context, begin in since.items():
@@ -155,6 +182,11 @@ class Estimate:
         if gone:
             return changes
         first, last = (self.length + 1 + node for node in kept.used)
+        rows = [call for call in made if call.by_bands in chosen]
+        if rows and block not in rows[0].parts[-1].outputs:
+            if rows[0].held is not block:
+                return changes  # of what is made inside one raw map exists at a time
+            first, last = (self.length + 1 + node for node in (rows[0].start, rows[0].end - 1))
         changes.append((first, kept.size))
         if None not in since:
             changes.append((last + 1, -kept.size))
@@ -177,23 +209,12 @@ class Estimate:
             blocks = {block for call in those for block in inside[call]}
             if not blocks or any(call.writes or call.late for call in those):
                 continue
-            found[key] = Candidate(key, those, sum(call.cost for call in those), blocks)
+            if key[3] == AGAIN:
+                found[key] = Candidate(key, those, sum(call.cost for call in those), blocks)
             if all(call.layers for call in those):
                 again = sum(call.cost * _runs(call.layers) for call in those)
                 found[those[0].by_bands] = Candidate(those[0].by_bands, those, again, blocks)
         return found
-
-    def _working_set(self, tracer: Tracer) -> Bytes:
-        """The most bytes that are alive and not kept, at each node."""
-        most = np.zeros(2 * self.length, dtype=np.int64)
-        now = 0
-        for event in tracer.events:
-            if event.block not in self.kept:
-                now += event.size
-            if event.node >= 0:
-                place = event.node if event.phase == "backward" else self.length + max(event.node - 1, 0)
-                most[place] = max(most[place], now)
-        return most
 
 
 def _runs(layers: int) -> float:

@@ -16,7 +16,7 @@ from revseg.memory.follow import Block, Follower
 from revseg.memory.plan import MIB, Choice, Plan, choices
 from revseg.memory.prediction import Prediction
 from revseg.memory.step import Loss, Optimizer, Step
-from revseg.memory.trace import Tracer
+from revseg.memory.trace import AGAIN, Tracer
 
 _TRIES = 2  # of the lowest estimates
 _SURE = 0.8  # estimates are no lower than this share of what is predicted then
@@ -189,7 +189,9 @@ class Search:
     def _plan(self, late: bool, choice: Choice) -> Plan:
         """The plan of a choice, its peak predicted."""
         parts = tuple(
-            Part(*key[:3], candidate.calls[0].members, key[3]) if key[1] >= 0 else Part(key[0])
+            Part(*key[:3], candidate.calls[0].members, key[3] != AGAIN, candidate.calls[0].takes)
+            if key[1] >= 0
+            else Part(key[0])
             for key, candidate in choice.chosen.items()
         )
         plan = replace(self._without(), parts=parts, time=choice.time, by_bands=late)

@@ -19,9 +19,10 @@ from torch import nn
 
 from revseg.files import write_text
 from revseg.memory.apply import Part, apply_parts
-from revseg.memory.estimate import Bytes, Candidate, Estimate
+from revseg.memory.estimate import Candidate, Estimate
 from revseg.memory.late import LateLoss
-from revseg.memory.trace import Key
+from revseg.memory.trace import AGAIN, Key
+from revseg.memory.working_set import Bytes
 
 MIB = 2**20
 _STEP = 0.95  # from one target to the next
@@ -133,7 +134,7 @@ def _towards(estimate: Estimate, target: int, bands: bool) -> dict[Key, Candidat
     """Adds what takes most off above the target for its time, until nothing is above it or nothing helps."""
     chosen: dict[Key, Candidate] = {}
     live = estimate.live(chosen)
-    candidates = [c for key, c in estimate.candidates.items() if bands or not key[3]]
+    candidates = [c for key, c in estimate.candidates.items() if bands or key[3] == AGAIN]
     queue = [(-float("inf"), i, c, -1) for i, c in enumerate(candidates)]
     heapq.heapify(queue)
     round_ = 0
@@ -164,15 +165,14 @@ def _gain(live: Bytes, after: Bytes, target: int) -> float:
 def _without_needless(
     estimate: Estimate, chosen: dict[Key, Candidate], live: Bytes, target: int
 ) -> dict[Key, Candidate]:
-    """The choice without what later ones have made needless, the dearest first; running again in the place of bands if that will do."""
+    """The choice without what later ones have made needless, the dearest first; what costs less in their places if that will do."""
     limit = max(target, int(live.max()))
     for key, candidate in sorted(chosen.items(), key=lambda item: -item[1].cost):
         fewer = {k: c for k, c in chosen.items() if k != key}
-        again = estimate.candidates.get((*key[:3], False)) if key[3] else None
-        for instead in (fewer, None if again is None else {**fewer, again.key: again}):
-            if instead is not None:
-                without = live + estimate.difference(candidate, chosen, instead)
-                if int(without.max()) <= limit:
-                    chosen, live = instead, without
-                    break
+        simpler = (estimate.candidates.get((*key[:3], how)) for how in range(key[3]))
+        for instead in (fewer, *({**fewer, c.key: c} for c in simpler if c is not None)):
+            without = live + estimate.difference(candidate, chosen, instead)
+            if int(without.max()) <= limit:
+                chosen, live = instead, without
+                break
     return chosen

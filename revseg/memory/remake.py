@@ -86,6 +86,8 @@ class Note:
     def of(cls, value: Any) -> Note | None:
         """That of a map; None if there is none that still holds."""
         if isinstance(value, Waiting):
+            if not value.is_recipe:
+                return None
             found = cls(value.function, value.args, value.kwargs, range(0), [])
             return found if value.follows() else None
         note: Note | None = getattr(value, _NOTE, None) if isinstance(value, Tensor) else None
@@ -140,12 +142,12 @@ class _Noting:
         self.notes = Notes(node, waits)
 
     def __enter__(self) -> Notes:
-        _here.on = True
+        _here.on, _here.waits = True, self.notes.waits
         return self.notes.__enter__()  # type: ignore[no-any-return, no-untyped-call]
 
     def __exit__(self, *error: object) -> None:
         self.notes.__exit__(*error)  # type: ignore[no-untyped-call]
-        _here.on = False
+        _here.on = _here.waits = False
         self.notes.forget()
 
 
@@ -159,6 +161,11 @@ def noting(node: Callable[[], int] = lambda: 0, waits: bool = False) -> Abstract
     on = getattr(_here, "on", False) or not torch.is_grad_enabled()
     waits = waits and not torch.compiler.is_compiling()  # which could not make what has no values
     return nullcontext() if on else _Noting(node, waits)
+
+
+def maps_may_wait() -> bool:
+    """Whether a map that is made here may wait for who reads it."""
+    return getattr(_here, "waits", False)
 
 
 def recipe_of(value: Any) -> tuple[Any, Any, Any] | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,9 +23,10 @@ from revseg.layers.bands.run import run_by_bands
 from revseg.layers.bands.sources import run_of_source
 from revseg.layers.stack import layers_in, stacks_are_right
 from revseg.layers.stack_layer import Layer
-from revseg.layers.structure import put_together, take_apart
+from revseg.layers.structure import Structure, put_together, take_apart
+from revseg.memory.handed_on import HandedOn
 from revseg.memory.made_later import joined_maps, rule_of
-from revseg.memory.remake import Recipe, recipe_of
+from revseg.memory.remake import Recipe, maps_may_wait, recipe_of
 from revseg.memory.waiting import materialized
 
 _DIMS = (1, 2, 3)
@@ -49,13 +51,16 @@ class RowByBands(nn.Module):
         row: The modules.
         again: The same, which runs again as a whole.
         bands: How maps are cut.
+        hands_on: Whether a convolution behind may take the row in (`revseg.memory.handed_on`).
     """
 
     begins_again = True
 
-    def __init__(self, row: Iterable[nn.Module], again: nn.Module, bands: Bands) -> None:
+    def __init__(
+        self, row: Iterable[nn.Module], again: nn.Module, bands: Bands, hands_on: bool = False
+    ) -> None:
         super().__init__()
-        self.row, self.again, self.bands = nn.ModuleList(row), again, bands
+        self.row, self.again, self.bands, self.hands_on = nn.ModuleList(row), again, bands, hands_on
 
     @_disable_dynamo
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -67,26 +72,63 @@ class RowByBands(nn.Module):
         """
         if len(args) != 1 or kwargs or not torch.is_grad_enabled():
             return self.again(*args, **kwargs)
-        described = _described(args[0])
-        tensors, structure = take_apart(described)
+        read = _Input(args[0])
+        found = self._handed_on(read) if self.hands_on and maps_may_wait() else None
+        if found is None:
+            found = self._by_bands(read)
+        return self.again(*args) if found is None else found
 
-        def make(*parts: Tensor) -> Any:
-            return _built(put_together(parts, structure))
-
-        layers = self._layers(tensors, make(*tensors))
+    def _by_bands(self, read: _Input, *more: nn.Module) -> Tensor | None:
+        """What the row, and more modules behind it, make; None if they do not go by bands."""
+        layers = self._layers(read, more)
         if layers is None:
-            return self.again(*args)
-        if described is tensors[0]:
-            return run_by_bands(layers, (described,), self.bands)[0]
-        return run_of_source(layers, make, tensors, self.bands)
+            return None
+        if read.is_whole:
+            return run_by_bands(layers, (read.tensors[0],), self.bands)[0]
+        return run_of_source(layers, read.make, read.tensors, self.bands)
 
-    def _layers(self, tensors: list[Tensor], source: Whole) -> list[Layer] | None:
+    def _handed_on(self, read: _Input) -> Tensor | None:
+        """The output, not made yet; None if it has no gradient, or is not made by bands."""
+        layers = self._layers(read)
+        if layers is None:
+            return None
+        plan = BandPlan(layers, read.make(*read.tensors), self.bands)
+        if not any(x.requires_grad for x in (*read.tensors, *plan.parameters)):
+            return None
+        like = torch.empty((), dtype=plan.dtype, device=read.tensors[0].device)
+        return HandedOn(plan.shapes[-1], like, partial(self._by_bands, read), read.tensors)
+
+    def _layers(self, read: _Input, more: Iterable[nn.Module] = ()) -> list[Layer] | None:
         """The layers of the row; None if it cannot go by bands."""
-        maps = [x for x in tensors if x.ndim == len(source.shape)]
-        once = [*map(id, source.parts)] == [*map(id, tensors)]  # each, in the order of their gradients
+        source = read.make(*read.tensors)
+        maps = [x for x in read.tensors if x.ndim == len(source.shape)]
+        once = [*map(id, source.parts)] == [*map(id, read.tensors)]  # each, in the order of their gradients
         if not once or not all(stacks_are_right(x, _DIMS) for x in maps):
             return None
-        return layers_of_row(self.row, maps[0])
+        return layers_of_row((*self.row, *more), maps[0])
+
+
+class _Input:
+    """What a row reads.
+
+    Args:
+        value: A map, or a recipe of one.
+
+    Attributes:
+        tensors: What the map is made of.
+        is_whole: Whether that is the map.
+        make: Makes a source of such tensors, and holds none.
+    """
+
+    def __init__(self, value: Any) -> None:
+        described = _described(value)
+        self.tensors, structure = take_apart(described)
+        self.is_whole = described is self.tensors[0]
+        self.make = partial(_source, structure)
+
+
+def _source(structure: Structure, *parts: Tensor) -> Any:
+    return _built(put_together(parts, structure))
 
 
 def layers_of_row(modules: Iterable[nn.Module], x: Tensor) -> list[Layer] | None:
@@ -96,12 +138,12 @@ def layers_of_row(modules: Iterable[nn.Module], x: Tensor) -> list[Layer] | None
 
 
 def _flat(modules: Iterable[nn.Module]) -> Iterator[nn.Module]:
-    """The modules as they are without a plan, and in the place of rows what they call."""
+    """The modules that do something as they are without a plan, and in the place of rows what they call."""
     for module in modules:
         plain = as_if_plain(module)
         if type(plain) is nn.Sequential and not has_hooks(plain):
             yield from _flat(plain)
-        else:
+        elif type(plain) is not nn.Identity or has_hooks(plain):
             yield plain
 
 

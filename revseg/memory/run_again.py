@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -12,8 +12,32 @@ from revseg.memory.late import nothing_waits
 from revseg.memory.remake import FromPieces, begins_again, called_by_pieces
 from revseg.memory.row_by_bands import RowByBands
 
-Segment = tuple[int, int, bool]  # the first, behind the last; whether by bands
 _BANDS = Bands(kept=0, part=16)  # the least memory; and so few that a plan is predicted in seconds
+
+
+def band_of(largest: int) -> int:
+    """Bytes of a band of a row whose largest map has so many."""
+    return min(largest, max(_BANDS.bytes, largest // _BANDS.part))
+
+
+class Segment(NamedTuple):
+    """Modules called one after the other: the first, behind the last.
+
+    Args:
+        first: Its place.
+        behind: That of the one behind the last.
+        by_bands: Whether they go by bands.
+        hands_on: Whether a convolution behind takes them in then.
+    """
+
+    first: int
+    behind: int
+    by_bands: bool
+    hands_on: bool = False
+
+    def moved(self, by: int) -> Segment:
+        """The same, so many places further on."""
+        return self._replace(first=self.first + by, behind=self.behind + by)
 
 
 class RunAgain(nn.Module):
@@ -79,14 +103,14 @@ def parts_of(
     found: list[nn.Module] = []
     begin, end = where
     while begin < end:
-        here = [s for s in segments if s[0] == begin and s[1] <= end]
+        here = [s for s in segments if s.first == begin and s.behind <= end]
         if not here:
             found.append(runs[begin])
             begin += 1
             continue
         largest = max(here, key=lambda s: s[1:])
-        inner = [s for s in segments if s != largest and largest[0] <= s[0] and s[1] <= largest[1]]
-        first, begin, by_bands = largest
+        first, begin, by_bands, hands_on = largest
+        inner = [s for s in segments if s != largest and first <= s.first and s.behind <= begin]
         again = RunAgain(_Chain(nn.ModuleList(parts_of(runs, modules, (first, begin), inner))))
-        found.append(RowByBands(modules[first:begin], again, _BANDS) if by_bands else again)
+        found.append(RowByBands(modules[first:begin], again, _BANDS, hands_on) if by_bands else again)
     return found

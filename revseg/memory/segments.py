@@ -14,7 +14,7 @@ from torch import nn
 
 from revseg.engine.tracing import has_hooks
 from revseg.memory.row_by_bands import layers_of_row
-from revseg.memory.trace import Call, Tracer
+from revseg.memory.trace import AGAIN, Call, Tracer
 
 _OF_WEIGHTS = 2  # a map that goes by bands is so many times as large as the weights, at the least
 
@@ -30,7 +30,6 @@ def with_segments(tracer: Tracer, model: nn.Module) -> list[Call]:
             call.late = True
     modules = dict(model.named_modules())
     at: dict[Call, list[Call]] = {}  # the segments around a call, the largest first
-    parts_of: dict[Call, Call] = {}  # the first of a segment
     calls = list(tracer.calls_made)
     for parent, lines in _lines(tracer).items():
         names = [call.key[0] for call in lines[0]]
@@ -38,7 +37,7 @@ def with_segments(tracer: Tracer, model: nn.Module) -> list[Call]:
             continue  # it does not do the same each time
         row = parent in modules and is_row(modules[parent])
         linked = [
-            all(_passes_on(tracer, line[i], line[i + 1]) for line in lines) for i in range(len(names) - 1)
+            all(passes_on(tracer, line[i], line[i + 1]) for line in lines) for i in range(len(names) - 1)
         ]
         for begin, behind in _segments(names, linked, modules):
             if not row and not _can_lead(names, begin, behind, modules, lines):
@@ -46,8 +45,9 @@ def with_segments(tracer: Tracer, model: nn.Module) -> list[Call]:
             for line in lines:
                 parts = line[begin:behind]
                 segment = Call(
-                    (parent, begin, behind, False), parts[0].start, parts[-1].end, sum(c.cost for c in parts)
+                    (parent, begin, behind, AGAIN), parts[0].start, parts[-1].end, sum(c.cost for c in parts)
                 )
+                segment.parts = tuple(parts)
                 segment.inputs, segment.writes = parts[0].inputs, parts[0].writes
                 segment.remade, segment.parent = parts[0].remade, parts[0].parent
                 segment.spared = parts[0].spared
@@ -56,7 +56,6 @@ def with_segments(tracer: Tracer, model: nn.Module) -> list[Call]:
                 segment.members = () if row else tuple(names[begin:behind])
                 segment.layers = _layers([modules[name] for name in names[begin:behind]], segment)
                 calls.append(segment)
-                parts_of[segment] = parts[0]
                 for part in parts:
                     at.setdefault(part, []).append(segment)
     for segments in at.values():
@@ -67,7 +66,7 @@ def with_segments(tracer: Tracer, model: nn.Module) -> list[Call]:
 
     for call in calls:
         around = () if call.parent is None else filled((*_parents(call.parent), call.parent))
-        first = call if call.key[1] < 0 else parts_of[call]
+        first = call.parts[0] if call.parts else call
         call.outer = (
             *around,
             *(s for s in at.get(first, ()) if s.key[2] - s.key[1] > call.key[2] - call.key[1]),
@@ -105,7 +104,7 @@ def _lines(tracer: Tracer) -> dict[str, list[list[Call]]]:
     return lines
 
 
-def _passes_on(tracer: Tracer, call: Call, following: Call) -> bool:
+def passes_on(tracer: Tracer, call: Call, following: Call) -> bool:
     """Whether a call reads what the one before it returned, and nobody else does."""
     if call.made != following.given or call.outputs != following.inputs or call.late:
         return False

@@ -21,8 +21,9 @@ from revseg.memory.follow import Block, Follower
 from revseg.memory.remake import noting, pieces
 from revseg.memory.values import tensors_in
 
-# A module's name; of a segment of the calls in it the first and the one behind the last, else -1, -1; whether by bands.
-Key = tuple[str, int, int, bool]
+# A module's name; of a segment of the calls in it the first and the one behind the last, else -1, -1; how it goes.
+Key = tuple[str, int, int, int]
+AGAIN, BY_BANDS, WITH_NEXT = 0, 1, 2  # the last: by bands, with a convolution behind
 
 
 @dataclass(eq=False)
@@ -47,7 +48,10 @@ class Call:
     spared: list[int] = field(default_factory=list)  # nodes of autograd that then are not needed
     outer: tuple[Call, ...] = ()  # all around it
     members: tuple[str, ...] = ()  # of a segment that is not of a row, the modules by name
-    layers: int = 0  # of a segment that could go by bands
+    parts: tuple[Call, ...] = ()  # of a segment
+    layers: int = 0  # of one that could go by bands
+    takes: str = ""  # and the convolution behind that it takes in then
+    crossing: frozenset[Key] = frozenset()  # what holds a part of it and not all
     held: Block | None = (
         None  # the largest map that is made in it and kept, of which as much is there by bands too
     )
@@ -55,7 +59,7 @@ class Call:
     @property
     def by_bands(self) -> Key:
         """The key of the choice to let it go by bands."""
-        return *self.key[:3], True
+        return *self.key[:3], max(self.key[3], BY_BANDS)
 
     def is_in(self, chosen: Container[Key]) -> bool:
         """Whether it is not to keep what is made in it, in one way or the other."""
@@ -138,7 +142,7 @@ class Tracer(Follower):  # type: ignore[no-untyped-call]
             if not name or tracer.phase != "forward":
                 return call_of_module(module, *args, **kwargs)
             given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
-            noted = Call((name, -1, -1, False), tracer.node, inputs=[tracer.block(x) for x in given])
+            noted = Call((name, -1, -1, AGAIN), tracer.node, inputs=[tracer.block(x) for x in given])
             noted.parent = tracer.open[-1] if tracer.open else None
             noted.given = id(args[0]) if len(args) == 1 and given and not kwargs else 0
             noted.began = tracer.clock

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -50,11 +50,13 @@ class Waiting(Tensor):
         function: What makes it.
         args: What that is called with.
         kwargs: The same.
+        requires_grad: Whether it has a gradient where nothing that it is made of has one.
 
     Raises:
         RuntimeError: When it is made, if what it is made of was written to in the meantime.
     """
 
+    is_recipe: ClassVar[bool] = True  # whether what runs again may make it, from what it is made of
     function: Any
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
@@ -65,7 +67,13 @@ class Waiting(Tensor):
 
     @staticmethod
     def __new__(
-        cls, shape: Sequence[int], like: Tensor, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+        cls,
+        shape: Sequence[int],
+        like: Tensor,
+        function: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        requires_grad: bool = False,
     ) -> Self:
         pieces = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
         made: Self = torch.Tensor._make_wrapper_subclass(
@@ -73,7 +81,7 @@ class Waiting(Tensor):
             tuple(shape),
             dtype=like.dtype,
             device=like.device,
-            requires_grad=any(x.requires_grad for x in pieces),
+            requires_grad=requires_grad or any(x.requires_grad for x in pieces),
         )
         made.function, made.args, made.kwargs, made.full, made.version = function, args, kwargs, None, 0
         made.versions = [(x, x._version) for x in pieces if not isinstance(x, Waiting)]
@@ -105,7 +113,7 @@ class Waiting(Tensor):
         stand = all(x._version == version for x, version in self.versions)
         if not stand and self.full is None:
             raise RuntimeError(
-                f"expected what {self.function.__name__} was called with to stay as it is until its result is read, got a map "
+                f"expected what {getattr(self.function, '__name__', 'a row')} was called with to stay as it is until its result is read, got a map "
                 "that was written to since then; give what writes to it a copy, or fit with bands=False"
             )
         return stand and (self.full is None or self.full._version == self.version)
