@@ -1,13 +1,12 @@
 """What does a training step of VNet take at each memory level, measured and predicted?
 
 Memory: batch 4 at 1024 x 2048, 19 classes, by the allocator's events; parameters and their gradients
-not counted, images and labels (bytes, 32 MiB) counted. Time: the ratio to the plain step next to
-it, at a size that fits into a short run. "plain" is the network of ordinary PyTorch modules with
-`F.interpolate` and `F.cross_entropy`.
+not counted, images and labels (bytes, 32 MiB) counted. Time: the ratio to the plain step of that dtype next to
+it, at the same size. "plain" is the network of ordinary PyTorch modules with `F.interpolate` and `F.cross_entropy`.
 
-    python -m benchmarks measure memory_levels --rounds 5
+    python -m benchmarks measure memory_levels --rounds 3
 
-With `--rounds 0` only memory is counted, which any load leaves alone.
+A quarter of an hour on a core. With `--rounds 0` only memory is counted, which any load leaves alone.
 """
 
 import argparse
@@ -47,7 +46,10 @@ CASES: dict[str, tuple[bool, str, dict[str, Any], int | None]] = {
     "lowest, lossless, bfloat16": (False, BF16, {"memory": "lowest", "exact": "lossless"}, 250),
     "least, lossless, bfloat16": (False, BF16, {"memory": "least", "exact": "lossless"}, 116),
 }
-TIMED = ("fastest", "balanced", "lowest", "balanced, exact")
+TIMED = (
+    *("fastest", "balanced", "lowest", "least", "balanced, exact"),
+    *("lowest, lossless, bfloat16", "least, lossless, bfloat16"),
+)
 
 Step = Callable[[], None]
 
@@ -55,8 +57,8 @@ Step = Callable[[], None]
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES), metavar="CASE")
     parser.add_argument("--size", type=int, nargs=3, default=(4, 1024, 2048), metavar=("N", "H", "W"))
-    parser.add_argument("--time-size", type=int, nargs=3, default=(4, 512, 1024), metavar=("N", "H", "W"))
-    parser.add_argument("--rounds", type=int, default=5, help="of timing; 0 for memory alone")
+    parser.add_argument("--time-size", type=int, nargs=3, default=(4, 1024, 2048), metavar=("N", "H", "W"))
+    parser.add_argument("--rounds", type=int, default=3, help="of timing; 0 for memory alone")
     parser.add_argument("--threads", type=int, default=2)
 
 
@@ -66,7 +68,8 @@ def settings(args: argparse.Namespace) -> dict[str, Any]:
 
 def measure(args: argparse.Namespace) -> Iterator[list[Row]]:
     torch.set_num_threads(args.threads)
-    ratios = time_ratios(TIMED, tuple(args.time_size), args.rounds) if args.rounds else {}
+    timed = tuple(case for case in args.cases if case in TIMED)
+    ratios = time_ratios(timed, tuple(args.time_size), args.rounds) if args.rounds else {}
     rows: list[Row] = []
     for case in args.cases:
         rows.append(row_of(case, tuple(args.size)) | {"ratio": ratios.get(case)})
@@ -137,12 +140,17 @@ def row_of(case: str, size: tuple[int, int, int]) -> Row:
 def time_ratios(
     cases: tuple[str, ...], size: tuple[int, int, int], rounds: int
 ) -> dict[str, dict[str, float]]:
-    """The step of each case as a ratio to the plain step next to it."""
-    steps = {case: training_step(case, size) for case in ("plain", *cases)}
+    """The step of each case as a ratio to the plain step of its dtype, next to it."""
+    steps = {case: training_step(case, size) for case in {*cases, *map(plain_of, cases)}}
     for step in steps.values():
         step()
-    pairs = {case: in_turns(steps["plain"], steps[case], rounds) for case in cases}
+    pairs = {case: in_turns(steps[plain_of(case)], steps[case], rounds) for case in cases}
     return {case: spread([b / a for a, b in each]) for case, each in pairs.items()}
+
+
+def plain_of(case: str) -> str:
+    """The plain case of the same dtype."""
+    return "plain, bfloat16" if CASES[case][1] == BF16 else "plain"
 
 
 HEAD = """\
@@ -151,13 +159,17 @@ HEAD = """\
 Peak MiB of one training step, 19 classes, by the allocator's events: images and labels (bytes) counted,
 parameters and their gradients not. "plain" is the same network of PyTorch's own modules with
 `F.interpolate` and `F.cross_entropy`. "predicted" is `revseg.memory.predicted_peak_bytes`, which runs the step
-on fake tensors. Time is the ratio to the plain step next to it, at a smaller size: median, quartiles in brackets.
+on fake tensors. Time is the ratio to the plain step of that dtype next to it, at {time_size}: median, quartiles in brackets.
 """
 
 
 def sections(results: Results) -> list[str]:
     result = results.get("memory_levels")
-    return [HEAD, markdown(table(result)), validation(result), source(result)] if result else []
+    if not result:
+        return []
+    n, *image = result["settings"]["time_size"]
+    head = HEAD.format(time_size=size([n, 3, *image]))
+    return [head, markdown(table(result)), validation(result), source(result)]
 
 
 def in_short(results: Results) -> list[str]:
@@ -173,14 +185,14 @@ def table(result: Result) -> Table:
     peaks = {row["case"]: row["peak_mib"] for row in result["rows"]}
     rows = []
     for row in result["rows"]:
-        plain = peaks.get("plain, bfloat16" if "bfloat16" in row["case"] else "plain")
+        plain = peaks.get(plain_of(row["case"]))
         rows.append([
             row["case"],
             f"{row['peak_mib']:,.0f}",
             f"{row['predicted_mib']:,.0f}",
             f"{row['goal_mib']}" if row["goal_mib"] else "",
             f"1/{plain / row['peak_mib']:.1f}" if plain and plain > row["peak_mib"] else "",
-            quartiles(row["ratio"]) if row["ratio"] else "1" if row["case"] == "plain" else "",
+            quartiles(row["ratio"]) if row["ratio"] else "1" if row["case"] == plain_of(row["case"]) else "",
         ])  # fmt: skip
     return head, rows
 
