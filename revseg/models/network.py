@@ -30,7 +30,7 @@ class Network(nn.Module):
         ValueError: If one of both is below 1.
     """
 
-    stride: ClassVar[int]
+    stride: int
 
     # Of the weights that the official code has released: how it normalises, by the number of classes (None for any
     # number), and with which hyperparameters they fit, as a sentence.
