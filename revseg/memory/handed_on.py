@@ -50,8 +50,8 @@ class HandedOn(Waiting):
         """The map with its graph, made once."""
         if self.taken:
             raise RuntimeError(
-                "expected a map that one convolution reads, as when the plan was made, got somebody else who looks at it; "
-                "fit the network anew, with what it does now"
+                "expected a map that one convolution alone reads, as when the plan was made, got another reader: fit "
+                "the network anew, with what it does now"
             )
         if self.full is None:
             self.follows()

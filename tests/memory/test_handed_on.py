@@ -126,7 +126,7 @@ def test_who_looks_at_the_map_finds_it(lengths):
 def test_a_second_reader_is_refused():
     model = Nested(reads=True)
     with pytest.raises(
-        RuntimeError, match="expected a map that one convolution reads, as when the plan was made"
+        RuntimeError, match="expected a map that one convolution alone reads, as when the plan was made"
     ):
         apply_parts(model, [IN_BLOCK])(torch.randn(SIZE))
 
