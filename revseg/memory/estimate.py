@@ -18,6 +18,7 @@ from torch import nn
 from revseg.memory.follow import Block
 from revseg.memory.segments import with_segments
 from revseg.memory.taking_in import taking_in
+from revseg.memory.time_again import time_again, time_by_bands
 from revseg.memory.trace import AGAIN, Call, Kept, Key, Tracer
 from revseg.memory.working_set import Bytes, WorkingSet
 
@@ -94,7 +95,7 @@ class Estimate:
         self.length = 1 + max((event.node for event in tracer.events), default=0)
         working = WorkingSet(tracer, self.kept, self.length)
         self.working = working.most
-        self.candidates = self._candidates(calls)
+        self.candidates = self._candidates(calls, tracer)
         self._by_bands = {
             key: sum((working.by_bands(call) for call in c.calls), self._no_bytes())
             for key, c in self.candidates.items()
@@ -196,7 +197,7 @@ class Estimate:
         """The time of a step as a multiple of what it takes without running anything again."""
         return 1 + sum(c.cost for c in chosen) / self.seconds
 
-    def _candidates(self, calls: list[Call]) -> dict[Key, Candidate]:
+    def _candidates(self, calls: list[Call], tracer: Tracer) -> dict[Key, Candidate]:
         by_key: dict[Key, list[Call]] = defaultdict(list)
         for call in calls:
             by_key[call.key].append(call)
@@ -210,17 +211,12 @@ class Estimate:
             if not blocks or any(call.writes or call.late for call in those):
                 continue
             if key[3] == AGAIN:
-                found[key] = Candidate(key, those, sum(call.cost for call in those), blocks)
+                again = sum(time_again(call, tracer) for call in those)
+                found[key] = Candidate(key, those, again, blocks)
             if all(call.layers for call in those):
-                again = sum(call.cost * _runs(call.layers) for call in those)
+                again = sum(time_by_bands(call, tracer) for call in those)
                 found[those[0].by_bands] = Candidate(those[0].by_bands, those, again, blocks)
         return found
-
-
-def _runs(layers: int) -> float:
-    """How often the layers of a row that goes by bands run in the backward pass, on average."""
-    in_order = layers + (layers - 1)  # for the sums of the last map, and for its gradient
-    return (in_order + layers * (layers - 1) / 2) / layers
 
 
 def _calls_of(kept: Kept) -> set[Call]:

@@ -27,7 +27,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-from revseg.memory.cost import cost_of
+from revseg.memory.cost import cost_of, time_of_copies
 from revseg.memory.values import Values, tensors_in
 from revseg.memory.workspace import workspace
 
@@ -84,6 +84,7 @@ class Follower(TorchDispatchMode):
         self.alive: dict[int, tuple[Block, weakref.ref[Any]]] = {}  # by storage
         self.costs: dict[tuple[str, str], float] = {}  # seconds by phase and module
         self.spent = 0.0  # and of all together
+        self.copying = 0.0  # and of these what libraries copy inside
         self.late: list[Any] = []  # where upsampling began to wait that losses took by bands
         self._by_sequence: list[str] = []  # the module in which autograd made its node of this number
         self._first_sequence = torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]
@@ -134,8 +135,10 @@ class Follower(TorchDispatchMode):
                 self._follow(x.untyped_storage(), str(func))
         if inside is not None:
             self._pass(inside.beside, str(func))
-        cost = cost_of(func, args, kwargs, result, (*given, *made))
+        copies = 0.0 if inside is None else time_of_copies(inside.copied(func))
+        cost = cost_of(func, args, kwargs, result, (*given, *made)) + copies
         self.spent += cost
+        self.copying += copies
         key = self.phase, self._module
         self.costs[key] = self.costs.get(key, 0.0) + cost
         return result

@@ -51,6 +51,8 @@ def with_segments(tracer: Tracer, model: nn.Module) -> list[Call]:
                 segment.inputs, segment.writes = parts[0].inputs, parts[0].writes
                 segment.remade, segment.parent = parts[0].remade, parts[0].parent
                 segment.spared = parts[0].spared
+                segment.copies = sum(c.copies for c in parts)
+                segment.products = [product for c in parts for product in c.products]
                 segment.shapes = parts[-1].shapes
                 segment.late = any(call.late for call in parts)
                 segment.members = () if row else tuple(names[begin:behind])
@@ -85,8 +87,9 @@ def _layers(modules: list[nn.Module], segment: Call) -> int:
     weights = sum(p.nbytes for module in modules for p in module.parameters())
     if _OF_WEIGHTS * weights > math.prod(shape) * segment.shapes[0][1].itemsize:
         return 0  # their gradients, summed band by band, take more than maps
-    layers = layers_of_row(modules, torch.empty(shape, device="meta"))
-    return len(layers or ())
+    layers = layers_of_row(modules, torch.empty(shape, device="meta")) or []
+    segment.ends_linear = bool(layers) and layers[-1].is_linear()
+    return len(layers)
 
 
 def _parents(call: Call) -> tuple[Call, ...]:

@@ -6,6 +6,7 @@ counted in nodes of autograd: the forward pass makes node after node, the backwa
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._pytree import tree_leaves
 
 from revseg.layers.structure import take_apart
+from revseg.memory.cost import is_product, time_of_copies
 from revseg.memory.follow import Block, Follower
 from revseg.memory.remake import noting, pieces
 from revseg.memory.values import tensors_in
@@ -34,6 +36,10 @@ class Call:
     start: int  # nodes of autograd before it
     end: int = -1  # and behind it
     cost: float = 0.0  # seconds of its forward pass
+    copies: float = 0.0  # and of these what libraries copy inside
+    products: list[float] = field(
+        default_factory=list
+    )  # seconds of each product, with what follows it in one pass
     inputs: list[Block] = field(default_factory=list)
     writes: bool = False  # whether it, or anybody later, writes to an input
     late: bool = False  # whether upsampling in it waits for the loss
@@ -49,6 +55,7 @@ class Call:
     outer: tuple[Call, ...] = ()  # all around it
     members: tuple[str, ...] = ()  # of a segment that is not of a row, the modules by name
     parts: tuple[Call, ...] = ()  # of a segment
+    ends_linear: bool = False  # whether neither norm nor activation is behind its last product
     layers: int = 0  # of one that could go by bands
     takes: str = ""  # and the convolution behind that it takes in then
     crossing: frozenset[Key] = frozenset()  # what holds a part of it and not all
@@ -92,6 +99,10 @@ class Tracer(Follower):  # type: ignore[no-untyped-call]
         self.read: dict[Block, list[int]] = {}  # by which operations
         self.used: dict[Block, tuple[int, int]] = {}  # see `Kept`
         self.clock = 0
+        self.forward_at: dict[int, float] = defaultdict(float)  # seconds by the node that was made
+        self.copies_at: dict[int, float] = defaultdict(
+            float
+        )  # and in the backward pass of copies, by the node
 
     def where(self) -> tuple[Call, ...]:
         """The calls that are open, the outermost first."""
@@ -103,7 +114,7 @@ class Tracer(Follower):  # type: ignore[no-untyped-call]
         return int(torch.autograd._get_sequence_nr()) - self._first_sequence  # type: ignore[attr-defined]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        before = self.spent
+        before, copying = self.spent, self.copying
         result = super().__torch_dispatch__(func, types, args, kwargs)
         if self.phase in ("forward", "loss"):
             self.clock += 1
@@ -112,9 +123,17 @@ class Tracer(Follower):  # type: ignore[no-untyped-call]
                 if found is not None:
                     self.read.setdefault(found[0], []).append(self.clock)
                     self._use(found[0])
+        spent, copies = self.spent - before, self.copying - copying
+        if self.phase == "backward":
+            self.copies_at[self._node] += copies
         if self.phase == "forward":
+            self.forward_at[max(self.node - 1, 0)] += spent
+            made = sum(x.nbytes for x in tensors_in(result)) if is_product(func) else 0
             for call in self.open:
-                call.cost += self.spent - before
+                call.cost += spent
+                call.copies += copies
+                if made:
+                    call.products.append(spent - copies + time_of_copies(made))
             if func._schema.is_mutable:
                 for x in tensors_in(args):
                     found = self.alive.get(x.untyped_storage()._cdata)

@@ -32,6 +32,10 @@ class Workspace:
     before: int
     beside: int
 
+    def copied(self, func: Any) -> int:
+        """Bytes that are copied in all; forward what stands beside the result is the result once more."""
+        return self.before + self.beside if func is _BACKWARD else max(self.before, self.beside)
+
 
 @dataclass(frozen=True)
 class _Conv:

@@ -177,8 +177,7 @@ def test_a_plan_takes_it_where_it_spares_memory(tmp_path):
     model, images = Wide(), torch.empty(2, 3, 128, 160, device="meta")
     labels = torch.empty(2, 128, 160, dtype=torch.int64, device="meta")
     fitted = fit(model, images, LOSS, time=10, target=labels, bands=True)
-    (row,) = (part for part in fitted.plan.parts if part.takes)
-    assert (row.takes, row.by_bands) == ("head", True)
+    assert any(part.takes == "head" and part.by_bands for part in fitted.plan.parts)
     assert ", and head" in str(fitted.plan)
     fitted.plan.save(tmp_path / "plan.json")
     assert Plan.load(tmp_path / "plan.json") == fitted.plan

@@ -1,0 +1,65 @@
+"""How often a row by bands makes each of its layers, and what of that an estimate counts."""
+
+from collections import Counter
+
+import pytest
+import torch
+from torch import nn
+
+from revseg.layers.bands.cut import Bands
+from revseg.layers.bands.run import run_by_bands
+from revseg.layers.convolution import Convolution
+from revseg.layers.stack import layers_in
+from revseg.memory.estimate import Estimate
+from revseg.memory.step import Step
+from revseg.memory.time_again import runs_of_layers
+from revseg.memory.trace import Tracer
+from tests.memory.nets import UNet
+from tests.memory.test_fit_bands import LOSS
+
+ALL = Bands(bytes=1 << 30, kept=0)  # in one band
+
+
+@pytest.mark.parametrize("ends_linear", [False, True])
+@pytest.mark.parametrize("layers", [1, 2, 3, 4])
+def test_runs_are_those_of_the_backward_pass(layers, ends_linear, monkeypatch):
+    made, make_band = Counter(), Convolution.make_band
+
+    def counted(self, *args):
+        made[id(self)] += 1
+        return make_band(self, *args)
+
+    monkeypatch.setattr(Convolution, "make_band", counted)
+    row = [m for _ in range(layers) for m in (nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU())]
+    found = layers_in(row[:-2] if ends_linear else row, without_norm=True)
+    assert len(found) == layers
+    (y,) = run_by_bands(found, (torch.randn(2, 4, 8, 8, requires_grad=True),), ALL)
+    made.clear()
+    y.sum().backward()
+    assert [made[id(layer.op)] for layer in found] == runs_of_layers(layers, ends_linear)
+
+
+def estimate(device):
+    model = UNet()
+    step = Step(LOSS, device=device)
+    tracer, standing = step.run(model, torch.empty(2, 3, 256, 256, device="meta"), Tracer, Tracer.noting)
+    return Estimate(tracer, model, standing)
+
+
+def test_a_row_costs_its_runs_and_spares_copies():
+    """Of contiguous maps a CPU copies as much as it computes in; bands lie as convolutions read them."""
+    row, alone = ("join.1", 0, 6, 1), ("join.1", 0, 6, 0)
+    on_cpu, on_gpu = (
+        {key: each.candidates[key].cost / each.seconds for key in (row, alone)}
+        for each in (estimate("cpu"), estimate("cuda"))
+    )
+    assert 1.5 * on_gpu[alone] < on_gpu[row] < 3.5 * on_gpu[alone]
+    assert on_cpu[row] < on_gpu[row]
+
+
+def test_making_the_input_again_counts():
+    """A raised map is made again by who keeps what it was made of."""
+    found = estimate("cuda")
+    (call,) = found.candidates["join.1", 0, 6, 0].calls
+    assert call.spared
+    assert found.candidates["join.1", 0, 6, 0].cost > call.cost
