@@ -1,5 +1,6 @@
 """When another runtime is prepared, and whether it is kept: by a clock that the networks move."""
 
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -57,6 +58,7 @@ def here(monkeypatch):
             return run
 
         monkeypatch.setitem(RUNTIMES, "onnx", onnx)
+        monkeypatch.setattr(AutomaticRunner, "_guessed", lambda self, images: dict(PREPARING))
         monkeypatch.setattr(automatic, "check_runtime", lambda name, device: None)
         monkeypatch.setattr(automatic, "time", SimpleNamespace(perf_counter=clock.perf_counter))
         return clock, AutomaticRunner(Slow(clock), clock.said.append)
@@ -72,6 +74,14 @@ def run(model, sizes, known=True, done=0):
     for i, size in enumerate(sizes):
         model.expect(done + i, len(sizes) - i if known else None)
         assert torch.equal(model(image(*size)), image(*size).float())
+
+
+def test_preparing_is_guessed_from_a_small_image(here, monkeypatch):
+    guessed = AutomaticRunner._guessed
+    _, model = here(by_pytorch=0.01)
+    assert guessed(model, image(100, 100)) == pytest.approx({False: 6.0, True: 18.0})
+    monkeypatch.setattr(Slow, "forward", lambda self, images: 1 / 0)
+    assert guessed(model, image()) == {False: math.inf, True: math.inf}
 
 
 def test_few_images_are_run_by_pytorch(here):
