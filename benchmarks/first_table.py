@@ -68,7 +68,7 @@ def _vnet(results: Results) -> list[str]:
     text = (
         f"VNet on {images} images of {height} x {width} takes {plain:,.0f} MiB in plain "
         f'PyTorch and {lowest:,.0f} MiB with `memory="lowest"`, in {rows["lowest"]["ratio"]["median"]:.2f} of the '
-        f"time (timed at {size(levels['settings']['time_size'][1:])}). Measured on a CPU; how, and all else: "
+        f"time (timed on {size(levels['settings']['time_size'])}). Measured on a CPU; how, and all else: "
         "[benchmarks](benchmarks/README.md).\n"
     )
     return [text]

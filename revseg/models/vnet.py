@@ -78,8 +78,8 @@ class VNet(Network):
         in_channels: Of the images.
         memory: "least", "lowest", "balanced" or "fastest", or a policy, see `revseg.models.policy`. The V modules are
             undone at all but the fastest; at "lowest" the stem and CPP run again too, at "least" all goes by bands.
-            Peak of a training step, batch 4 at 1024 x 2048 in float32: 232, 416, 768 and 1,280 MiB (4,640 with
-            PyTorch's own modules and loss), the last three in 0.83, 0.66 and 0.56 of their time on a CPU.
+            Peak of a training step, batch 4 at 1024 x 2048 in float32: 232, 385, 768 and 1,280 MiB (4,672 with
+            PyTorch's own modules and loss), in 1.43, 0.68, 0.62 and 0.49 of their time on a CPU.
         save_activations: Train with ordinary autograd: same numbers, same state dict, more memory.
         exact: Bit-for-bit inversion of the V modules: True, or "lossless"; see `ReversibleSequence`.
 
