@@ -152,13 +152,17 @@ def _onednn(conv: _Conv) -> Workspace:
 
 
 def _channels_last(conv: _Conv) -> Workspace:
-    """Maps are copied if they lie otherwise, and weights: of groups each for itself, in whole blocks of channels."""
+    """Maps are copied if they lie otherwise, and weights: of groups each for itself, in whole blocks of channels.
+
+    Weights that do not lie so too are copied for that; their gradient is made in blocks, and summed beside these.
+    """
     w = conv.weight.nbytes
     order = torch.channels_last if conv.x.ndim == 4 else torch.channels_last_3d
     read = (conv.x, conv.y) if conv.backward else (conv.x,)
     copied = sum(x.nbytes for x in read if not x.is_contiguous(memory_format=order))
     of_group = (conv.x.shape[1] // conv.groups, conv.y.shape[1] // conv.groups)
-    beside = 3 * w
+    lies_so = conv.weight.is_contiguous(memory_format=order)
+    beside = (0 if lies_so else w) + (2 * w if conv.backward and conv.wanted[1] else w)
     if conv.groups > 1 and not conv.transposed and (of_group != (1, 1) or (conv.backward and conv.as_groups)):
         blocks = math.prod(-(-channels // _BLOCK) * _BLOCK for channels in of_group)
         beside = w + w * blocks // math.prod(of_group)

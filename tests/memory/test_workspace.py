@@ -56,6 +56,26 @@ def assert_backward_is_predicted(name, dtype, memory_format):
     assert predicted_peak_bytes(lambda: backward) == pytest.approx(measured, abs=tolerance)
 
 
+@pytest.mark.parametrize("wanted", [None, (True, True), (False, True), (True, False)], ids=str)
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_copies_of_large_weights_on_channels_last_maps(order, wanted):
+    """Weights that lie as the maps do are not copied for it; forward and for the map alone there is a copy in blocks."""
+    if not torch.backends.mkldnn.is_available() or torch.backends.cpu.get_cpu_capability() != "AVX512":
+        pytest.skip("the rules are of oneDNN on a processor with vectors of 512 bits")
+    x = torch.randn(1, 256, 8, 16).to(memory_format=torch.channels_last)
+    weight = torch.randn(128, 256, 3, 3).to(memory_format=order)
+    dy, sizes = torch.randn_like(F.conv2d(x, weight, padding=1)), ([1, 1], [1, 1], [1, 1], False, [0, 0], 1)
+
+    def run():
+        if wanted is None:
+            return torch.ops.aten.convolution(x, weight, None, *sizes)
+        return torch.ops.aten.convolution_backward(dy, x, weight, None, *sizes, [*wanted, False])
+
+    assert predicted_peak_bytes(lambda: run) == pytest.approx(
+        peak_bytes(run, before=run), abs=0.1 * weight.nbytes
+    )
+
+
 CONVOLUTIONS = {
     "3-D": lambda: nn.Sequential(*(nn.Conv3d(16, 16, 3, padding=1) for _ in range(3))),
     "3-D, strided": lambda: nn.Sequential(nn.Conv3d(16, 16, 3, 2, 1), nn.Conv3d(16, 16, 3, padding=1)),
