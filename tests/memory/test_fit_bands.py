@@ -58,6 +58,12 @@ CASES = {**{name: (net, (2, 3, 40, 56)) for name, net in ALL.items()}, "odd": (D
 CASES["volumes"] = (Volumes, (2, 1, 12, 8, 10))
 
 
+def rows_of(block):
+    """Convolution and norm, three times: what a bottleneck can do by bands."""
+    names = [tuple(f"{block}.{kind}{i}" for kind in ("conv", "bn")) for i in (1, 2, 3)]
+    return [Part(block, 3 * i, 3 * i + 2, each, True) for i, each in enumerate(names)]
+
+
 @pytest.mark.parametrize(("net", "size"), CASES.values(), ids=CASES)
 def test_a_network_fitted_by_bands_is_the_network(net, size, monkeypatch):
     """In float64: where float32 rounds to the other side of an activation's kink, a whole pixel differs."""
@@ -68,9 +74,10 @@ def test_a_network_fitted_by_bands_is_the_network(net, size, monkeypatch):
     larger = (*size[:2], *(4 * length for length in size[2:]))  # where maps outweigh weights
     plan = fit(model, torch.empty(larger, device="meta"), LOSS, time=3, bands=True).plan
     if net is ResNet:  # blocks of few channels, in which running again is as good
-        names = [tuple(f"layers.0.1.{kind}{i}" for kind in ("conv", "bn")) for i in (1, 2, 3)]
-        rows = [Part("layers.0.1", 3 * i, 3 * i + 2, each, True) for i, each in enumerate(names)]
-        plan = dataclasses.replace(plan, parts=(Part("stem", 0, 4, by_bands=True), *rows))
+        plan = dataclasses.replace(plan, parts=(Part("stem", 0, 4, by_bands=True), *rows_of("layers.0.1")))
+    if net is NETS["branches"]:  # the same blocks
+        rows = [*rows_of("stages.0.high.1"), *rows_of("stages.1.low.0")]
+        plan = dataclasses.replace(plan, parts=(Part("split", 0, 2, by_bands=True), *rows))
     if net is Volumes:  # small ones, which need no bands
         names = ("conv1", "norm1", "act1", "conv2", "norm2")
         rows = [
