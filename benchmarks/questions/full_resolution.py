@@ -209,7 +209,22 @@ def sections(results: Results) -> list[str]:
         steps=settings["steps"], seeds=seeds, s="s" * (seeds > 1),
     )  # fmt: skip
     shown = ["![mIoU by way and dial](results/full_resolution.png)\n"]
-    return [head, *shown, markdown(table(result)), source(result)]
+    return [head, *shown, markdown(table(result)), answer(result), source(result)]
+
+
+def answer(result: Result) -> str:
+    """Each way beside whole images, over all scenes and seeds."""
+    scores = {key_of(row): 100 * row["miou"] for row in result["rows"]}
+    gaps: dict[tuple[str, str], list[float]] = {}
+    for (scenes, way, budget, seed), score in scores.items():
+        whole = scores.get((scenes, "full", "steps", seed))
+        if way != "full" and whole is not None:
+            gaps.setdefault((way, budget), []).append(score - whole)
+    lines = [
+        f"- {way}, equal {budget}: {sum(found) / len(found):+.1f} ({min(found):+.1f} to {max(found):+.1f})"
+        for (way, budget), found in gaps.items()
+    ]
+    return "\n".join(["Points of mIoU beside whole images, over all scenes and seeds:\n", *lines, ""])
 
 
 def table(result: Result) -> Table:

@@ -71,6 +71,8 @@ def test_it_goes_on_where_it_was_cut_off(tmp_path, capsys):
     text = "\n".join(question.sections(record.Results(tmp_path)))
     assert "| resize 2, equal pixels | " in text
     assert "mean of 1 seed " in text
+    gap = 100 * (rows[1]["miou"] - rows[0]["miou"])
+    assert f"- resize 2, equal steps: {gap:+.1f} ({gap:+.1f} to {gap:+.1f})" in text
 
 
 def test_camvid_needs_its_folder(tmp_path):
