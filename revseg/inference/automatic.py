@@ -41,9 +41,8 @@ class AutomaticRunner(Runner):
     def __init__(self, network: nn.Module, tell: Tell | None = None) -> None:
         super().__init__(network, "pytorch", tell)
         self.ahead = 1.0
-        self.times: dict[
-            Hashable, tuple[int, float]
-        ] = {}  # how many images by PyTorch, and seconds of the fastest
+        # how many images by PyTorch, and seconds of the fastest
+        self.times: dict[Hashable, tuple[int, float]] = {}
         self.preparing: dict[bool, float] = {}  # seconds, for one size and for any
         self.shared: dict[Hashable, Run] = {}  # for any size
         self.left = OWN

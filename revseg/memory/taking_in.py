@@ -38,9 +38,8 @@ def taking_in(tracer: Tracer, model: nn.Module, calls: list[Call]) -> list[Call]
     rows = [call for call in calls if call.layers and times[call.key] == 1]
     in_row = {pair for call in calls for pair in pairwise(call.parts)}
     found = []
-    for row in sorted(
-        rows, key=lambda row: row.key[2] - row.key[1]
-    ):  # the smallest first: it lies in the others
+    rows.sort(key=lambda row: row.key[2] - row.key[1])  # the smallest first: it lies in the others
+    for row in rows:
         conv = behind.get(row.parts[-1].made)
         if conv is None or (row.parts[-1], conv) in in_row or not passes_on(tracer, row.parts[-1], conv):
             continue

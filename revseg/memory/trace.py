@@ -37,9 +37,8 @@ class Call:
     end: int = -1  # and behind it
     cost: float = 0.0  # seconds of its forward pass
     copies: float = 0.0  # and of these what libraries copy inside
-    products: list[float] = field(
-        default_factory=list
-    )  # seconds of each product, with what follows it in one pass
+    # seconds of each product, with what follows it in one pass
+    products: list[float] = field(default_factory=list)
     inputs: list[Block] = field(default_factory=list)
     writes: bool = False  # whether it, or anybody later, writes to an input
     late: bool = False  # whether upsampling in it waits for the loss
@@ -100,9 +99,7 @@ class Tracer(Follower):  # type: ignore[no-untyped-call]
         self.used: dict[Block, tuple[int, int]] = {}  # see `Kept`
         self.clock = 0
         self.forward_at: dict[int, float] = defaultdict(float)  # seconds by the node that was made
-        self.copies_at: dict[int, float] = defaultdict(
-            float
-        )  # and in the backward pass of copies, by the node
+        self.copies_at: dict[int, float] = defaultdict(float)  # of copies in the backward pass, by the node
 
     def where(self) -> tuple[Call, ...]:
         """The calls that are open, the outermost first."""
