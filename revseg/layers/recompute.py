@@ -42,6 +42,8 @@ class Recompute(Unscriptable, nn.Module):
         save_activations: True for the plain twin: ordinary autograd, the same numbers.
         check: What to do when the second run gives other values: "error", "warn", or None to
             skip the comparison.
+        compact: Whether gradients of inputs that are views of larger ones are copied, so that these go: it pays where an input
+            of the module is joined to others in it, and is read by others too. The numbers are the same.
 
     Memory: the inputs; the buffers of the module, and the random state if it draws.
 
@@ -55,7 +57,14 @@ class Recompute(Unscriptable, nn.Module):
 
     any_memory_format = True  # for the engine, which may lay out streams as convolutions want them
 
-    def __init__(self, module: nn.Module, *, save_activations: bool = False, check: Check = "error") -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        save_activations: bool = False,
+        check: Check = "error",
+        compact: bool = False,
+    ) -> None:
         super().__init__()
         if not isinstance(module, nn.Module):
             raise TypeError(f"expected a torch.nn.Module, got {type(module).__name__}")
@@ -64,6 +73,7 @@ class Recompute(Unscriptable, nn.Module):
         self.module = module
         self.save_activations = save_activations
         self.check: Check = check
+        self.compact = compact
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the module returns; tensors that share memory with inputs or each other as copies.
@@ -82,7 +92,7 @@ class Recompute(Unscriptable, nn.Module):
         tensors, structure = take_apart((args, kwargs))
         if not self._needs_gradient(tensors):
             return self.module(*args, **kwargs)
-        use = self._use(args, kwargs) or Use(self.module, structure, self.check)
+        use = self._use(args, kwargs) or Use(self.module, structure, self.check, self.compact)
         outputs = _Recomputed.apply(use, len(tensors), *tensors, *use.parameters)  # type: ignore[no-untyped-call]
         return put_together(outputs, use.structure)
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from revseg.engine.drift import Check, Fingerprint, complain, report
 from revseg.engine.function import Function
 from revseg.engine.gradients import Grads, alias, edge_of, gradients
+from revseg.layers.compact import compact
 from revseg.layers.structure import Structure, closed_objects, put_together, take_apart
 from revseg.replay.call import Call
 from revseg.tensors import versions
@@ -53,14 +54,22 @@ class _Checked:
 
 
 class Use(_Checked):
-    """One use of a module in a forward pass."""
+    """One use of a module in a forward pass.
 
-    def __init__(self, module: nn.Module, structure: Structure, check: Check) -> None:
+    Args:
+        module: The module.
+        structure: Of what it is called with.
+        check: See `Recompute`.
+        compact: The same.
+    """
+
+    def __init__(self, module: nn.Module, structure: Structure, check: Check, compact: bool = False) -> None:
         def run(*tensors: Tensor) -> tuple[list[Tensor], Structure]:
             args, kwargs = put_together(tensors, structure)
             return take_apart(module(*args, **kwargs))
 
         super().__init__(module, check)
+        self.compact = compact
         self.call = Call(run, module)
         self.parameters = self.call.parameters
 
@@ -107,7 +116,11 @@ class Use(_Checked):
             found = [torch.ones_like(ys[0])]
         edges = [edge_of(y) for y in ys]
         del ys  # freed before its gradients take room
-        return gradients(edges, [*leaves, *own], found, self.name, create_graph=again)
+        grads = gradients(edges, [*leaves, *own], found, self.name, create_graph=again)
+        if self.compact and not again:
+            for i, x in enumerate(inputs):
+                grads[i] = compact(grads[i], x)
+        return grads
 
     def _belongings(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         buffers = [b for module in self.call.modules for b in module._buffers.values() if b is not None]

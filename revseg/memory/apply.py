@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
-import torch
 from torch import nn
 
 from revseg.engine.tracing import has_hooks
@@ -21,6 +20,7 @@ from revseg.memory.handed_on import TakesIn
 from revseg.memory.late import LateLoss, made_at_the_end
 from revseg.memory.remake import FromPieces, begins_again, noting
 from revseg.memory.run_again import Row, RunAgain, Segment, parts_of
+from revseg.memory.waiting import is_step
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class Part:
         members: The names of the modules of a segment; none if it is of the children of a row.
         by_bands: Whether a segment goes by bands.
         takes: The name of a convolution behind it that then goes by bands with it; none if it ends by itself.
+        compact: Whether gradients of what is joined before it are copied out of the whole (`revseg.layers.recompute.Recompute`).
     """
 
     name: str
@@ -42,13 +43,14 @@ class Part:
     members: tuple[str, ...] = ()
     by_bands: bool = False
     takes: str = ""
+    compact: bool = False
 
     @property
     def segment(self) -> Segment | None:
         """Its places; None for a whole module."""
         if self.first is None or self.behind is None:
             return None
-        return Segment(self.first, self.behind, self.by_bands, bool(self.takes))
+        return Segment(self.first, self.behind, self.by_bands, bool(self.takes), self.compact)
 
     def __str__(self) -> str:
         behind = f", and {self.takes}" if self.takes else ""
@@ -88,10 +90,9 @@ def apply_parts(model: nn.Module, parts: Iterable[Part]) -> nn.Module:
         _line_up(modules, those)
     if by_name and not isinstance(fitted, _Again):
         _run_again(fitted, [])  # what it joins itself is noted too
-    if any(part.by_bands for those in (*by_name.values(), *lines.values()) for part in those):
-        for module in fitted.modules():
-            if isinstance(module, _Again):
-                module.__dict__["_runs"].let_maps_wait()
+    for module in fitted.modules():
+        if isinstance(module, _Again):
+            module.__dict__["_runs"].let_maps_wait()
     return fitted
 
 
@@ -111,7 +112,7 @@ def as_it_was(model: nn.Module) -> nn.Module:
 
 
 def _run_again(module: nn.Module, parts: list[Part]) -> None:
-    whole = any(part.first is None for part in parts)  # not if it is only a member of segments
+    whole = [part for part in parts if part.first is None]  # none if it is only a member of segments
     segments = _segments(parts)
     children = list(module.children())
     if segments and segments[-1][1] > len(children):
@@ -122,7 +123,7 @@ def _run_again(module: nn.Module, parts: list[Part]) -> None:
     else:
         inner = _Original(module, type(module), given)
     module.__class__ = again(type(module))  # type: ignore[arg-type]
-    module.__dict__["_runs"] = _Runs(RunAgain(inner) if whole else inner, given)
+    module.__dict__["_runs"] = _Runs(RunAgain(inner, whole[0].compact) if whole else inner, given)
 
 
 def _segments(parts: Iterable[Part]) -> list[Segment]:
@@ -227,7 +228,7 @@ class _Again:
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         runs: _Runs = self.__dict__["_runs"]
-        in_line = (runs.leads or runs.follows) and self.training and torch.is_grad_enabled()
+        in_line = (runs.leads or runs.follows) and self.training and is_step()
         with noting(waits=runs.waits) as notes:
             value = runs.in_line(self, args, kwargs) if in_line else runs.now(*args, **kwargs)  # type: ignore[arg-type]
             return value if notes is None else made_at_the_end(value)

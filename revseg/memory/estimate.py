@@ -9,13 +9,14 @@ does not depend on the choice.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Container, Iterable
+from collections.abc import Collection, Container, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from torch import nn
 
 from revseg.memory.follow import Block
+from revseg.memory.joined import joined_maps_of
 from revseg.memory.segments import with_segments
 from revseg.memory.taking_in import taking_in
 from revseg.memory.time_again import time_again, time_by_bands
@@ -77,14 +78,15 @@ class Estimate:
             kept.used = tracer.used.get(block, (0, 0))
             kept.spared = {node: spared[node] for node, _ in kept.saved if node in spared}
         for call in calls:
+            for block in call.inputs:
+                if block not in call.remade and not block.kind:
+                    self._keeps(call, block, tracer)
             for block, parts in call.remade.items():
                 if block in self.kept:
                     self.kept[block].remade.add(call)
                     for piece in parts:
                         if not piece.kind:
-                            found = Kept(piece.size, tracer.made.get(piece, ()))
-                            found.used = tracer.used.get(piece, (0, 0))
-                            self.kept.setdefault(piece, found).pieces.append(call)
+                            self._keeps(call, piece, tracer)
         for block, kept in self.kept.items():
             for call in kept.made:
                 larger = call.held is None or call.held.size < block.size
@@ -93,7 +95,8 @@ class Estimate:
         self.standing = sum(block.size for block in standing)
         self.seconds = sum(tracer.costs.values())
         self.length = 1 + max((event.node for event in tracer.events), default=0)
-        working = WorkingSet(tracer, self.kept, self.length)
+        self.joined = joined_maps_of(calls, tracer, self.kept)
+        working = WorkingSet(tracer, {*self.kept, *self.joined}, self.length)
         self.working = working.most
         self.candidates = self._candidates(calls, tracer)
         self._by_bands = {
@@ -103,16 +106,22 @@ class Estimate:
         }
         self._known: dict[Block, dict[tuple[bool, ...], Changes]] = defaultdict(dict)
         self._relevant = {  # the keys on which the life of a block depends
-            block: tuple(
-                {key for call in _calls_of(kept) for key in (call.key, call.by_bands)} & {*self.candidates}
-            )
-            for block, kept in self.kept.items()
+            block: tuple({key for call in those for key in (call.key, call.by_bands)} & {*self.candidates})
+            for block, those in self._calls()
         }
+
+    def _keeps(self, call: Call, block: Block, tracer: Tracer) -> None:
+        """Notes that a call keeps a block if it runs again, though it does not in the plain network."""
+        if block not in self.kept:
+            self.kept[block] = Kept(block.size, tracer.made.get(block, ()))
+            self.kept[block].used = tracer.used.get(block, (0, 0))
+        if not any(call in stack for _, stack in self.kept[block].saved):
+            self.kept[block].pieces.append(call)
 
     def live(self, chosen: Collection[Key]) -> Bytes:
         """Bytes beyond the standing ones at each node."""
         change = self._no_change()
-        for block in self.kept:
+        for block in (*self.kept, *self.joined):
             for place, size in self._changes(block, chosen):
                 change[place] += size
         return self.working + self._summed(change) + self._of_bands(chosen)
@@ -153,6 +162,12 @@ class Estimate:
         return known[state]
 
     def _changes_of(self, block: Block, chosen: Container[Key]) -> Changes:
+        if block in self.joined:
+            life = self.joined[block].life(chosen)
+            if life is None:
+                return []
+            first, last = (self.length + 1 + node for node in life)
+            return [(first, block.size), (last + 1, -block.size)]
         kept = self.kept[block]
         made = [call for call in kept.made if call.is_in(chosen)]
         since: dict[Call | None, int] = {}  # by the call whose second run it lives in
@@ -179,7 +194,7 @@ class Estimate:
         for context, begin in since.items():
             changes.append((begin, kept.size))
             if context is not None:
-                changes.append((min(context.end + 1, self.length), -kept.size))
+                changes.append((min(context.end, self.length), -kept.size))
         if gone:
             return changes
         first, last = (self.length + 1 + node for node in kept.used)
@@ -197,13 +212,18 @@ class Estimate:
         """The time of a step as a multiple of what it takes without running anything again."""
         return 1 + sum(c.cost for c in chosen) / self.seconds
 
+    def _calls(self) -> Iterator[tuple[Block, set[Call]]]:
+        """Blocks, and the calls on which the life of each depends."""
+        yield from ((block, _calls_of(kept)) for block, kept in self.kept.items())
+        yield from ((block, each.readers) for block, each in self.joined.items())
+
     def _candidates(self, calls: list[Call], tracer: Tracer) -> dict[Key, Candidate]:
         by_key: dict[Key, list[Call]] = defaultdict(list)
         for call in calls:
             by_key[call.key].append(call)
         inside: dict[Call, set[Block]] = defaultdict(set)
-        for block, kept in self.kept.items():
-            for call in _calls_of(kept):
+        for block, around in self._calls():
+            for call in around:
                 inside[call].add(block)
         found = {}
         for key, those in by_key.items():

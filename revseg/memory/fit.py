@@ -11,12 +11,12 @@ from torch import nn
 
 from revseg.memory.apply import Part, as_it_was
 from revseg.memory.budget import bytes_of
-from revseg.memory.estimate import Estimate
+from revseg.memory.estimate import Candidate, Estimate
 from revseg.memory.follow import Block, Follower
 from revseg.memory.plan import MIB, Choice, Plan, choices
 from revseg.memory.prediction import Prediction
 from revseg.memory.step import Loss, Optimizer, Step
-from revseg.memory.trace import AGAIN, Tracer
+from revseg.memory.trace import AGAIN, Key, Tracer
 
 _TRIES = 2  # of the lowest estimates
 _SURE = 0.8  # estimates are no lower than this share of what is predicted then
@@ -188,12 +188,7 @@ class Search:
 
     def _plan(self, late: bool, choice: Choice) -> Plan:
         """The plan of a choice, its peak predicted."""
-        parts = tuple(
-            Part(*key[:3], candidate.calls[0].members, key[3] != AGAIN, candidate.calls[0].takes)
-            if key[1] >= 0
-            else Part(key[0])
-            for key, candidate in choice.chosen.items()
-        )
+        parts = tuple(_part(key, candidate) for key, candidate in choice.chosen.items())
         plan = replace(self._without(), parts=parts, time=choice.time, by_bands=late)
         if (late, parts) not in self._peaks:
             fitted = plan.apply(self.model)
@@ -202,6 +197,15 @@ class Search:
         if self.least is None or plan.peak < self.least.peak:
             self.least = plan
         return plan
+
+
+def _part(key: Key, candidate: Candidate) -> Part:
+    name, first, behind, how = key
+    call = candidate.calls[0]
+    compact = how == AGAIN and call.shared
+    if first < 0:
+        return Part(name, compact=compact)
+    return Part(name, first, behind, call.members, how != AGAIN, call.takes, compact)
 
 
 def _predicted(model: nn.Module, example: Any, step: Step) -> Prediction:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch._compile import _disable_dynamo
 
-from revseg.memory.waiting import Waiting
+from revseg.memory.waiting import Waiting, is_step
 from revseg.replay.context import is_casting
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class HandedOn(Waiting):
             )
         if self.full is None:
             self.follows()
-            with torch.enable_grad(), self.casting:
+            with torch.set_grad_enabled(self.graph), self.casting:
                 self.full = self.function()
             assert self.full is not None
             self.version = self.full._version
@@ -67,7 +67,7 @@ class HandedOn(Waiting):
 
     def with_next(self, conv: nn.Module) -> Tensor | None:
         """What the row and a convolution behind it make; None if they do not go by bands together, or the map is there already."""
-        if self.full is not None or not torch.is_grad_enabled() or _cast(self.device.type) != self.cast:
+        if self.full is not None or not is_step() or _cast(self.device.type) != self.cast:
             return None
         self.follows()
         found: Tensor | None = self.function(conv)

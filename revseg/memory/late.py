@@ -82,7 +82,7 @@ class Late(TorchFunctionMode):
             given = of_interpolate(args, kwargs)
             given["input"] = materialized(given["input"])
             low, size, align_corners = linear_upsampling(given)
-            if low is not None:
+            if low is not None and size != tuple(low.shape[2:]):
                 made = Upsampled(low, size, align_corners)
                 made.made_in = self.where()
                 return made
@@ -120,10 +120,13 @@ def made_at_the_end(value: Any) -> Any:
     return tree_map_only(Waiting, lambda x: x if isinstance(x, Upsampled) else x.make(), value)
 
 
-def loss_may_take(func: Any) -> bool:
-    """Whether what a function makes here may be what a loss takes by bands."""
+def loss_may_take(func: Any, args: Any, kwargs: Any) -> bool:
+    """Whether what a call makes here may be what a loss takes by bands."""
     late: Late | None = getattr(_here, "late", None)
-    return func is F.interpolate and late is not None and not late.aside
+    if func is not F.interpolate or late is None or late.aside:
+        return False
+    low, size, _ = linear_upsampling(of_interpolate(args, kwargs))
+    return low is not None and size != tuple(low.shape[2:])
 
 
 @contextmanager

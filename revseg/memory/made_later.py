@@ -34,14 +34,17 @@ def made_later(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         if not are_alike(maps):
             return None
         shape = maps[0].shape[0], sum(x.shape[1] for x in maps), *maps[0].shape[2:]
-        waiting = Waiting(shape, maps[0], function, args, kwargs)
-        return waiting if waiting.requires_grad else None
+        return _if_trained(Waiting(shape, maps[0], function, args, kwargs))
     found = None if function in _POOLS else rule_of(function, args, kwargs)
     if found is None:
         return None
     rule, x, others = found
-    waiting = Waiting(rule.shape(x.shape, others), _cast(rule, x), function, args, kwargs)
-    return waiting if waiting.requires_grad else None
+    return _if_trained(Waiting(rule.shape(x.shape, others), _cast(rule, x), function, args, kwargs))
+
+
+def _if_trained(waiting: Waiting) -> Waiting | None:
+    """None if nothing that the map is made of has a gradient; a first run does not say so."""
+    return waiting if waiting.requires_grad or not waiting.graph else None
 
 
 def _cast(rule: Rule, x: Tensor) -> Tensor:

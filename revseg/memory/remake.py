@@ -24,7 +24,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from revseg.memory.late import loss_may_take
 from revseg.memory.made_later import made_later
-from revseg.memory.waiting import Waiting, materialized
+from revseg.memory.waiting import Waiting, is_step, materialized, training_step
+from revseg.memory.writing import writes
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -64,10 +65,9 @@ class Recipe:
 
     def make(self) -> Any:
         """The map, in the first run that which is there."""
-        if self.ready.value is not None:
-            if isinstance(self.ready.value, Waiting):
-                self.ready.value = self.ready.value.made_for_now()
-            return self.ready.value
+        ready = self.ready.value
+        if ready is not None:
+            return ready.made_for_now() if isinstance(ready, Waiting) else ready
         args, kwargs = made((self.args, self.kwargs))
         return self.function(*args, **kwargs)
 
@@ -108,14 +108,18 @@ class Notes(TorchFunctionMode):
         super().__init__()
         self.node, self.waits = node, waits
         self.noted: list[weakref.ref[Tensor]] = []
+        self.waiting: list[weakref.ref[Waiting]] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func not in _REMADE or not torch.is_grad_enabled() or "out" in kwargs:
+        if self.waiting and writes(func, args, kwargs):
+            self._make_what_reads(args, kwargs)
+        if func not in _REMADE or not is_step() or "out" in kwargs:
             return func(*args, **kwargs)
-        if self.waits and not loss_may_take(func):
+        if self.waits and not loss_may_take(func, args, kwargs):
             waiting = made_later(func, args, kwargs)
             if waiting is not None:
+                self.waiting.append(weakref.ref(waiting))
                 return waiting
         before = self.node()
         result = func(*args, **kwargs)
@@ -126,6 +130,15 @@ class Notes(TorchFunctionMode):
             self.noted.append(weakref.ref(result))
         return result
 
+    def _make_what_reads(self, *written: Any) -> None:
+        """Makes the maps that wait for what is about to be written to."""
+        memory = _memory(written)
+        self.waiting = [each for each in self.waiting if (x := each()) is not None and x.full is None]
+        for each in self.waiting:
+            waiting = each()
+            if waiting is not None and not memory.isdisjoint(_memory((waiting.args, waiting.kwargs))):
+                waiting.make()
+
     def forget(self) -> None:
         """Takes the notes away: they keep pieces alive."""
         for each in self.noted:
@@ -133,6 +146,17 @@ class Notes(TorchFunctionMode):
             if result is not None and hasattr(result, _NOTE):
                 delattr(result, _NOTE)
         self.noted.clear()
+        self.waiting.clear()
+
+
+def _memory(value: Any) -> set[int]:
+    """Numbers for the memory of tensors in a value, and for those that have none yet."""
+    tensors = [x for x in tree_leaves(value) if isinstance(x, Tensor)]
+    waiting = [x for x in tensors if isinstance(x, Waiting)]
+    plain = [x for x in tensors if not isinstance(x, Waiting)] + [
+        x.full for x in waiting if x.full is not None
+    ]
+    return {id(x) for x in waiting} | {x.untyped_storage()._cdata for x in plain if x.layout == torch.strided}
 
 
 class _Noting:
@@ -158,7 +182,7 @@ def noting(node: Callable[[], int] = lambda: 0, waits: bool = False) -> Abstract
         node: See `Notes`.
         waits: The same.
     """
-    on = getattr(_here, "on", False) or not torch.is_grad_enabled()
+    on = getattr(_here, "on", False) or not is_step()
     waits = waits and not torch.compiler.is_compiling()  # which could not make what has no values
     return nullcontext() if on else _Noting(node, waits)
 
@@ -222,7 +246,10 @@ class FromPieces(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if not begins_again(self.module):  # else what begins it makes them, and keeps the pieces too
             args, kwargs = made((args, kwargs))
-        with noting(waits=True) if self.waits else nullcontext():
+        step = (
+            training_step() if is_step() else nullcontext()
+        )  # in both runs: for what turns graphs off inside
+        with step, noting(waits=True) if self.waits else nullcontext():
             return materialized(self.module(*args, **kwargs))
 
 

@@ -27,7 +27,7 @@ from revseg.layers.structure import Structure, put_together, take_apart
 from revseg.memory.handed_on import HandedOn
 from revseg.memory.made_later import joined_maps, rule_of
 from revseg.memory.remake import Recipe, maps_may_wait, recipe_of
-from revseg.memory.waiting import materialized
+from revseg.memory.waiting import is_step, materialized
 
 _DIMS = (1, 2, 3)
 
@@ -70,7 +70,7 @@ class RowByBands(nn.Module):
             args: A map, or a recipe of one, for the first.
             kwargs: None, if it is to go by bands.
         """
-        if len(args) != 1 or kwargs or not torch.is_grad_enabled():
+        if len(args) != 1 or kwargs or not is_step():
             return self.again(*args, **kwargs)
         read = _Input(args[0])
         found = self._handed_on(read) if self.hands_on and maps_may_wait() else None

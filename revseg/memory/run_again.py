@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -9,15 +10,11 @@ from torch import nn
 from revseg.layers.bands.cut import Bands
 from revseg.layers.recompute import Recompute
 from revseg.memory.late import nothing_waits
-from revseg.memory.remake import FromPieces, begins_again, called_by_pieces
+from revseg.memory.remake import FromPieces, begins_again, called_by_pieces, made
 from revseg.memory.row_by_bands import RowByBands
+from revseg.memory.waiting import is_step, training_step
 
 _BANDS = Bands(kept=0, part=16)  # the least memory; and so few that a plan is predicted in seconds
-
-
-def band_of(largest: int) -> int:
-    """Bytes of a band of a row whose largest map has so many."""
-    return min(largest, max(_BANDS.bytes, largest // _BANDS.part))
 
 
 class Segment(NamedTuple):
@@ -28,12 +25,14 @@ class Segment(NamedTuple):
         behind: That of the one behind the last.
         by_bands: Whether they go by bands.
         hands_on: Whether a convolution behind takes them in then.
+        compact: See `revseg.layers.recompute.Recompute`.
     """
 
     first: int
     behind: int
     by_bands: bool
     hands_on: bool = False
+    compact: bool = False
 
     def moved(self, by: int) -> Segment:
         """The same, so many places further on."""
@@ -41,32 +40,38 @@ class Segment(NamedTuple):
 
 
 class RunAgain(nn.Module):
-    """A module that runs again, and keeps of its arguments the pieces."""
+    """A module that runs again, and keeps of its arguments the pieces.
+
+    Args:
+        module: The module.
+        compact: See `revseg.layers.recompute.Recompute`.
+    """
 
     begins_again = True
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, compact: bool) -> None:
         super().__init__()
-        self.module = Recompute(FromPieces(module))
+        self.module = Recompute(FromPieces(module), compact=compact)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        with nothing_waits():
+        with nothing_waits(), training_step() if is_step() else nullcontext():
             return called_by_pieces(self.module, args, kwargs)
 
 
 class _Chain(nn.Module):
-    """Modules one after the other, the first with whatever it is called with."""
+    """Modules one after the other, the first with whatever it is called with: a map that is made for it goes when it is done."""
+
+    begins_again = True
 
     def __init__(self, modules: nn.ModuleList) -> None:
         super().__init__()
         self.first, self.others = modules[0], modules[1:]
 
-    @property
-    def begins_again(self) -> bool:
-        return begins_again(self.first)
-
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        x = self.first(*args, **kwargs)
+        if begins_again(self.first):
+            x = self.first(*args, **kwargs)
+        else:
+            x = self.first(*made(args), **made(kwargs))
         for module in self.others:
             x = module(x)
         return x
@@ -109,8 +114,8 @@ def parts_of(
             begin += 1
             continue
         largest = max(here, key=lambda s: s[1:])
-        first, begin, by_bands, hands_on = largest
+        first, begin, by_bands, hands_on, compact = largest
         inner = [s for s in segments if s != largest and first <= s.first and s.behind <= begin]
-        again = RunAgain(_Chain(nn.ModuleList(parts_of(runs, modules, (first, begin), inner))))
+        again = RunAgain(_Chain(nn.ModuleList(parts_of(runs, modules, (first, begin), inner))), compact)
         found.append(RowByBands(modules[first:begin], again, _BANDS, hands_on) if by_bands else again)
     return found

@@ -37,10 +37,14 @@ def with_segments(tracer: Tracer, model: nn.Module) -> list[Call]:
             continue  # it does not do the same each time
         row = parent in modules and is_row(modules[parent])
         linked = [
-            all(passes_on(tracer, line[i], line[i + 1]) for line in lines) for i in range(len(names) - 1)
+            all(passes_on(tracer, line[i], line[i + 1]) for line in lines)
+            and (
+                row or all(line[i].shapes == line[i + 1].shapes for line in lines)
+            )  # which somebody may read
+            for i in range(len(names) - 1)
         ]
         for begin, behind in _segments(names, linked, modules):
-            if not row and not _can_lead(names, begin, behind, modules, lines):
+            if not row and not _can_lead(names, begin, behind, modules):
                 continue
             for line in lines:
                 parts = line[begin:behind]
@@ -50,7 +54,8 @@ def with_segments(tracer: Tracer, model: nn.Module) -> list[Call]:
                 segment.parts = tuple(parts)
                 segment.inputs, segment.writes = parts[0].inputs, parts[0].writes
                 segment.remade, segment.parent = parts[0].remade, parts[0].parent
-                segment.spared = parts[0].spared
+                segment.spared, segment.joined = parts[0].spared, parts[0].joined
+                segment.shared = parts[0].shared
                 segment.copies = sum(c.copies for c in parts)
                 segment.products = [product for c in parts for product in c.products]
                 segment.shapes = parts[-1].shapes
@@ -121,17 +126,10 @@ def passes_on(tracer: Tracer, call: Call, following: Call) -> bool:
     )
 
 
-def _can_lead(
-    names: list[str], first: int, behind: int, modules: dict[str, nn.Module], lines: list[list[Call]]
-) -> bool:
-    """Whether the first can run the others: it is called once, they give no other shapes, nobody looks at them by hooks."""
-    shapes = {call.shapes for line in lines for call in line[first:behind]}
+def _can_lead(names: list[str], first: int, behind: int, modules: dict[str, nn.Module]) -> bool:
+    """Whether the first can run the others: it is called once, nobody looks at them by hooks."""
     hooks = any(has_hooks(modules[name]) for name in names[first:behind])
-    return (
-        names.count(names[first]) == 1
-        and len(shapes) == len({line[first].shapes for line in lines})
-        and not hooks
-    )
+    return names.count(names[first]) == 1 and not hooks
 
 
 def _segments(names: list[str], linked: list[bool], modules: dict[str, nn.Module]) -> list[tuple[int, int]]:

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 from revseg.layers.structure import take_apart
 from revseg.memory.cost import is_product, time_of_copies
 from revseg.memory.follow import Block, Follower
-from revseg.memory.remake import noting, pieces
+from revseg.memory.remake import Ready, noting, pieces
 from revseg.memory.values import tensors_in
 
 # A module's name; of a segment of the calls in it the first and the one behind the last, else -1, -1; how it goes.
@@ -50,6 +50,8 @@ class Call:
     began: int = 0  # operations before it
     ended: int = 0  # and until its end
     remade: dict[Block, list[Block]] = field(default_factory=dict)  # inputs that are made again, of what
+    joined: set[Block] = field(default_factory=set)  # these, and what between them and that is made too
+    shared: bool = False  # whether a piece of what is joined before it is read by others too
     spared: list[int] = field(default_factory=list)  # nodes of autograd that then are not needed
     outer: tuple[Call, ...] = ()  # all around it
     members: tuple[str, ...] = ()  # of a segment that is not of a row, the modules by name
@@ -163,11 +165,13 @@ class Tracer(Follower):  # type: ignore[no-untyped-call]
             noted.given = id(args[0]) if len(args) == 1 and given and not kwargs else 0
             noted.began = tracer.clock
             for x in given:
-                recipe = pieces(x, [])
+                ready: list[Ready] = []
+                recipe = pieces(x, ready)
                 if recipe is not x:
                     noted.remade[tracer.block(x)] = [tracer.block(p) for p in take_apart(recipe)[0]]
                     noted.spared += recipe.made_by()
-                del recipe
+                    noted.joined.update(tracer.block(each.value) for each in ready)
+                del recipe, ready
             tracer.calls_made.append(noted)
             tracer.open.append(noted)
             del given
@@ -188,7 +192,12 @@ class Tracer(Follower):  # type: ignore[no-untyped-call]
         finally:
             nn.Module.__call__ = call_of_module  # type: ignore[method-assign]
         for noted in self.calls_made:
+            noted.shared = any(self._readers(b) > 1 for those in noted.remade.values() for b in those)
             noted.writes = any(self.written.get(b, 0) > noted.began for b in noted.inputs)
+
+    def _readers(self, block: Block) -> int:
+        """How many operations read it once it is complete."""
+        return sum(time > self.written.get(block, 0) for time in self.read.get(block, ()))
 
     def _save(self, x: Tensor) -> Tensor:
         if self.phase in ("forward", "loss") and x.layout == torch.strided:

@@ -13,10 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from revseg.memory.follow import Block, Event
-from revseg.memory.run_again import band_of
 from revseg.memory.trace import Call, Tracer
 
-_BANDS = 6  # that there are of a row at a time: a few of each layer
 Bytes = NDArray[np.int64]  # of each node: while its gradient is computed, and behind those, while it is made
 
 
@@ -69,14 +67,24 @@ class WorkingSet:
                 now += event.size
             if event.node in most:
                 most[event.node] = max(most[event.node], all_ - now)
-        bands = 0 if call.held is None else _BANDS * band_of(call.held.size)
         for node, without in most.items():
-            change[node] = without - self.most[node] + (bands if node >= call.start else 0)
+            change[node] = without - self.most[node]
+        given = set()  # sizes of gradients that the row gives
+        for block, (born, gone) in self._life.items():
+            if block.phase != "backward" or block in joined:
+                continue
+            if born >= call.end > gone > call.start:  # what it is given stays to its end
+                change[call.start : gone] += block.size
+            elif born == call.start > gone:
+                given.add(block.size)
         for parts in call.remade.values():
             for part in parts:
                 if not part.kind:
                     made = self.tracer.used.get(part, (0, 0))[0]
                     change[made + 1 : call.start + 1] += part.size
+                    given.add(part.size)
+        if call.held is not None and call.held.size in given:
+            change[call.start] -= call.held.size  # it lies where the gradient of the raw map did
         return change
 
     def _of_joined(self, call: Call) -> Iterator[Block]:
