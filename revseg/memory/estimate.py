@@ -104,11 +104,19 @@ class Estimate:
             for key, c in self.candidates.items()
             if key[3] != AGAIN
         }
-        self._known: dict[Block, dict[tuple[bool, ...], Changes]] = defaultdict(dict)
-        self._relevant = {  # the keys on which the life of a block depends
-            block: tuple({key for call in those for key in (call.key, call.by_bands)} & {*self.candidates})
+        self._known: dict[Block, dict[int, Changes]] = defaultdict(dict)
+        self._bits = {  # of the keys on which the life of a block depends: a choice is a number to it
+            block: {
+                key: 1 << i
+                for i, key in enumerate(
+                    {key for call in those for key in (call.key, call.by_bands)} & {*self.candidates}
+                )
+            }
             for block, those in self._calls()
         }
+        self._crossed: dict[Key, set[Key]] = {}
+        self._last: Collection[Key] = ()  # the choice that was asked for last, and what it is to blocks
+        self._states: dict[Block, int] = {}
 
     def _keeps(self, call: Call, block: Block, tracer: Tracer) -> None:
         """Notes that a call keeps a block if it runs again, though it does not in the plain network."""
@@ -122,21 +130,26 @@ class Estimate:
         """Bytes beyond the standing ones at each node."""
         change = self._no_change()
         for block in (*self.kept, *self.joined):
-            for place, size in self._changes(block, chosen):
+            for place, size in self._changes(block, chosen, self._state(block, chosen)):
                 change[place] += size
         return self.working + self._summed(change) + self._of_bands(chosen)
 
     def difference(self, candidate: Candidate, before: Collection[Key], after: Collection[Key]) -> Bytes:
         """How the bytes at each node change from one choice to another that differs in this candidate."""
+        more, fewer = ([key for key in a if key not in b] for a, b in ((after, before), (before, after)))
         change = self._no_change()
         for block in candidate.blocks:
-            old, new = self._changes(block, before), self._changes(block, after)
-            if old is not new:
-                for place, size in old:
+            bits, old = self._bits[block], self._state(block, before)
+            new = old
+            for key in more:
+                new |= bits.get(key, 0)
+            for key in fewer:
+                new &= ~bits.get(key, 0)
+            if new != old:
+                for place, size in self._changes(block, before, old):
                     change[place] -= size
-                for place, size in new:
+                for place, size in self._changes(block, after, new):
                     change[place] += size
-        more, fewer = ([key for key in a if key not in b] for a, b in ((after, before), (before, after)))
         return self._summed(change) + self._of_bands(more) - self._of_bands(fewer)
 
     def _of_bands(self, chosen: Iterable[Key]) -> Bytes:
@@ -153,10 +166,17 @@ class Estimate:
         """What changes at places add up to, in each pass by itself."""
         return np.cumsum(change.reshape(2, -1), axis=1)[:, :-1].reshape(-1)
 
-    def _changes(self, block: Block, chosen: Container[Key]) -> Changes:
+    def _state(self, block: Block, chosen: Collection[Key]) -> int:
+        """What a choice is to a block."""
+        if chosen is not self._last:
+            self._last, self._states = chosen, {}
+        if block not in self._states:
+            self._states[block] = sum(bit for key, bit in self._bits[block].items() if key in chosen)
+        return self._states[block]
+
+    def _changes(self, block: Block, chosen: Collection[Key], state: int) -> Changes:
         """Where a block comes and goes."""
         known = self._known[block]
-        state = tuple(key in chosen for key in self._relevant[block])
         if state not in known:
             known[state] = self._changes_of(block, chosen)
         return known[state]
@@ -207,6 +227,12 @@ class Estimate:
         if None not in since:
             changes.append((last + 1, -kept.size))
         return changes
+
+    def crossed_by(self, candidate: Candidate) -> set[Key]:
+        """The candidates that cannot be added to this one."""
+        if candidate.key not in self._crossed:
+            self._crossed[candidate.key] = {key for key, c in self.candidates.items() if c.crosses(candidate)}
+        return self._crossed[candidate.key]
 
     def extra(self, chosen: Iterable[Candidate]) -> float:
         """The time of a step as a multiple of what it takes without running anything again."""

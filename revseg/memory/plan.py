@@ -121,28 +121,45 @@ def choices(estimate: Estimate, bands: bool = False) -> list[Choice]:
     """
     peak = int(estimate.live({}).max())
     found = [Choice({}, peak, 1.0)]
+    candidates = [c for key, c in estimate.candidates.items() if bands or key[3] == AGAIN]
+    alone = [estimate.difference(c, {}, {c.key: c}) for c in candidates]
     target, misses = peak, 0
     while misses < _MISSES and target > 0:
         target = int(_STEP * target)
-        chosen = _towards(estimate, target, bands)
+        chosen = _towards(estimate, target, candidates, alone)
         found.append(Choice(chosen, int(estimate.live(chosen).max()), estimate.extra(chosen.values())))
         misses = misses + 1 if found[-1].peak > target else 0
     return [c for c in found if not any(o.peak <= c.peak and o.time < c.time for o in found)]
 
 
-def _towards(estimate: Estimate, target: int, bands: bool) -> dict[Key, Candidate]:
-    """Adds what takes most off above the target for its time, until nothing is above it or nothing helps."""
+def _towards(
+    estimate: Estimate, target: int, candidates: list[Candidate], alone: list[Bytes]
+) -> dict[Key, Candidate]:
+    """Adds what takes most off above the target for its time, until nothing is above it or nothing helps.
+
+    Args:
+        estimate: Of the step.
+        target: The most bytes at any node.
+        candidates: What may be chosen.
+        alone: How the bytes at each node change if one of them alone is.
+    """
     chosen: dict[Key, Candidate] = {}
     live = estimate.live(chosen)
-    candidates = [c for key, c in estimate.candidates.items() if bands or key[3] == AGAIN]
-    queue = [(-float("inf"), i, c, -1) for i, c in enumerate(candidates)]
+    queue = []
+    for i, (candidate, difference) in enumerate(zip(candidates, alone, strict=True)):
+        gain = -_gain(live, live + difference, target) / max(candidate.cost, 1e-9)
+        if gain < 0:
+            queue.append((gain, i, candidate, 0))
     heapq.heapify(queue)
     round_ = 0
+    crossed: set[Key] = set()  # by what is chosen
     while queue and live.max() > target:
         gain, i, candidate, known = heapq.heappop(queue)
-        if any(candidate.crosses(other) for other in chosen.values()):
+        if candidate.key in crossed:
             continue
-        kept = {key: other for key, other in chosen.items() if not candidate.replaces(other)}
+        kept = chosen
+        if candidate.key[3] != AGAIN:
+            kept = {key: other for key, other in chosen.items() if not candidate.replaces(other)}
         more = {**kept, candidate.key: candidate}
         if known < round_:  # its gain was that of an earlier choice
             after = live + estimate.difference(candidate, chosen, more)
@@ -153,6 +170,7 @@ def _towards(estimate: Estimate, target: int, bands: bool) -> dict[Key, Candidat
             continue
         live = live + estimate.difference(candidate, chosen, more)
         chosen = more
+        crossed = set().union(*(estimate.crossed_by(each) for each in chosen.values()))
         round_ += 1
     return _without_needless(estimate, chosen, live, target)
 
