@@ -150,11 +150,8 @@ class Waiting(Tensor):
 
     def make(self) -> Tensor:
         """The map, with its graph if there was one then, made once: whoever writes to it writes to this one."""
-        if self._version:
-            raise RuntimeError(
-                "expected a torch.autograd.Function to leave what it is called with as it is, got one that marks a joined or "
-                "raised map as dirty; give it a copy, or keep the map's module out of the plan"
-            )
+        if self._version:  # a function that differentiates by itself has written to it, and is its node now
+            return _Values.apply(self)  # type: ignore[no-any-return, no-untyped-call]
         if self.full is None:
             self.follows()
             args, kwargs = materialized((self.args, self.kwargs))
@@ -204,6 +201,19 @@ class _Gradient(torch.autograd.Function):
         asked = [x for x in leaves if x.requires_grad]
         found = iter(torch.autograd.grad(made, asked, grad, allow_unused=True))
         return None, None, *(next(found) if x.requires_grad else None for x in leaves)
+
+
+class _Values(torch.autograd.Function):
+    """The values of a map that waited, as a tensor whose gradient goes to that."""
+
+    @staticmethod
+    def forward(ctx: Any, waiting: Waiting) -> Tensor:
+        assert waiting.full is not None
+        return waiting.full.detach()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad
 
 
 def _as_now(device: str) -> AbstractContextManager[Any]:

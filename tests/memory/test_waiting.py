@@ -146,7 +146,7 @@ class ByItself(nn.Module):
 
 
 @pytest.mark.parametrize("part", [Part("row"), Part("row", 0, 3, by_bands=True)], ids=PARTS)
-@pytest.mark.parametrize("function", [Squared.apply, Reversed.apply], ids=["squared", "reversed"])
+@pytest.mark.parametrize("function", [Squared.apply, Reversed.apply, Tripled.apply])
 def test_who_differentiates_by_itself_gives_a_gradient_to_what_waits(function, part):
     torch.manual_seed(0)
     model, images = ByItself(function).double(), torch.randn(2, 3, 8, 8).double()
@@ -157,12 +157,23 @@ def test_who_differentiates_by_itself_gives_a_gradient_to_what_waits(function, p
         torch.testing.assert_close(a.grad, b.grad)
 
 
-def test_who_writes_by_itself_is_refused():
-    fitted = apply_parts(ByItself(Tripled.apply), [Part("row")])
+def test_a_row_that_was_handed_on_to_who_differentiates_by_itself():
+    """It would have to run once more, and count its batch once more."""
+
+    class Network(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.row, self.head = nn.Sequential(*conv_norm(3, 4), nn.ReLU()), nn.Conv2d(4, 2, 1)
+
+        def forward(self, x):
+            return self.head(Squared.apply(self.row(x)))
+
+    fitted = apply_parts(Network(), [Part("row", 0, 3, (), True, "head")])
+    loss = fitted(torch.randn(2, 3, 8, 8)).sum()
     with pytest.raises(
-        (RuntimeError, SystemError)
-    ):  # raised inside of torch's own code, which may not hand it on
-        fitted(torch.randn(2, 3, 8, 8))
+        RuntimeError, match="expected the output of a row by bands to be read by PyTorch's functions"
+    ):
+        loss.backward()
 
 
 class WrittenAfterJoin(nn.Module):
