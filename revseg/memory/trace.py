@@ -204,8 +204,17 @@ class Tracer(Follower):  # type: ignore[no-untyped-call]
             block = self.block(x)
             if not block.kind:
                 kept = self.kept.setdefault(block, Kept(block.size, self.made.get(block, ())))
-                kept.saved.append((self.node - 1, tuple(self.open)))  # the node is there already
+                kept.saved.append((self._saving(x), tuple(self.open)))
         return x if x.is_leaf else x.detach()
+
+
+    def _saving(self, x: Tensor) -> int:
+        """The node that saves x, which is there already."""
+        newest = self.node - 1
+        made_by: Any = x.grad_fn
+        copied = made_by is not None and made_by.name() == "CloneBackward0"
+        # an operation in place saves a copy, whose own node is behind its own
+        return newest - int(copied and made_by._sequence_nr() - self._first_sequence == newest)
 
 
 def _writes(func: Any, args: tuple[Any, ...], x: Tensor) -> bool:
