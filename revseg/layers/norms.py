@@ -6,9 +6,56 @@ what they do goes channel by channel, and where a value stands in its channel do
 
 from __future__ import annotations
 
-from torch import Tensor
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
 
 from revseg import ops
+
+_ELEMENTWISE = (
+    *(
+        nn.ReLU6,
+        nn.Hardtanh,
+        nn.SiLU,
+        nn.GELU,
+        nn.Mish,
+        nn.Hardswish,
+        nn.Hardsigmoid,
+        nn.ELU,
+        nn.CELU,
+        nn.SELU,
+    ),
+    *(nn.Sigmoid, nn.Tanh, nn.Softplus, nn.Softsign, nn.LogSigmoid),
+)
+
+
+@dataclass(frozen=True)
+class Followed(ops.Norm):
+    """A norm with an activation behind it that the passes do not know: PyTorch's own runs behind them.
+
+    Attributes:
+        act: A module without parameters that goes element by element.
+    """
+
+    act: nn.Module
+
+    def activated(self, n: Tensor) -> Tensor:
+        """The activated map; n may be written over."""
+        z: Tensor = type(self.act).forward(self.act, n)
+        return z
+
+    def gradient(self, u: Tensor, dz: Tensor) -> Tensor:
+        """The gradient of the normalised map."""
+        n = _normalised(u, self).detach().requires_grad_()
+        with torch.enable_grad():
+            z = self.activated(n.clone() if getattr(self.act, "inplace", False) else n)
+        return torch.autograd.grad(z, n, dz.to(z.dtype))[0]
+
+
+def is_elementwise(act: nn.Module) -> bool:
+    """Whether `Followed` takes this activation."""
+    return type(act) in _ELEMENTWISE
 
 
 def plane(x: Tensor) -> Tensor:
@@ -22,7 +69,13 @@ def batch_statistics(u: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def bn_act(u: Tensor, norm: ops.Norm, out: Tensor | None = None) -> Tensor:
-    """The activated map, of the dtype and strides of u; in `out`, if given."""
+    """The activated map, of the dtype and strides of u; in `out`, if given and the passes know the activation."""
+    n = _normalised(u, norm, out)
+    return norm.activated(n) if isinstance(norm, Followed) else n
+
+
+def _normalised(u: Tensor, norm: ops.Norm, out: Tensor | None = None) -> Tensor:
+    """The map behind the passes."""
     flat = plane(u)
     z = ops.bn_act(flat, norm, out=None if out is None else _memory(out, u, flat))
     return _shaped(z, u) if out is None else out
@@ -30,6 +83,8 @@ def bn_act(u: Tensor, norm: ops.Norm, out: Tensor | None = None) -> Tensor:
 
 def bn_act_add(u: Tensor, norm: ops.Norm, x: Tensor, sign: int) -> Tensor:
     """A stream of the shape of u updated by the activated map, x + sign * z."""
+    if isinstance(norm, Followed):
+        return x.add(bn_act(u, norm).to(x.dtype), alpha=sign)
     return _shaped(ops.bn_act_add(plane(u), norm, plane(x), sign), u)
 
 
@@ -37,6 +92,7 @@ def bn_act_backward(
     u: Tensor, dz: Tensor, norm: ops.Norm, batch: bool, out: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The gradient of the raw map, in `out` if given, and those of weight, bias and slope [C]."""
+    assert not isinstance(norm, Followed), "expected an activation that the passes know: others go by bands"
     flat = plane(u)
     memory = None if out is None else _memory(out, u, flat)
     du, *of_norm = ops.bn_act_backward(flat, plane(dz), norm, batch, memory)
@@ -46,11 +102,15 @@ def bn_act_backward(
 
 def bn_act_sums(u: Tensor, dz: Tensor, norm: ops.Norm) -> Tensor:
     """The sums over a map, or a band of one, from which its gradient follows [3, C]."""
+    if isinstance(norm, Followed):
+        dz = norm.gradient(u, dz)
     return ops.bn_act_sums(plane(u), plane(dz), norm)
 
 
 def bn_act_gradient(u: Tensor, dz: Tensor, norm: ops.Norm, sums: Tensor | None, values: int) -> Tensor:
     """The gradient of a raw map, or of a band of one, whose sums are known; of the dtype and strides of u."""
+    if isinstance(norm, Followed):
+        dz = norm.gradient(u, dz)
     return _shaped(ops.bn_act_gradient(plane(u), plane(dz), norm, sums, values), u)
 
 

@@ -33,7 +33,15 @@ from revseg.layers.bands.rows import Whole
 from revseg.layers.bands.run import run_by_bands
 from revseg.layers.convolution import Convolution
 from revseg.layers.max_pool import MaxPool
-from revseg.layers.stack_layer import NORMS, Layer, go_together, layer_by_image, layer_of, layer_without_norm
+from revseg.layers.stack_layer import (
+    NORMS,
+    Layer,
+    go_together,
+    layer_by_image,
+    layer_of,
+    layer_without_norm,
+    with_elementwise,
+)
 from revseg.layers.stack_pass import Plan, differentiable, gradients_of
 from revseg.replay.memo import noting, reminding
 from revseg.tensors import is_plain
@@ -141,6 +149,9 @@ def _parts(
         layer, length = _first_layer(row)
         if layer is None and without_norm:
             layer, length = _first_by_bands(row, before)
+        followed = with_elementwise(layer, row[length]) if without_norm and length < len(row) else None
+        if followed is not None:
+            layer, length = followed, length + 1
         if layer is None or layer.op.dims != dims:
             yield from row[:length]
         else:

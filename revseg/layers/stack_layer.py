@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from revseg import ops
 from revseg.engine.tracing import has_hooks
 from revseg.layers.layer_input import LayerInput
 from revseg.layers.linear import LinearOp
+from revseg.layers.norms import is_elementwise
 from revseg.replay.memo import remember
 
 _ACTS = (nn.PReLU, nn.LeakyReLU, nn.ReLU, nn.Identity)
@@ -35,7 +36,7 @@ class Layer:
         op: Makes the raw map.
         parameters: Of the op; None for those it lacks.
         bn: Batch norm behind it; by bands also instance norm.
-        act: PReLU, LeakyReLU, ReLU or Identity behind that.
+        act: PReLU, LeakyReLU, ReLU or Identity behind that; by bands also any that `revseg.layers.norms.Followed` takes.
         normed: False for a layer without norm: `bn` is one that changes nothing.
     """
 
@@ -163,6 +164,13 @@ def layer_by_image(
     tracks = {bn.running_mean is not None, bn.running_var is not None, bn.track_running_stats}
     fits = bn.num_features == len(parameters[0]) and len(tracks) == 1
     return Layer(op, parameters, bn, act) if fits else None
+
+
+def with_elementwise(layer: Layer | None, act: nn.Module) -> Layer | None:
+    """A layer for rows by bands with an activation behind it that the passes do not know; None if it has another, or this is none."""
+    if layer is None or type(layer.act) is not nn.Identity or not is_elementwise(act) or has_hooks(act):
+        return None
+    return replace(layer, act=act)
 
 
 def go_together(layers: Sequence[Layer]) -> bool:

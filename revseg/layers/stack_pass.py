@@ -20,7 +20,7 @@ from revseg.engine.gradients import Grads
 from revseg.layers.asymmetric_convolution import fused
 from revseg.layers.layer_input import LayerInput, lowered
 from revseg.layers.linear import LayerEnd
-from revseg.layers.norms import bn_act, bn_act_add
+from revseg.layers.norms import Followed, bn_act, bn_act_add, is_elementwise
 from revseg.layers.stack_layer import Layer
 from revseg.replay.context import is_casting, without_autocast
 
@@ -83,7 +83,9 @@ class Plan:
                 batch, running = self.batch[i], self.layers[i].bn.running_mean
                 mean, var = (None, None) if batch else (s.to(running.dtype) for s in (norm.mean, norm.var))  # type: ignore[union-attr]
                 n = F.batch_norm(u, mean, var, norm.weight, norm.bias, batch, 0.0, norm.eps)
-            if isinstance(norm.slope, Tensor):
+            if isinstance(norm, Followed):
+                x = norm.activated(n)
+            elif isinstance(norm.slope, Tensor):
                 x = F.prelu(n, norm.slope.to(n.dtype))
             else:
                 x = F.leaky_relu(n, norm.slope) if norm.slope != 1.0 else n
@@ -96,13 +98,11 @@ class Plan:
     def norm(self, i: int, parameters: Sequence[Tensor]) -> ops.Norm:
         weight, bias, slope = (None if slot is None else parameters[slot] for slot in self.slots[i][-3:])
         mean, var = self.statistics[i]
+        layer = self.layers[i]
+        if is_elementwise(layer.act):
+            return Followed(mean, var, weight, bias, 1.0, layer.bn.eps, layer.act)
         return ops.Norm(
-            mean,
-            var,
-            weight,
-            bias,
-            self.layers[i].fixed_slope() if slope is None else slope,
-            self.layers[i].bn.eps,
+            mean, var, weight, bias, layer.fixed_slope() if slope is None else slope, layer.bn.eps
         )
 
     def no_autocast(self) -> AbstractContextManager[Any]:

@@ -207,7 +207,6 @@ class Tracer(Follower):  # type: ignore[no-untyped-call]
                 kept.saved.append((self._saving(x), tuple(self.open)))
         return x if x.is_leaf else x.detach()
 
-
     def _saving(self, x: Tensor) -> int:
         """The node that saves x, which is there already."""
         newest = self.node - 1
