@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Container, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -80,13 +81,15 @@ class Estimate:
         for call in calls:
             for block in call.inputs:
                 if block not in call.remade and not block.kind:
-                    self._keeps(call, block, tracer)
+                    kept = self._kept(block, tracer)
+                    if not any(call in stack for _, stack in kept.saved):
+                        kept.inputs.append(call)
             for block, parts in call.remade.items():
                 if block in self.kept:
                     self.kept[block].remade.add(call)
                     for piece in parts:
                         if not piece.kind:
-                            self._keeps(call, piece, tracer)
+                            self._kept(piece, tracer).pieces.append(call)
         for block, kept in self.kept.items():
             for call in kept.made:
                 larger = call.held is None or call.held.size < block.size
@@ -105,6 +108,7 @@ class Estimate:
             if key[3] != AGAIN
         }
         self._known: dict[Block, dict[int, Changes]] = defaultdict(dict)
+        self._sees_inputs = True
         self._bits = {  # of the keys on which the life of a block depends: a choice is a number to it
             block: {
                 key: 1 << i
@@ -118,13 +122,21 @@ class Estimate:
         self._last: Collection[Key] = ()  # the choice that was asked for last, and what it is to blocks
         self._states: dict[Block, int] = {}
 
-    def _keeps(self, call: Call, block: Block, tracer: Tracer) -> None:
-        """Notes that a call keeps a block if it runs again, though it does not in the plain network."""
+    def _kept(self, block: Block, tracer: Tracer) -> Kept:
+        """What is known of a block that a call keeps if it runs again, though it may not be kept in the plain network."""
         if block not in self.kept:
             self.kept[block] = Kept(block.size, tracer.made.get(block, ()))
             self.kept[block].used = tracer.used.get(block, (0, 0))
-        if not any(call in stack for _, stack in self.kept[block].saved):
-            self.kept[block].pieces.append(call)
+        return self.kept[block]
+
+    @contextmanager
+    def without_inputs(self) -> Iterator[None]:
+        """Inside, inputs that nobody saves in the plain network take nothing where they are kept: many share them."""
+        self._sees_inputs, self._known = False, defaultdict(dict)
+        try:
+            yield
+        finally:
+            self._sees_inputs, self._known = True, defaultdict(dict)
 
     def live(self, chosen: Collection[Key]) -> Bytes:
         """Bytes beyond the standing ones at each node."""
@@ -134,11 +146,11 @@ class Estimate:
                 change[place] += size
         return self.working + self._summed(change) + self._of_bands(chosen)
 
-    def difference(self, candidate: Candidate, before: Collection[Key], after: Collection[Key]) -> Bytes:
-        """How the bytes at each node change from one choice to another that differs in this candidate."""
+    def difference(self, blocks: Iterable[Block], before: Collection[Key], after: Collection[Key]) -> Bytes:
+        """How the bytes at each node change from one choice to another, by which the lives of these blocks differ."""
         more, fewer = ([key for key in a if key not in b] for a, b in ((after, before), (before, after)))
         change = self._no_change()
-        for block in candidate.blocks:
+        for block in blocks:
             bits, old = self._bits[block], self._state(block, before)
             new = old
             for key in more:
@@ -191,7 +203,8 @@ class Estimate:
         kept = self.kept[block]
         made = [call for call in kept.made if call.is_in(chosen)]
         since: dict[Call | None, int] = {}  # by the call whose second run it lives in
-        pieces = [(call.start, call.outer) for call in kept.pieces if call.is_in(chosen)]
+        keepers = [*kept.pieces, *(kept.inputs if self._sees_inputs else ())]
+        pieces = [(call.start, call.outer) for call in keepers if call.is_in(chosen)]
         saved = [s for s in kept.saved if not any(call.is_in(chosen) for call in kept.spared.get(s[0], ()))]
         gone = bool(saved)  # whether all who read it make it as they read it
         for node, stack in (*saved, *pieces):
@@ -227,6 +240,19 @@ class Estimate:
         if None not in since:
             changes.append((last + 1, -kept.size))
         return changes
+
+    def groups(self) -> list[tuple[Candidate, ...]]:
+        """Modules in one place that would keep the same inputs: each alone spares little, as the layers of a dense block do."""
+        found: dict[Call, set[Key]] = defaultdict(set)
+        for kept in self.kept.values():
+            readers: dict[Call, set[Key]] = defaultdict(set)
+            for call in kept.inputs:
+                if call.parent is not None and call.key[1] < 0 and call.key in self.candidates:
+                    readers[call.parent].add(call.key)
+            for parent, keys in readers.items():
+                if len(keys) > 1:
+                    found[parent] |= keys
+        return [tuple(self.candidates[key] for key in sorted(keys)) for keys in found.values()]
 
     def crossed_by(self, candidate: Candidate) -> set[Key]:
         """The candidates that cannot be added to this one."""
@@ -267,6 +293,7 @@ class Estimate:
 
 def _calls_of(kept: Kept) -> set[Call]:
     """On which the life of a block depends."""
-    outer = {each for call in kept.pieces for each in call.outer}
+    keepers = {*kept.pieces, *kept.inputs}
+    outer = {each for call in keepers for each in call.outer}
     spared = {call for calls in kept.spared.values() for call in calls}
-    return {call for _, stack in kept.saved for call in stack} | {*kept.made, *kept.pieces} | outer | spared
+    return {call for _, stack in kept.saved for call in stack} | {*kept.made} | keepers | outer | spared

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from torch import nn
 from revseg.files import write_text
 from revseg.memory.apply import Part, apply_parts
 from revseg.memory.estimate import Candidate, Estimate
+from revseg.memory.follow import Block
 from revseg.memory.late import LateLoss
 from revseg.memory.trace import AGAIN, Key
 from revseg.memory.working_set import Bytes
@@ -110,6 +111,9 @@ class Choice:
     time: float
 
 
+Move = tuple[Candidate, ...]  # chosen together
+
+
 def choices(estimate: Estimate, bands: bool = False) -> list[Choice]:
     """What could be run again, from nothing to the least memory that is found; none has both more memory and more time.
 
@@ -119,60 +123,81 @@ def choices(estimate: Estimate, bands: bool = False) -> list[Choice]:
         estimate: Of the step.
         bands: Whether rows may go by bands.
     """
-    peak = int(estimate.live({}).max())
-    found = [Choice({}, peak, 1.0)]
-    candidates = [c for key, c in estimate.candidates.items() if bands or key[3] == AGAIN]
-    alone = [estimate.difference(c, {}, {c.key: c}) for c in candidates]
-    target, misses = peak, 0
-    while misses < _MISSES and target > 0:
-        target = int(_STEP * target)
-        chosen = _towards(estimate, target, candidates, alone)
-        found.append(Choice(chosen, int(estimate.live(chosen).max()), estimate.extra(chosen.values())))
-        misses = misses + 1 if found[-1].peak > target else 0
+    groups = estimate.groups()
+    moves = [(c,) for key, c in estimate.candidates.items() if bands or key[3] == AGAIN]
+    ways = _on_the_way(estimate, [*moves, *groups])
+    if groups:  # modules that share inputs are found by either
+        with estimate.without_inputs():
+            ways += _on_the_way(estimate, moves)
+    found = [Choice({}, int(estimate.live({}).max()), 1.0)]
+    found += [Choice(c, int(estimate.live(c).max()), estimate.extra(c.values())) for c in ways]
     return [c for c in found if not any(o.peak <= c.peak and o.time < c.time for o in found)]
 
 
-def _towards(
-    estimate: Estimate, target: int, candidates: list[Candidate], alone: list[Bytes]
-) -> dict[Key, Candidate]:
-    """Adds what takes most off above the target for its time, until nothing is above it or nothing helps.
+def _on_the_way(estimate: Estimate, moves: list[Move]) -> list[dict[Key, Candidate]]:
+    """What is chosen for lower and lower targets, until some are missed."""
+    peak = int(estimate.live({}).max())
+    alone = [estimate.difference(_blocks(m), {}, {c.key: c for c in m}) for m in moves]
+    found: list[dict[Key, Candidate]] = []
+    target, misses = peak, 0
+    while misses < _MISSES and target > 0:
+        target = int(_STEP * target)
+        found.append(_towards(estimate, target, moves, alone))
+        misses = misses + 1 if int(estimate.live(found[-1]).max()) > target else 0
+    return found
+
+
+def _towards(estimate: Estimate, target: int, moves: list[Move], alone: list[Bytes]) -> dict[Key, Candidate]:
+    """Makes the move that takes most off above the target for its time, until nothing is above it or nothing helps.
 
     Args:
         estimate: Of the step.
         target: The most bytes at any node.
-        candidates: What may be chosen.
-        alone: How the bytes at each node change if one of them alone is.
+        moves: What may be chosen, together.
+        alone: How the bytes at each node change by one of them alone.
     """
     chosen: dict[Key, Candidate] = {}
     live = estimate.live(chosen)
     queue = []
-    for i, (candidate, difference) in enumerate(zip(candidates, alone, strict=True)):
-        gain = -_gain(live, live + difference, target) / max(candidate.cost, 1e-9)
+    for i, (move, difference) in enumerate(zip(moves, alone, strict=True)):
+        gain = -_gain(live, live + difference, target) / max(_cost(move), 1e-9)
         if gain < 0:
-            queue.append((gain, i, candidate, 0))
+            queue.append((gain, i, 0))
     heapq.heapify(queue)
-    round_ = 0
     crossed: set[Key] = set()  # by what is chosen
-    while queue and live.max() > target:
-        gain, i, candidate, known = heapq.heappop(queue)
-        if candidate.key in crossed:
+    round_, swept = 0, 0  # moves that were made, and until the last sweep
+    while live.max() > target:
+        if not queue:  # what had no gain before the last moves may have some now
+            if swept == round_:
+                break
+            queue, swept = [(-float("inf"), i, -1) for i in range(len(moves))], round_
+        gain, i, known = heapq.heappop(queue)
+        move = tuple(c for c in moves[i] if c.key not in crossed and c.key not in chosen)
+        if not move:
             continue
         kept = chosen
-        if candidate.key[3] != AGAIN:
-            kept = {key: other for key, other in chosen.items() if not candidate.replaces(other)}
-        more = {**kept, candidate.key: candidate}
+        if move[0].key[3] != AGAIN:
+            kept = {key: other for key, other in chosen.items() if not move[0].replaces(other)}
+        more = {**kept, **{c.key: c for c in move}}
+        difference = estimate.difference(_blocks(move), chosen, more)
         if known < round_:  # its gain was that of an earlier choice
-            after = live + estimate.difference(candidate, chosen, more)
-            cost = candidate.cost - sum(other.cost for key, other in chosen.items() if key not in kept)
-            gain = -_gain(live, after, target) / max(cost, 1e-9)
+            cost = _cost(move) - sum(other.cost for key, other in chosen.items() if key not in kept)
+            gain = -_gain(live, live + difference, target) / max(cost, 1e-9)
             if gain < 0:
-                heapq.heappush(queue, (gain, i, candidate, round_))
+                heapq.heappush(queue, (gain, i, round_))
             continue
-        live = live + estimate.difference(candidate, chosen, more)
-        chosen = more
+        live, chosen = live + difference, more
         crossed = set().union(*(estimate.crossed_by(each) for each in chosen.values()))
         round_ += 1
     return _without_needless(estimate, chosen, live, target)
+
+
+def _blocks(move: Move) -> Collection[Block]:
+    return move[0].blocks if len(move) == 1 else set().union(*(c.blocks for c in move))
+
+
+def _cost(move: Move) -> float:
+    return sum(c.cost for c in move)
 
 
 def _gain(live: Bytes, after: Bytes, target: int) -> float:
@@ -189,7 +214,7 @@ def _without_needless(
         fewer = {k: c for k, c in chosen.items() if k != key}
         simpler = (estimate.candidates.get((*key[:3], how)) for how in range(key[3]))
         for instead in (fewer, *({**fewer, c.key: c} for c in simpler if c is not None)):
-            without = live + estimate.difference(candidate, chosen, instead)
+            without = live + estimate.difference(candidate.blocks, chosen, instead)
             if int(without.max()) <= limit:
                 chosen, live = instead, without
                 break
