@@ -124,7 +124,7 @@ def choices(estimate: Estimate, bands: bool = False) -> list[Choice]:
         bands: Whether rows may go by bands.
     """
     groups = estimate.groups()
-    moves = [(c,) for key, c in estimate.candidates.items() if bands or key[3] == AGAIN]
+    moves: list[Move] = [(c,) for key, c in estimate.candidates.items() if bands or key[3] == AGAIN]
     ways = _on_the_way(estimate, [*moves, *groups])
     if groups:  # modules that share inputs are found by either
         with estimate.without_inputs():
