@@ -83,9 +83,7 @@ class Kept:
     saved: list[tuple[int, tuple[Call, ...]]] = field(default_factory=list)  # at which node, in which calls
     remade: set[Call] = field(default_factory=set)  # the calls that make it again if they run again
     pieces: list[Call] = field(default_factory=list)  # and those that then keep it, to make another
-    inputs: list[Call] = field(
-        default_factory=list
-    )  # those that then keep it, as it is an input that nobody saves in them
+    inputs: list[Call] = field(default_factory=list)  # of which it is one, that would keep it too
     spared: dict[int, list[Call]] = field(default_factory=dict)  # by the node that then does not save it
     used: tuple[int, int] = (0, 0)  # the first and the last node of the forward pass that has it in hands
 
