@@ -243,11 +243,11 @@ class Estimate:
 
     def groups(self) -> list[tuple[Candidate, ...]]:
         """Modules in one place that would keep the same inputs: each alone spares little, as the layers of a dense block do."""
-        found: dict[Call, set[Key]] = defaultdict(set)
+        found: dict[Call | None, set[Key]] = defaultdict(set)  # by the call in which they are called
         for kept in self.kept.values():
-            readers: dict[Call, set[Key]] = defaultdict(set)
+            readers: dict[Call | None, set[Key]] = defaultdict(set)
             for call in kept.inputs:
-                if call.parent is not None and call.key[1] < 0 and call.key in self.candidates:
+                if call.key[1] < 0 and call.key in self.candidates:
                     readers[call.parent].add(call.key)
             for parent, keys in readers.items():
                 if len(keys) > 1:
