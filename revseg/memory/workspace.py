@@ -1,4 +1,4 @@
-"""What convolutions on a CPU take inside, beside their results.
+"""What convolutions and batch norms on a CPU take inside, beside their results.
 
 The allocator sees it, a caller does not. oneDNN lays maps out in blocks of channels: input, weight and result are
 copied, the result then copied back. Where oneDNN is not used the columns of the map are laid out, every pixel as often as the
@@ -23,6 +23,7 @@ _WIDE = 3  # columns of a kernel, beyond which gradients of depthwise weights ar
 _BOTH = (True, True, False)
 _FORWARD = torch.ops.aten.convolution.default
 _BACKWARD = torch.ops.aten.convolution_backward.default
+_BACKWARD_OF_NORM = torch.ops.aten.native_batch_norm_backward.default
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class Workspace:
 
     def copied(self, func: Any) -> int:
         """Bytes that are copied in all; forward what stands beside the result is the result once more."""
+        if func is _BACKWARD_OF_NORM:
+            return 0
         return self.before + self.beside if func is _BACKWARD else max(self.before, self.beside)
 
 
@@ -86,6 +89,8 @@ class _Conv:
 
 def workspace(func: Any, args: tuple[Any, ...], result: Any) -> Workspace | None:
     """Of an operation on a CPU; None if it has none that is known."""
+    if func is _BACKWARD_OF_NORM:
+        return _of_norm(args[0], args[1]) if args[9][0] else None
     if func is _FORWARD:
         x, weight, _, stride, padding, dilation, transposed, out_padding, groups = args[:9]
         conv = _Conv(x, weight, result, stride, padding, transposed, groups, False, dilation)
@@ -102,6 +107,17 @@ def workspace(func: Any, args: tuple[Any, ...], result: Any) -> Workspace | None
     if backend.startswith("Slow"):
         return _slow(backend, conv)
     return _onednn(conv)
+
+
+def _of_norm(dy: Tensor, x: Tensor) -> Workspace | None:
+    """Of two maps that lie alike the gradient is asked for twice, and the first one goes."""
+    if x.device.type != "cpu":
+        return None
+    last_of_dy, last_of_x = _is_channels_last(dy), _is_channels_last(x)
+    if last_of_x and not last_of_dy and x.element_size() == 2 and dy.is_contiguous():
+        return Workspace(0, 2 * x.nbytes)  # in float32
+    alike = (last_of_dy and last_of_x) or (dy.is_contiguous() and x.is_contiguous())
+    return Workspace(0, x.nbytes) if alike else None
 
 
 def _slow(backend: str, conv: _Conv) -> Workspace:

@@ -1,5 +1,7 @@
 """What convolutions copy inside, predicted and measured."""
 
+import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -102,3 +104,19 @@ def test_copies_inside_of_convolutions(network, images):
 
     predicted = predict(net, x, lambda y: y.square().mean()).step_bytes
     assert predicted == pytest.approx(peak_bytes(step, before=step), rel=0.1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "orders", [*itertools.product([torch.contiguous_format, torch.channels_last], repeat=2)]
+)
+def test_backward_of_a_norm(orders, dtype):
+    """Of maps that lie alike, in one way or the other, PyTorch makes memory for the gradient twice."""
+
+    def prepare():
+        dy, x = (torch.randn(2, 64, 32, 48, dtype=dtype).contiguous(memory_format=order) for order in orders)
+        weight, mean, inverse = torch.ones(3, 64)
+        vectors = (weight, None, None, mean, inverse, True, 1e-5, [True, True, True])
+        return lambda: torch.ops.aten.native_batch_norm_backward(dy, x, *vectors)
+
+    assert predicted_peak_bytes(prepare) == pytest.approx(peak_bytes(prepare()), rel=0.02)
