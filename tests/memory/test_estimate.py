@@ -8,6 +8,7 @@ from revseg.memory.apply import Part, apply_parts
 from revseg.memory.fit import Search
 from revseg.memory.follow import Follower
 from revseg.memory.step import Step
+from tests.helpers import HELD_BY_TORCH
 from tests.memory.nets import DOUBLES, UNet
 
 LOSS = nn.CrossEntropyLoss()
@@ -18,7 +19,11 @@ def search_of(model, bands):
     return Search(model, IMAGES, Step(LOSS), bands)
 
 
-@pytest.mark.parametrize(("bands", "off"), [(False, 0.01), (True, 0.06)], ids=["again", "bands"])
+# Where torch holds the gradient of a row's output to its end estimates do not count that.
+OFF_BY_BANDS = 0.12 if HELD_BY_TORCH else 0.06
+
+
+@pytest.mark.parametrize(("bands", "off"), [(False, 0.01), (True, OFF_BY_BANDS)], ids=["again", "bands"])
 def test_estimates_are_predictions(bands, off):
     search = search_of(UNet(), bands)
     late = search._can_be_late()
