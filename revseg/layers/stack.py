@@ -27,26 +27,14 @@ from revseg.engine.function import Coupled, Differentiate, Function, Onto
 from revseg.engine.gradients import Grads, total
 from revseg.engine.tracing import Unscriptable, has_hooks, is_traced
 from revseg.layers.bands.cut import BandPlan, Bands
-from revseg.layers.bands.nothing import Nothing
 from revseg.layers.bands.row import BandedRow
 from revseg.layers.bands.rows import Whole
 from revseg.layers.bands.run import run_by_bands
-from revseg.layers.convolution import Convolution
-from revseg.layers.max_pool import MaxPool
-from revseg.layers.stack_layer import (
-    NORMS,
-    Layer,
-    go_together,
-    layer_by_image,
-    layer_of,
-    layer_without_norm,
-    with_elementwise,
-)
+from revseg.layers.stack_layer import Layer, go_together
 from revseg.layers.stack_pass import Plan, differentiable, gradients_of
+from revseg.layers.stack_row import layers_in, parts_in
 from revseg.replay.memo import noting, reminding
 from revseg.tensors import is_plain
-
-_OF_NORMS: dict[type[nn.Module], int] = {norm: dims for dims, norm in NORMS.items()}
 
 
 class Stack(Unscriptable, nn.Sequential):
@@ -104,7 +92,7 @@ def bands_of(module: Any) -> Bands | None:
 
 def _run_stack(modules: Iterable[nn.Module], x: Tensor, bands: Bands | None) -> Tensor:
     layers: list[Layer] = []
-    for part in _parts(modules, x.ndim - 2, bands is not None):
+    for part in parts_in(modules, x.ndim - 2, bands is not None):
         if isinstance(part, Layer) and go_together([*layers, part]):
             layers.append(part)
             continue
@@ -130,79 +118,6 @@ def layers_of(module: nn.Module, dims: int = 2, without_norm: bool = False) -> l
         without_norm: Whether a convolution that no norm follows, or instance norm, is a layer, as it is by bands.
     """
     return layers_in(module.flat() if isinstance(module, Stack) else [module], dims, without_norm)
-
-
-def layers_in(modules: Iterable[nn.Module], dims: int = 2, without_norm: bool = False) -> list[Layer] | None:
-    """The layers that modules called one after the other are, as in `layers_of`."""
-    parts = list(_parts(modules, dims, without_norm))
-    layers = [part for part in parts if isinstance(part, Layer)]
-    return layers if len(layers) == len(parts) else None
-
-
-def _parts(
-    modules: Iterable[nn.Module], dims: int, without_norm: bool = False
-) -> Iterator[Layer | nn.Module]:
-    """Layers of maps of so many dimensions, and the modules that are part of none."""
-    row, layer = list(modules), None
-    while row:
-        before = layer
-        layer, length = _first_layer(row)
-        if layer is None and without_norm:
-            layer, length = _first_by_bands(row, before)
-        followed = with_elementwise(layer, row[length]) if without_norm and length < len(row) else None
-        if followed is not None:
-            layer, length = followed, length + 1
-        if layer is None or layer.op.dims != dims:
-            yield from row[:length]
-        else:
-            yield layer
-        del row[:length]
-
-
-def _first_layer(row: Sequence[nn.Module]) -> tuple[Layer | None, int]:
-    """The layer that the row begins with, None if it begins with another module; and how many modules it is."""
-    first: Any = row[0]
-    as_layer = getattr(first, "as_layer", None)
-    if callable(as_layer):
-        return None if has_hooks(first) else as_layer(), 1
-    op = Convolution.of(first) if len(row) > 1 else None
-    if op is None:  # a weight that is made anew for each use must not be asked for
-        return None, 1
-    parameters = first.weight, first.bias
-    layer = layer_of(op, parameters, row[1], row[2]) if len(row) > 2 else None
-    if layer is not None:
-        return layer, 3
-    layer = layer_of(op, parameters, row[1], nn.Identity())
-    return layer, 1 if layer is None else 2
-
-
-def _first_by_bands(row: Sequence[nn.Module], before: Layer | None) -> tuple[Layer | None, int]:
-    """A convolution with instance norm and activation behind it or without, or a pool behind a layer; None for others."""
-    first: Any = row[0]
-    pool = MaxPool.of(first)
-    if pool is not None:
-        like = None if before is None else before.by_channel()
-        return layer_without_norm(pool, (), nn.Identity(), like), 1
-    op = Convolution.of(first)
-    dims = _OF_NORMS.get(type(first))
-    if dims is not None and not has_hooks(first):  # what comes before an activation
-        with_act = layer_of(Nothing(dims), (), first, row[1]) if len(row) > 1 else None
-        alone = layer_of(Nothing(dims), (), first, nn.Identity())
-        return (with_act, 2) if with_act is not None else (alone, 1)
-    if op is None or op.window() is None:
-        return None, 1
-    parameters, weight, nothing = (first.weight, first.bias), first.weight, nn.Identity()
-    _, norm, act, *_ = *row, nothing, nothing
-    return next(
-        (layer, length)
-        for layer, length in (
-            (layer_by_image(op, parameters, norm, act), min(3, len(row))),
-            (layer_by_image(op, parameters, norm, nothing), 2),
-            (layer_without_norm(op, parameters, norm, weight), min(2, len(row))),
-            (layer_without_norm(op, parameters, nothing, weight), 1),
-        )
-        if layer is not None
-    )
 
 
 def stacks_are_right(x: Tensor, dims: Sequence[int] = (2,)) -> bool:

@@ -21,8 +21,9 @@ from revseg.layers.bands.local import Joined, Local, Rule
 from revseg.layers.bands.rows import Whole
 from revseg.layers.bands.run import run_by_bands
 from revseg.layers.bands.sources import run_of_source
-from revseg.layers.stack import layers_in, stacks_are_right
+from revseg.layers.stack import stacks_are_right
 from revseg.layers.stack_layer import Layer
+from revseg.layers.stack_row import layers_in
 from revseg.layers.structure import Structure, put_together, take_apart
 from revseg.memory.handed_on import HandedOn
 from revseg.memory.made_later import joined_maps, rule_of
