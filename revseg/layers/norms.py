@@ -13,21 +13,9 @@ from torch import Tensor, nn
 
 from revseg import ops
 
-_ELEMENTWISE = (
-    *(
-        nn.ReLU6,
-        nn.Hardtanh,
-        nn.SiLU,
-        nn.GELU,
-        nn.Mish,
-        nn.Hardswish,
-        nn.Hardsigmoid,
-        nn.ELU,
-        nn.CELU,
-        nn.SELU,
-    ),
-    *(nn.Sigmoid, nn.Tanh, nn.Softplus, nn.Softsign, nn.LogSigmoid),
-)
+_PIECEWISE = (nn.ReLU6, nn.Hardtanh, nn.Hardswish, nn.Hardsigmoid, nn.ELU, nn.CELU, nn.SELU)
+_SMOOTH = (nn.SiLU, nn.GELU, nn.Mish, nn.Sigmoid, nn.Tanh, nn.Softplus, nn.Softsign, nn.LogSigmoid)
+_ELEMENTWISE = (*_PIECEWISE, *_SMOOTH)
 
 
 @dataclass(frozen=True)

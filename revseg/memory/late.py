@@ -79,11 +79,9 @@ class Late(TorchFunctionMode):
         if self.aside:
             return func(*args, **kwargs)
         if func is F.interpolate:
-            given = of_interpolate(args, kwargs)
-            given["input"] = materialized(given["input"])
-            low, size, align_corners = linear_upsampling(given)
-            if low is not None and size != tuple(low.shape[2:]):
-                made = Upsampled(low, size, align_corners)
+            low, size, align_corners = _enlarged(args, kwargs)
+            if low is not None:
+                made = Upsampled(materialized(low), size, align_corners)
                 made.made_in = self.where()
                 return made
         if func is F.cross_entropy:
@@ -125,8 +123,13 @@ def loss_may_take(func: Any, args: Any, kwargs: Any) -> bool:
     late: Late | None = getattr(_here, "late", None)
     if func is not F.interpolate or late is None or late.aside:
         return False
-    low, size, _ = linear_upsampling(of_interpolate(args, kwargs))
-    return low is not None and size != tuple(low.shape[2:])
+    return _enlarged(args, kwargs)[0] is not None
+
+
+def _enlarged(args: Any, kwargs: Any) -> tuple[Tensor | None, tuple[int, ...], bool]:
+    """As `linear_upsampling`, of a size that is not that of the map."""
+    low, size, align_corners = linear_upsampling(of_interpolate(args, kwargs))
+    return (None if low is None or size == tuple(low.shape[2:]) else low), size, align_corners
 
 
 @contextmanager

@@ -6,25 +6,9 @@ import inspect
 from functools import cache
 from typing import Any
 
-_IN_PLACE_OPERATORS = frozenset(
-    f"__i{name}__"
-    for name in [
-        "add",
-        "sub",
-        "mul",
-        "truediv",
-        "floordiv",
-        "mod",
-        "pow",
-        "matmul",
-        "and",
-        "or",
-        "xor",
-        "lshift",
-        "rshift",
-        "div",
-    ]
-)
+_ARITHMETIC = ("add", "sub", "mul", "truediv", "floordiv", "div", "mod", "pow", "matmul")
+_OF_BITS = ("and", "or", "xor", "lshift", "rshift")
+_IN_PLACE_OPERATORS = frozenset(f"__i{name}__" for name in (*_ARITHMETIC, *_OF_BITS))
 
 
 def writes(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
