@@ -16,6 +16,7 @@ autograd, and the gradients of one step are accumulated before the step before m
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +24,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._compile import _disable_dynamo  # torch.compiler.disable, without importing the compiler
-from torch.multiprocessing.reductions import StorageWeakRef
 
 from revseg.engine.drift import Check, Fingerprint, all_finite, raise_pending, tolerance_of
 from revseg.engine.exactness import Exactness
@@ -217,7 +217,7 @@ class _Chain:
         streams = relaid(x1, self.layout), relaid(x2, self.layout)
         self.fingerprint = Fingerprint.of(streams, not self.exact.rounds) if self.check else None
         self.exact.begin(streams)
-        self.inputs = {StorageWeakRef(x.untyped_storage()) for x in (x1, x2)}  # type: ignore[no-untyped-call]
+        self.inputs = [weakref.ref(x.untyped_storage()) for x in (x1, x2)]
         return streams
 
     def left(self, streams: Streams) -> tuple[Tensor, ...]:
@@ -225,7 +225,8 @@ class _Chain:
         if self.join:
             return (joined(streams, self.layout),)
         restored_streams = (restored(y, self.layout) for y in streams)
-        numbers = {ref.cdata for ref in self.inputs}  # nobody else has these, also where the memory is gone
+        alive = (ref() for ref in self.inputs)  # whose memory is gone may have given its number to others
+        numbers = {storage._cdata for storage in alive if storage is not None}
         return tuple(y.clone() if memory(y) in numbers else y for y in restored_streams)
 
     def reentered(self, outputs: Sequence[Tensor]) -> list[Tensor]:

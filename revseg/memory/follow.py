@@ -5,8 +5,8 @@ operation made. It is alive until its storage is freed, and the sum of those ali
 
 Three things would come out otherwise than in a real run, and are put right here:
 
-* While operations are followed autograd no longer adds gradients in place. Where it adds a second gradient to
-  one that nobody else holds, a real run needs no memory for the sum, and none is counted.
+* While operations are followed autograd no longer adds gradients in place (`revseg.memory.in_place`). Where a real
+  run would, it needs no memory for the sum, and none is counted.
 * Operations of libraries take memory inside, which nobody outside sees (`revseg.memory.workspace`).
 * A few small tensors are there to be read as numbers, the rates of drop path or the count of an optimizer's steps.
   These have their values (`revseg.memory.values`). Who reads others gets an error that names the line.
@@ -28,12 +28,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from revseg.memory.cost import cost_of, time_of_copies
+from revseg.memory.in_place import adds_in_place, uses_alone
 from revseg.memory.values import Values, tensors_in
 from revseg.memory.workspace import workspace
 
-_HELD_BY_ENGINE = 2  # uses of a gradient's storage: by autograd, and by the arguments of the addition
-_USED_BY_ENGINE = 4  # of the gradient itself, likewise
-_AROUND = ("_python_dispatch.py", "_compile.py", "eval_frame.py")  # what torch puts around a dispatch mode
 _CALL = nn.Module._call_impl.__code__
 
 
@@ -87,6 +85,7 @@ class Follower(TorchDispatchMode):
         self.copying = 0.0  # and of these what libraries copy inside
         self.late: list[Any] = []  # where upsampling began to wait that losses took by bands
         self._by_sequence: list[str] = []  # the module in which autograd made its node of this number
+        self._alone = uses_alone()
         self._first_sequence = torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]
 
     def start(self) -> None:
@@ -128,7 +127,7 @@ class Follower(TorchDispatchMode):
         made = tensors_in(result)
         if inside is not None:
             self._pass(inside.before, str(func))
-        if _is_accumulation(func, args):
+        if adds_in_place(func, args, sys._getframe(1), self._alone):
             self._free(args[0].untyped_storage()._cdata)  # the sum is in the place of its first summand
         for x in made:
             if x.untyped_storage()._cdata not in before:
@@ -208,18 +207,3 @@ class Follower(TorchDispatchMode):
             elif in_backward and code.co_name == "_engine_run_backward":
                 return  # what called the backward pass is not what runs in it
             frame = frame.f_back
-
-
-def _is_accumulation(func: Any, args: tuple[Any, ...]) -> bool:
-    """Whether autograd adds a gradient to an earlier one that nobody else holds."""
-    if func is not torch.ops.aten.add.Tensor or torch._C._current_autograd_node() is None:
-        return False
-    frame: Any = sys._getframe(2)
-    while frame is not None and frame.f_code.co_filename.endswith(_AROUND):
-        frame = frame.f_back
-    x: Tensor = args[0]
-    if x.untyped_storage().nbytes() > x.nbytes:
-        return False  # a part of another one
-    by_engine = frame is not None and frame.f_code.co_name == "_engine_run_backward"
-    alone = torch._C._storage_Use_Count(x.untyped_storage()._cdata) <= _HELD_BY_ENGINE
-    return by_engine and alone and x._use_count() <= _USED_BY_ENGINE  # type: ignore[attr-defined]
