@@ -22,7 +22,7 @@ from torch import Tensor
 
 from revseg.engine.gradients import Grads
 from revseg.layers.bands.cut import BandPlan
-from revseg.layers.bands.rows import Asked, Band, Images, InPlace, Kept, Rows, Sliding, Whole
+from revseg.layers.bands.rows import Asked, Band, Images, InPlace, Kept, NotKept, Rows, Sliding, Whole
 from revseg.layers.bands.walk import Source, Walk
 from revseg.layers.linear import summed
 from revseg.layers.norms import bn_act, bn_act_gradient, bn_act_sums
@@ -70,6 +70,7 @@ def gradients_by_bands(
         sums = _sums_of_last(source, incoming, kept, keeping)
         kept.update(keeping)
         keeping = {}
+    anew = plan.needs_no_map(x)  # the gradient of the map between
     of_map = kept.get(last)  # where the gradient of the map before goes, if it fits
     for j in range(last, 0, -1):
         slots = plan.slots[j - 1]
@@ -86,16 +87,33 @@ def gradients_by_bands(
         if not (any(asked) or deeper or asked_dx is not None):
             break
         keeping |= {m: plan.kept_map(m) for m in plan.kept_by(j)}
-        a_pass = _Pass(source, j, sums, kept, keeping, asked, deeper, asked_dx, of_map)
+        there = NotKept() if anew and j == last else of_map
+        a_pass = _Pass(source, j, sums, kept, keeping, asked, deeper, asked_dx, there)
         of_weights = a_pass.run(incoming)
-        dz.release()
+        if j < last or not anew:
+            dz.release()
         kept.update(keeping)
         keeping = {}
         for slot, gradient in zip(of_op, of_weights, strict=True):
             _add(found, slot, gradient, None if more else parameters[slot].dtype)
         of_map, sums = a_pass.gradient, a_pass.sums
-        incoming = partial(of_map.rows, spend=True)
+        if isinstance(of_map, NotKept) and j == last:
+            incoming = partial(_rows_before_last, plan, parameters, incoming)
+        else:
+            incoming = partial(of_map.rows, spend=True)
     return found
+
+
+def _rows_before_last(
+    plan: BandPlan, parameters: Sequence[Tensor], incoming: Incoming, images: Images, first: int, end: int
+) -> Tensor:
+    """Rows of the gradient of what the last layer reads, of one that is linear, made of those of its own."""
+    last = len(plan.layers)
+    rows, (_, channels, height, *across) = plan.shapes[last][2], plan.shapes[last - 1]
+    start, stop = plan.windows[-1].readers(first, end, rows)
+    du = Band(incoming(images, start, stop), start, rows, images)
+    x = Band(du.values.new_empty(len(du.values), channels, 0, *across), 0, height, images)
+    return dense(plan.op(last).band_input_gradient(du, x, first, end, plan.parameters_of(last, parameters)))
 
 
 def _sums_of_last(
@@ -181,17 +199,17 @@ class _Pass:
             start = self.window.readers(done, max(end, done + 1), self.rows)[0]
             if end > done and self.op.input_gradient_reads_input:
                 low = min(low, max(self.window.read(start, start + 1)[0], 0))
-            x = Band(before.rows(low, high, end), low, self.height)
+            x = Band(before.rows(low, high, end), low, self.height, images)
             du = self._of_raw_map(images, first, last, x, incoming)
             if any(self.asked):
                 more = self.op.band_parameter_gradients(du, x, first, self.of_op, self.asked)
                 total = summed(total, more)
             if not self.deeper:
                 continue
-            band = Band(held.with_more(du, first, start), held.first, self.rows)
+            band = Band(held.with_more(du, first, start), held.first, self.rows, images)
             del du
             if not self.op.input_gradient_reads_input:
-                x = Band(x.values[:, :, :0], 0, self.height)
+                x = Band(x.values[:, :, :0], 0, self.height, images)
             usual = (
                 last - first
             ) * self.window.step  # the last band has rows too that waited for it, and zeros beside them

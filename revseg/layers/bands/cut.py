@@ -12,7 +12,7 @@ from torch import Tensor
 
 from revseg import ops
 from revseg.layers.bands.keeping import kept_maps
-from revseg.layers.bands.rows import Images, InPlace, Kept, Whole
+from revseg.layers.bands.rows import Images, InPlace, Kept, NotKept, Whole
 from revseg.layers.bands.window import Window
 from revseg.layers.layer_input import lowered
 from revseg.layers.linear import LinearOp
@@ -50,7 +50,7 @@ class Bands:
             )
 
 
-# A band of the first run is so much larger: then there are fewer maps beside it.
+# A band of the first run is so much larger where a map is whole in both: then there are fewer maps beside it.
 FIRST_RUN = 4
 
 
@@ -155,6 +155,17 @@ class BandPlan(Plan):
         """The raw maps that the way back keeps as they are first made, without the last one."""
         return [m for m in self._keeping()[0] if m < len(self.layers)]
 
+    def needs_no_map(self, x: Whole) -> bool:
+        """Whether neither raw map 1 nor its gradient is whole: of a layer and what makes scores of it, smaller by far.
+
+        Rows of the one follow from the input, of the other from the gradient of the scores, as often as they are read. Where the
+        gradient of the input would lie in that of map 1, there is nothing to spare.
+        """
+        if self.bands.kept or not gives_scores(self.layers):
+            return False
+        shares = len(x.parts) == 1 and tuple(x.parts[0].shape) == tuple(self.shapes[1])
+        return not shares and 2 * self._bytes(2) <= self._bytes(1)
+
     def kept_by(self, j: int) -> list[int]:
         """Those that the pass for layer j keeps, of maps that are not larger than those before.
 
@@ -195,6 +206,8 @@ class BandPlan(Plan):
 
     def map_of_gradient(self, j: int, there: Kept | None) -> Kept:
         """Memory for the gradient of map j - 1: what is there, if it fits; else in one piece, if the next one fits into that."""
+        if isinstance(there, NotKept):
+            return there if j == len(self.layers) else Kept()
         if isinstance(there, InPlace) and (self.fits_in_place(j) or (j == 1 and self.lies_ahead())):
             return there
         alone = j == len(self.layers) > 1 and self.is_linear(j) and not self.bands.kept
@@ -220,6 +233,15 @@ class BandPlan(Plan):
     def kept_last(self) -> list[int]:
         """The last raw map, which the gradient of the one before then takes the place of, band by band."""
         return [len(self.layers)] if len(self.layers) > 1 else []
+
+
+def gives_scores(layers: Sequence[Layer]) -> bool:
+    """Whether these are a layer and a classifier, of which rows of the gradient of its input follow from rows of its own."""
+    if len(layers) != 2 or not layers[1].is_linear():
+        return False
+    op = layers[1].op
+    window = op.window()
+    return window is not None and window.step == 1 and not op.input_gradient_reads_input
 
 
 def statistics_of(parts: Sequence[tuple[Tensor, Tensor, int]]) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from revseg import ops
 from revseg.engine.function import Onto
 from revseg.layers.bands.cut import BandPlan, of_band, statistics_of
-from revseg.layers.bands.rows import Kept, Whole
+from revseg.layers.bands.rows import Kept, NotKept, Whole
 from revseg.layers.bands.walk import Source, Walk
 from revseg.layers.norms import bn_act, bn_act_add
 from revseg.replay.memo import remember
@@ -42,6 +42,8 @@ def find_statistics(
     source = Source(plan, x, norms, parameters)
     for j in range(1, len(plan.layers) + 1):
         made = last if last is not None and j == len(plan.layers) else Kept()
+        if j == 1 and plan.needs_no_map(x):
+            made = NotKept()
         plan.statistics.append(remember(partial(_statistics, source, there, j, made)))
         norms.append(plan.norm(j - 1, parameters))
     return there
@@ -65,7 +67,8 @@ def _statistics(source: Source, there: dict[int, Kept], j: int, made: Kept) -> t
     else:
         layer.move_running(plan.shapes[j], *found)
     there.clear()
-    there[j] = made
+    if not isinstance(made, NotKept):
+        there[j] = made
     return found
 
 

@@ -37,7 +37,8 @@ class BandedRow:
 
     def first_run(self, x: Whole, make_y: Callable[[], Whole], onto: Onto | None = None) -> Whole:
         """The output, in memory that is asked for when statistics have been found; of one layer, before, as its raw map lies there."""
-        plan = self.plan if is_recomputing() else self.plan.wider(FIRST_RUN)
+        wide = not is_recomputing() and not self.plan.needs_no_map(x)
+        plan = self.plan.wider(FIRST_RUN) if wide else self.plan
         y: Whole | None = None
         with torch.no_grad(), noting() as self.noted, plan.no_autocast():
             parts = plan.parts()

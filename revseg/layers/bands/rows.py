@@ -30,11 +30,13 @@ class Band:
         values: [n, C, rows, ...].
         first: Which row of the map the first one is.
         height: How many rows the map has.
+        images: Which of the batch these are; None for all, or where nobody asks.
     """
 
     values: Tensor
     first: int
     height: int
+    images: Images | None = None
 
     def rows(self, first: int, last: int) -> Tensor:
         """Some of the rows that are here; a view."""
@@ -118,6 +120,13 @@ class Kept:
         while spend and pieces and pieces[0][0] + pieces[0][1].shape[2] <= last:
             pieces.popleft()
         return found[0] if len(found) == 1 else torch.cat(found, 2)
+
+
+class NotKept(Kept):
+    """A map that is written and never read: whoever needs rows of it makes these anew."""
+
+    def append(self, images: Images, first: int, band: Tensor) -> None:
+        """Nothing."""
 
 
 class _InOnePiece(Kept):

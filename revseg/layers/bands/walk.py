@@ -84,7 +84,7 @@ class Walk:
         """What rows first to last of raw map j read."""
         height = self.plan.shapes[j - 1][2]
         low, high = self.plan.windows[j - 1].inside(first, last, height)
-        return Band(self._activated(j - 1, low, high), low, height)
+        return Band(self._activated(j - 1, low, high), low, height, self.images)
 
     def input(self, first: int, last: int) -> Tensor:
         """Rows of the input."""
