@@ -11,11 +11,11 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Container, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import numpy as np
 from torch import nn
 
+from revseg.memory.candidate import Candidate
 from revseg.memory.follow import Block
 from revseg.memory.joined import joined_maps_of
 from revseg.memory.segments import with_segments
@@ -25,37 +25,6 @@ from revseg.memory.trace import AGAIN, Call, Kept, Key, Tracer
 from revseg.memory.working_set import Bytes, WorkingSet
 
 Changes = list[tuple[int, int]]  # from which place on there are how many more
-
-
-@dataclass(eq=False)
-class Candidate:
-    """A module, or a segment of a row, that could run again."""
-
-    key: Key
-    calls: list[Call]
-    cost: float
-    blocks: set[Block]  # of which the lives depend on this choice
-
-    def __post_init__(self) -> None:
-        around = [{call.by_bands for call in each.outer if call.layers} for each in self.calls]
-        self.around = set.intersection(*around)
-        self.crossing = {key for call in self.calls for key in call.crossing}
-
-    def crosses(self, other: Candidate) -> bool:
-        """Whether this cannot be added to the other: each holds a part of the other and not all, or this is inside of bands."""
-        (name, a, b, _), (other_name, c, d, _) = self.key, other.key
-        if self.is_in(other) or self.key in other.crossing or other.key in self.crossing:
-            return True
-        return name == other_name and a >= 0 and c >= 0 and (a < c < b < d or c < a < d < b)
-
-    def replaces(self, other: Candidate) -> bool:
-        """Whether the other is inside of this one, which goes by bands: nothing in it runs by itself then."""
-        return other.is_in(self)
-
-    def is_in(self, other: Candidate) -> bool:
-        """Whether this is inside of the other, or the same, and that goes by bands."""
-        the_same = self.key[:3] == other.key[:3] and self.key[3] < other.key[3]
-        return other.key[3] != AGAIN and (the_same or other.key in self.around)
 
 
 class Estimate:
@@ -92,20 +61,25 @@ class Estimate:
                             self._kept(piece, tracer).pieces.append(call)
         for block, kept in self.kept.items():
             for call in kept.made:
-                larger = call.held is None or call.held.size < block.size
-                if call.layers and larger and block not in call.parts[-1].outputs:
-                    call.held = block
+                larger = call.largest is None or call.largest.size < block.size
+                if call.layers and larger and block not in call.returned:
+                    call.largest = block
         self.standing = sum(block.size for block in standing)
         self.seconds = sum(tracer.costs.values())
         self.length = 1 + max((event.node for event in tracer.events), default=0)
         self.joined = joined_maps_of(calls, tracer, self.kept)
-        working = WorkingSet(tracer, {*self.kept, *self.joined}, self.length)
+        working = WorkingSet(tracer, self.kept, self.joined, self.length)
         self.working = working.most
         self.candidates = self._candidates(calls, tracer)
         self._by_bands = {
             key: sum((working.by_bands(call) for call in c.calls), self._no_bytes())
             for key, c in self.candidates.items()
             if key[3] != AGAIN
+        }
+        self._again = {
+            key: [(call.start, working.again(call)) for call in c.calls]
+            for key, c in self.candidates.items()
+            if key[3] == AGAIN
         }
         self._known: dict[Block, dict[int, Changes]] = defaultdict(dict)
         self._sees_inputs = True
@@ -119,6 +93,7 @@ class Estimate:
             for block, those in self._calls()
         }
         self._crossed: dict[Key, set[Key]] = {}
+        self._last_working: tuple[Collection[Key], Bytes] = ((), self.working)
         self._last: Collection[Key] = ()  # the choice that was asked for last, and what it is to blocks
         self._states: dict[Block, int] = {}
 
@@ -144,7 +119,7 @@ class Estimate:
         for block in (*self.kept, *self.joined):
             for place, size in self._changes(block, chosen, self._state(block, chosen)):
                 change[place] += size
-        return self.working + self._summed(change) + self._of_bands(chosen)
+        return self._working(chosen) + self._summed(change) + self._of_bands(chosen)
 
     def difference(self, blocks: Iterable[Block], before: Collection[Key], after: Collection[Key]) -> Bytes:
         """How the bytes at each node change from one choice to another, by which the lives of these blocks differ."""
@@ -162,7 +137,23 @@ class Estimate:
                     change[place] -= size
                 for place, size in self._changes(block, after, new):
                     change[place] += size
-        return self._summed(change) + self._of_bands(more) - self._of_bands(fewer)
+        of_again = self._with_again(self._working(before), more) if not fewer else self._working(after)
+        of_again = of_again - self._working(before)
+        return self._summed(change) + of_again + self._of_bands(more) - self._of_bands(fewer)
+
+    def _working(self, chosen: Collection[Key]) -> Bytes:
+        """The working set, at each node that of the first or the second run, whichever is larger."""
+        if chosen is not self._last_working[0]:
+            self._last_working = chosen, self._with_again(self.working, chosen)
+        return self._last_working[1]
+
+    def _with_again(self, working: Bytes, chosen: Iterable[Key]) -> Bytes:
+        """The larger one of a working set and of those of calls that run again."""
+        found = working.copy()
+        for key in chosen:
+            for start, second in self._again.get(key, ()):
+                np.maximum(found[start : start + len(second)], second, out=found[start : start + len(second)])
+        return found
 
     def _of_bands(self, chosen: Iterable[Key]) -> Bytes:
         """How the working set differs where these go by bands."""
@@ -232,7 +223,7 @@ class Estimate:
             return changes
         first, last = (self.length + 1 + node for node in kept.used)
         rows = [call for call in made if call.by_bands in chosen]
-        if rows and block not in rows[0].parts[-1].outputs:
+        if rows and block not in rows[0].returned:
             if rows[0].held is not block:
                 return changes  # of what is made inside one raw map exists at a time
             first, last = (self.length + 1 + node for node in (rows[0].start, rows[0].end - 1))

@@ -11,7 +11,8 @@ from torch import nn
 
 from revseg.memory.apply import Part, as_it_was
 from revseg.memory.budget import bytes_of
-from revseg.memory.estimate import Candidate, Estimate
+from revseg.memory.candidate import Candidate
+from revseg.memory.estimate import Estimate
 from revseg.memory.follow import Block, Follower
 from revseg.memory.plan import MIB, Choice, Plan, choices
 from revseg.memory.prediction import Prediction

@@ -46,13 +46,16 @@ def _is_sum_of_gradients(func: Any) -> bool:
 
 def _uses(x: Tensor) -> tuple[int, int]:
     """Of a tensor's storage, and of the tensor."""
-    return torch._C._storage_Use_Count(x.untyped_storage()._cdata), x._use_count()  # type: ignore[attr-defined]
+    of_storage: int = torch._C._storage_Use_Count(x.untyped_storage()._cdata)
+    of_tensor: int = x._use_count()  # type: ignore[attr-defined]
+    return of_storage, of_tensor
 
 
 @functools.cache
 def uses_alone() -> tuple[int, int]:
     """Uses of a gradient's storage and of the gradient that only the engine holds, and who looks."""
-    with _Look() as look, torch.enable_grad(), torch.device("cpu"):
+    look = _Look()
+    with look, torch.enable_grad(), torch.device("cpu"):
         x = torch.zeros(1, requires_grad=True)
         y = x * 1
         torch.autograd.grad((y * 2).sin() + (y * 3).sin(), x, torch.zeros(1))
@@ -64,7 +67,7 @@ class _Look(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.found = 0, 0
+        self.found: tuple[int, int] = 0, 0
         self.followed: list[Any] = []
 
     def __torch_dispatch__(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Container
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,11 @@ from torch import nn
 
 from revseg.files import write_text
 from revseg.memory.apply import Part, apply_parts
-from revseg.memory.estimate import Candidate, Estimate
+from revseg.memory.candidate import Candidate
+from revseg.memory.estimate import Estimate
 from revseg.memory.follow import Block
 from revseg.memory.late import LateLoss
-from revseg.memory.trace import AGAIN, Key
+from revseg.memory.trace import AGAIN, WITH_NEXT, Key
 from revseg.memory.working_set import Bytes
 
 MIB = 2**20
@@ -172,24 +173,39 @@ def _towards(estimate: Estimate, target: int, moves: list[Move], alone: list[Byt
                 break
             queue, swept = [(-float("inf"), i, -1) for i in range(len(moves))], round_
         gain, i, known = heapq.heappop(queue)
-        move = tuple(c for c in moves[i] if c.key not in crossed and c.key not in chosen)
+        replaced = _replaced(moves[i], chosen)
+        within = crossed if not replaced else _crossed(estimate, chosen, replaced)
+        move = tuple(c for c in moves[i] if c.key not in within and c.key not in chosen)
         if not move:
             continue
-        kept = chosen
-        if move[0].key[3] != AGAIN:
-            kept = {key: other for key, other in chosen.items() if not move[0].replaces(other)}
+        kept = {key: other for key, other in chosen.items() if key not in replaced}
         more = {**kept, **{c.key: c for c in move}}
-        difference = estimate.difference(_blocks(move), chosen, more)
+        difference = estimate.difference(_blocks((*move, *replaced.values())), chosen, more)
         if known < round_:  # its gain was that of an earlier choice
-            cost = _cost(move) - sum(other.cost for key, other in chosen.items() if key not in kept)
+            cost = _cost(move) - _cost(tuple(replaced.values()))
             gain = -_gain(live, live + difference, target) / max(cost, 1e-9)
             if gain < 0:
                 heapq.heappush(queue, (gain, i, round_))
             continue
         live, chosen = live + difference, more
-        crossed = set().union(*(estimate.crossed_by(each) for each in chosen.values()))
+        crossed = _crossed(estimate, chosen)
         round_ += 1
     return _without_needless(estimate, chosen, live, target)
+
+
+def _replaced(move: Move, chosen: dict[Key, Candidate]) -> dict[Key, Candidate]:
+    """What goes where a row goes by bands: what is inside of it, and what holds the row without what that takes in."""
+    row, how = move[0], move[0].key[3]
+    if how == AGAIN:
+        return {}
+    return {
+        key: c for key, c in chosen.items() if row.replaces(c) or (how == WITH_NEXT and key in row.crossing)
+    }
+
+
+def _crossed(estimate: Estimate, chosen: dict[Key, Candidate], without: Container[Key] = ()) -> set[Key]:
+    """The candidates that cannot be added."""
+    return set().union(*(estimate.crossed_by(c) for key, c in chosen.items() if key not in without))
 
 
 def _blocks(move: Move) -> Collection[Block]:

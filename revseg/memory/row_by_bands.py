@@ -7,7 +7,7 @@ joined, raised or pooled before are made as they are read, and never exist.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch._compile import _disable_dynamo
 
 from revseg.engine.tracing import has_hooks
 from revseg.layers.bands.cut import BandPlan, Bands
+from revseg.layers.bands.dropped import Dropped
 from revseg.layers.bands.local import Joined, Local, Rule
 from revseg.layers.bands.rows import Whole
 from revseg.layers.bands.run import run_by_bands
@@ -30,6 +31,7 @@ from revseg.memory.made_later import joined_maps, rule_of
 from revseg.memory.remake import Recipe, maps_may_wait, recipe_of
 from revseg.memory.waiting import is_step, materialized
 
+BANDS = Bands(kept=0, part=16)  # the least memory; and so few that a plan is predicted in seconds
 _DIMS = (1, 2, 3)
 
 
@@ -79,11 +81,21 @@ class RowByBands(nn.Module):
             found = self._by_bands(read)
         return self.again(*args) if found is None else found
 
-    def _by_bands(self, read: _Input, *more: nn.Module) -> Tensor | None:
-        """What the row, and more modules behind it, make; None if they do not go by bands."""
+    def _by_bands(self, read: _Input, *more: nn.Module, scale: Tensor | None = None) -> Tensor | None:
+        """What the row, and more modules behind it, make; None if they do not go by bands.
+
+        Args:
+            read: The input.
+            more: The modules.
+            scale: Of each channel of what the last of them reads, where some were dropped [N, C, 1, ...].
+        """
         layers = self._layers(read, more)
         if layers is None:
             return None
+        if scale is not None:
+            if any(layer.is_by_image() for layer in layers):
+                return None
+            layers[-1] = replace(layers[-1], op=Dropped(layers[-1].op, scale))
         if read.is_whole:
             return run_by_bands(layers, (read.tensors[0],), self.bands)[0]
         return run_of_source(layers, read.make, read.tensors, self.bands)

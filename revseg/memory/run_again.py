@@ -7,14 +7,11 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from revseg.layers.bands.cut import Bands
 from revseg.layers.recompute import Recompute
 from revseg.memory.late import nothing_waits
 from revseg.memory.remake import FromPieces, begins_again, called_by_pieces, made
-from revseg.memory.row_by_bands import RowByBands
+from revseg.memory.row_by_bands import BANDS, RowByBands
 from revseg.memory.waiting import is_step, training_step
-
-_BANDS = Bands(kept=0, part=16)  # the least memory; and so few that a plan is predicted in seconds
 
 
 class Segment(NamedTuple):
@@ -117,5 +114,5 @@ def parts_of(
         first, begin, by_bands, hands_on, compact = largest
         inner = [s for s in segments if s != largest and first <= s.first and s.behind <= begin]
         again = RunAgain(_Chain(nn.ModuleList(parts_of(runs, modules, (first, begin), inner))), compact)
-        found.append(RowByBands(modules[first:begin], again, _BANDS, hands_on) if by_bands else again)
+        found.append(RowByBands(modules[first:begin], again, BANDS, hands_on) if by_bands else again)
     return found

@@ -13,9 +13,11 @@ import torch
 from torch import nn
 
 from revseg.engine.tracing import has_hooks
+from revseg.layers.bands.cut import gives_scores
 from revseg.memory.row_by_bands import layers_of_row
 from revseg.memory.trace import AGAIN, Call, Tracer
 
+_LARGE = 64  # a map is, if it is at least this part of the peak
 _OF_WEIGHTS = 2  # a map that goes by bands is so many times as large as the weights, at the least
 
 
@@ -31,6 +33,7 @@ def with_segments(tracer: Tracer, model: nn.Module) -> list[Call]:
     modules = dict(model.named_modules())
     at: dict[Call, list[Call]] = {}  # the segments around a call, the largest first
     calls = list(tracer.calls_made)
+    most = tracer.peak() // _LARGE
     for parent, lines in _lines(tracer).items():
         names = [call.key[0] for call in lines[0]]
         if any([call.key[0] for call in line] != names for line in lines):
@@ -43,7 +46,10 @@ def with_segments(tracer: Tracer, model: nn.Module) -> list[Call]:
             )  # which somebody may read
             for i in range(len(names) - 1)
         ]
-        for begin, behind in _segments(names, linked, modules):
+        large = [
+            any(block.size > most for line in lines for block in line[i].outputs) for i in range(len(names))
+        ]
+        for begin, behind in _segments(names, linked, large, modules):
             if not row and not _can_lead(names, begin, behind, modules):
                 continue
             for line in lines:
@@ -93,7 +99,8 @@ def _layers(modules: list[nn.Module], segment: Call) -> int:
     if _OF_WEIGHTS * weights > math.prod(shape) * segment.shapes[0][1].itemsize:
         return 0  # their gradients, summed band by band, take more than maps
     layers = layers_of_row(modules, torch.empty(shape, device="meta")) or []
-    segment.ends_linear = bool(layers) and layers[-1].is_linear()
+    segment.weights = weights
+    segment.ends_linear, segment.scores = bool(layers) and layers[-1].is_linear(), gives_scores(layers)
     return len(layers)
 
 
@@ -132,8 +139,13 @@ def _can_lead(names: list[str], first: int, behind: int, modules: dict[str, nn.M
     return names.count(names[first]) == 1 and not hooks
 
 
-def _segments(names: list[str], linked: list[bool], modules: dict[str, nn.Module]) -> list[tuple[int, int]]:
-    """First and behind the last of each: runs of linked calls, cut where a module with weights begins."""
+def _segments(
+    names: list[str], linked: list[bool], large: list[bool], modules: dict[str, nn.Module]
+) -> list[tuple[int, int]]:
+    """First and behind the last of each: runs of linked calls, cut where a module with weights begins.
+
+    Where maps are large also what leads to each of them: run again with one in the other, these keep none of those before.
+    """
     found: dict[tuple[int, int], None] = {}
     begin = 0
     for end in range(1, len(names) + 1):
@@ -142,6 +154,9 @@ def _segments(names: list[str], linked: list[bool], modules: dict[str, nn.Module
         starts = [i for i in range(begin, end) if i == begin or _has_weights(modules[names[i]])]
         for i, j in _cuts(len(starts)):
             found[starts[i], starts[j] if j < len(starts) else end] = None
+        for behind in starts[2:]:
+            if large[behind - 1]:
+                found[begin, behind] = None
         begin = end
     return [(first, behind) for first, behind in found if behind - first > 1]
 

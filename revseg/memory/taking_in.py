@@ -14,7 +14,9 @@ import torch
 from torch import nn
 
 from revseg.engine.tracing import has_hooks
+from revseg.layers.bands.cut import gives_scores
 from revseg.layers.convolution import Convolution
+from revseg.layers.stack_layer import Layer
 from revseg.memory.row_by_bands import layers_of_row
 from revseg.memory.segments import passes_on
 from revseg.memory.trace import WITH_NEXT, Call, Tracer
@@ -41,24 +43,38 @@ def taking_in(tracer: Tracer, model: nn.Module, calls: list[Call]) -> list[Call]
     rows.sort(key=lambda row: row.key[2] - row.key[1])  # the smallest first: it lies in the others
     for row in rows:
         conv = behind.get(row.parts[-1].made)
-        if conv is None or (row.parts[-1], conv) in in_row or not passes_on(tracer, row.parts[-1], conv):
+        if conv is None or (row.parts[-1], conv) in in_row or not _is_next(tracer, row.parts[-1], conv):
             continue
         names = [*(part.key[0] for part in row.parts), conv.key[0]]
         layers = layers_of_row(
             [modules[name] for name in names], torch.empty(row.shapes[0][0], device="meta")
         )
-        if layers is not None:
-            found.append(_together(row, conv, len(layers)))
+        if layers is not None and not (
+            conv.dropped is not None and any(layer.is_by_image() for layer in layers)
+        ):
+            found.append(_together(row, conv, layers))
     for each in found:
         _put_among(each, calls, tracer)
     return found
+
+
+def _is_next(tracer: Tracer, call: Call, conv: Call) -> bool:
+    """Whether a convolution alone reads what a call returned, as it is or without some channels."""
+    if conv.dropped is None:
+        return passes_on(tracer, call, conv)
+    if call.made != conv.given or call.late or len(call.outputs) != 1:
+        return False
+    began, ended = conv.dropped
+    before, after = (tracer.read.get(each[0], ()) for each in (call.outputs, conv.inputs))
+    by_others = [time for time in before if time > call.ended and not began < time <= ended]
+    return not by_others and all(time <= ended or conv.began < time <= conv.ended for time in after)
 
 
 def _is_convolution(module: nn.Module) -> bool:
     return not has_hooks(module) and Convolution.of(module) is not None
 
 
-def _together(row: Call, conv: Call, layers: int) -> Call:
+def _together(row: Call, conv: Call, layers: list[Layer]) -> Call:
     """The call of both."""
     common = 0
     while common < min(len(row.outer), len(conv.outer)) and row.outer[common] is conv.outer[common]:
@@ -74,12 +90,13 @@ def _together(row: Call, conv: Call, layers: int) -> Call:
         shapes=conv.shapes,
         outer=row.outer[:common],
         parts=(*row.parts, conv),
-        layers=layers,
+        layers=len(layers),
+        scores=gives_scores(layers),
         takes=conv.key[0],
         crossing=frozenset(
             key for call in (*row.outer[common:], *conv.outer[common:]) for key in (call.key, call.by_bands)
         ),
-        held=None,
+        largest=None,
     )
 
 
@@ -95,6 +112,8 @@ def _put_among(both: Call, calls: list[Call], tracer: Tracer) -> None:
             call.outer = (*call.outer[:depth], both, *call.outer[depth:])
         else:
             call.outer = filled(call.outer)
-    for kept in tracer.kept.values():
-        kept.made = filled(kept.made)
+    between = {*both.parts[-1].inputs} if both.parts[-1].dropped is not None else set()
+    for block, kept in tracer.kept.items():
+        own = kept.made[:depth] == both.outer and block in between
+        kept.made = (*kept.made[:depth], both, *kept.made[depth:]) if own else filled(kept.made)
         kept.saved = [(node, filled(stack)) for node, stack in kept.saved]

@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 from revseg.layers.structure import take_apart
 from revseg.memory.cost import is_product, time_of_copies
 from revseg.memory.follow import Block, Follower
+from revseg.memory.handed_on import Dropouts
 from revseg.memory.remake import Ready, noting, pieces
 from revseg.memory.values import tensors_in
 
@@ -44,6 +45,8 @@ class Call:
     late: bool = False  # whether upsampling in it waits for the loss
     parent: Call | None = None  # in which it was called
     given: int = 0  # the number of the object that it was called with; 0 if there were others
+    # operations that dropped channels of that before, if any did
+    dropped: tuple[int, int] | None = None
     made: int = 0  # that of the object that it returned
     outputs: list[Block] = field(default_factory=list)
     shapes: tuple[Any, ...] = ()  # of these
@@ -58,16 +61,34 @@ class Call:
     parts: tuple[Call, ...] = ()  # of a segment
     ends_linear: bool = False  # whether neither norm nor activation is behind its last product
     layers: int = 0  # of one that could go by bands
+    weights: int = 0  # bytes of these, where they do
     takes: str = ""  # and the convolution behind that it takes in then
     crossing: frozenset[Key] = frozenset()  # what holds a part of it and not all
-    held: Block | None = (
-        None  # the largest map that is made in it and kept, of which as much is there by bands too
-    )
+    scores: bool = False  # whether it is one layer and a classifier of it
+    largest: Block | None = None  # the largest map that is made in it and kept
 
     @property
     def by_bands(self) -> Key:
         """The key of the choice to let it go by bands."""
         return *self.key[:3], max(self.key[3], BY_BANDS)
+
+    @property
+    def returned(self) -> list[Block]:
+        """What it returns."""
+        return self.parts[-1].outputs if self.parts else self.outputs
+
+    @property
+    def without_map(self) -> bool:
+        """Whether by bands no map inside of it is whole (`revseg.layers.bands.cut.BandPlan.needs_no_map`)."""
+        if not self.scores or self.largest is None:
+            return False
+        small = 2 * sum(block.size for block in self.returned) <= self.largest.size
+        return small and (bool(self.remade) or all(block.size != self.largest.size for block in self.inputs))
+
+    @property
+    def held(self) -> Block | None:
+        """The map made in it of which as much is there by bands too."""
+        return None if self.without_map else self.largest
 
     def is_in(self, chosen: Container[Key]) -> bool:
         """Whether it is not to keep what is made in it, in one way or the other."""
@@ -154,7 +175,7 @@ class Tracer(Follower):  # type: ignore[no-untyped-call]
     def noting(self) -> Iterator[None]:
         """Notes calls and saved tensors of what runs inside."""
         call_of_module: Any = nn.Module.__call__
-        tracer = self
+        tracer, dropouts = self, Dropouts(lambda: self.clock)
 
         def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
             name = tracer.names.get(id(module))
@@ -163,7 +184,8 @@ class Tracer(Follower):  # type: ignore[no-untyped-call]
             given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
             noted = Call((name, -1, -1, AGAIN), tracer.node, inputs=[tracer.block(x) for x in given])
             noted.parent = tracer.open[-1] if tracer.open else None
-            noted.given = id(args[0]) if len(args) == 1 and given and not kwargs else 0
+            if len(args) == 1 and given and not kwargs:
+                noted.given, noted.dropped = dropouts.number(args[0])
             noted.began = tracer.clock
             for x in given:
                 ready: list[Ready] = []
@@ -188,7 +210,7 @@ class Tracer(Follower):  # type: ignore[no-untyped-call]
 
         nn.Module.__call__ = call  # type: ignore[method-assign]
         try:
-            with saved_tensors_hooks(self._save, lambda x: x), noting(lambda: tracer.node):
+            with saved_tensors_hooks(self._save, lambda x: x), noting(lambda: tracer.node), dropouts:
                 yield
         finally:
             nn.Module.__call__ = call_of_module  # type: ignore[method-assign]

@@ -5,9 +5,10 @@ import torch
 from torch import nn
 
 from revseg.memory.apply import Part, apply_parts
-from revseg.memory.fit import Search
+from revseg.memory.fit import Search, _part, _predicted
 from revseg.memory.follow import Follower
 from revseg.memory.step import Step
+from revseg.memory.trace import AGAIN
 from tests.helpers import HELD_BY_TORCH
 from tests.memory.nets import DOUBLES, UNet
 
@@ -30,6 +31,84 @@ def test_estimates_are_predictions(bands, off):
     found, standing = search._choices(late, bands)
     for choice in found[:: len(found) // 3]:
         assert choice.peak + standing == pytest.approx(search._plan(late, choice).peak, rel=off)
+
+
+class Shortcut(nn.Module):
+    """The way around is computed last, while the map that it is added to waits."""
+
+    def __init__(self, inputs, outputs):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(inputs, outputs // 4, 1, bias=False), nn.BatchNorm2d(outputs // 4)
+        self.conv2, self.bn2 = nn.Conv2d(outputs // 4, outputs, 3, 1, 1, bias=False), nn.BatchNorm2d(outputs)
+        self.down = nn.Sequential(nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs))
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x):
+        y = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
+        y += self.down(x)
+        return self.relu(y)
+
+
+class Pyramid(nn.Module):
+    """A backbone gives several maps, all of which its second run makes again before the first gradient is there."""
+
+    class Backbone(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stages = nn.ModuleList(nn.Conv2d(3 if i == 0 else 16, 16, 3, padding=1) for i in range(3))
+            self.norms = nn.ModuleList(nn.GroupNorm(4, 16) for _ in range(3))
+
+        def forward(self, x):
+            maps = []
+            for stage, norm in zip(self.stages, self.norms, strict=True):
+                x = torch.tanh(stage(x))
+                maps.append(norm(x))
+            return maps
+
+    def __init__(self):
+        super().__init__()
+        self.backbone, self.head = self.Backbone(), nn.Conv2d(16, 5, 1)
+
+    def forward(self, x):
+        return sum(self.head(each) for each in self.backbone(x))
+
+
+SECOND_RUNS = {
+    "shortcut": lambda: nn.Sequential(
+        Shortcut(3, 16), Shortcut(16, 16), Shortcut(16, 16), nn.Conv2d(16, 5, 1)
+    ),
+    "pyramid": Pyramid,
+}
+
+
+@pytest.mark.parametrize("net", SECOND_RUNS.values(), ids=SECOND_RUNS)
+def test_second_runs_are_estimated_as_a_whole(net):
+    """What a call needs while it runs again, and not only while its gradients are computed: each by itself."""
+    search = search_of(net(), False)
+    estimate = search._estimate(False)
+    for key, candidate in estimate.candidates.items():
+        if key[3] == AGAIN:
+            estimated = int(estimate.live({key: candidate}).max()) + estimate.standing
+            fitted = apply_parts(search.model, [_part(key, candidate)])
+            assert estimated == pytest.approx(_predicted(fitted, IMAGES, search.step).peak, rel=0.01), key
+
+
+class Row(nn.Module):
+    """Four blocks of large maps."""
+
+    def __init__(self):
+        super().__init__()
+        self.row = nn.Sequential(*(Shortcut(3 if i == 0 else 32, 32) for i in range(4)))
+        self.head = nn.Conv2d(32, 2, 1)
+
+    def forward(self, x):
+        return self.head(self.row(x))
+
+
+def test_what_leads_to_a_large_map_runs_again_in_what_leads_to_the_next():
+    plan = search_of(Row(), False).plan(time=10)
+    led_to = {part.behind for part in plan.parts if part.name == "row" and part.first == 0}
+    assert 3 in led_to  # which no cut of four blocks into equal pieces gives
 
 
 class DenseBlock(nn.Module):

@@ -85,7 +85,7 @@ def test_a_network_fitted_by_bands_is_the_network(net, size, monkeypatch):
         ]
         plan = dataclasses.replace(plan, parts=(*rows, Part("join", 0, 3, by_bands=True)))
     assert any(part.by_bands for part in plan.parts) == (net is not NETS["transformer"])
-    monkeypatch.setattr(run_again, "_BANDS", MANY)
+    monkeypatch.setattr(run_again, "BANDS", MANY)
     fitted = plan.apply(model)
     assert list(fitted.state_dict()) == list(state)
     assert all(torch.equal(state[key], value) for key, value in model.state_dict().items())
@@ -96,7 +96,7 @@ def test_a_network_fitted_by_bands_is_the_network(net, size, monkeypatch):
 @pytest.mark.parametrize("net", [UNet, Decoder])
 def test_lower_precision_is_as_near_as_plain(net, autocast, monkeypatch):
     torch.manual_seed(0)
-    monkeypatch.setattr(run_again, "_BANDS", MANY)
+    monkeypatch.setattr(run_again, "BANDS", MANY)
     model, (images, labels) = net(), batch()
     if net is UNet:
         model.dropout.p = 0.0
@@ -139,7 +139,7 @@ def test_a_budget_that_only_bands_meet():
 
 
 def test_bands_inside_of_what_runs_again(monkeypatch):
-    monkeypatch.setattr(run_again, "_BANDS", MANY)
+    monkeypatch.setattr(run_again, "BANDS", MANY)
     model = Decoder()
     block = ("norm1", "relu1", "conv1", "norm2", "relu2", "conv2")
     rows = [Part(f"dense.{i}", 0, 6, tuple(f"dense.{i}.{name}" for name in block), True) for i in range(3)]
@@ -194,7 +194,7 @@ def test_a_compiled_network_goes_by_bands_too(monkeypatch):
 
 def test_evaluation_with_gradients(monkeypatch):
     """Norms by running statistics, as in fine-tuning."""
-    monkeypatch.setattr(run_again, "_BANDS", MANY)
+    monkeypatch.setattr(run_again, "BANDS", MANY)
     model = Decoder()
     model(torch.randn(SIZE))
     parts = [Part("fuse", 0, 3, by_bands=True), Part("deeper", 0, 6, by_bands=True)]

@@ -32,7 +32,7 @@ def unet():
 @pytest.fixture
 def lengths(monkeypatch):
     """How many modules went by bands together, in each run."""
-    monkeypatch.setattr(run_again, "_BANDS", MANY)
+    monkeypatch.setattr(run_again, "BANDS", MANY)
     found, layers_of_row = [], row_by_bands.layers_of_row
 
     def noted(modules, x):

@@ -39,6 +39,31 @@ def test_runs_are_those_of_the_backward_pass(layers, ends_linear, monkeypatch):
     assert [made[id(layer.op)] for layer in found] == runs_of_layers(layers, ends_linear)
 
 
+def test_runs_of_a_layer_and_its_scores(monkeypatch):
+    """Both runs count: the first one makes the layer for its statistics, and for the scores."""
+    made, make_band, back = Counter(), Convolution.make_band, Convolution.band_input_gradient
+
+    def counted(self, *args):
+        made[id(self)] += 1
+        return make_band(self, *args)
+
+    def counted_back(self, *args):
+        made[id(self), "back"] += 1
+        return back(self, *args)
+
+    monkeypatch.setattr(Convolution, "make_band", counted)
+    monkeypatch.setattr(Convolution, "band_input_gradient", counted_back)
+    layers = layers_in(
+        [nn.Conv2d(4, 8, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 2, 1)], without_norm=True
+    )
+    (y,) = run_by_bands(layers, (torch.randn(2, 4, 8, 8, requires_grad=True),), ALL)
+    y.sum().backward()
+    first, last = (id(layer.op) for layer in layers)
+    plainly = 1  # each runs once, and the scores' gradient is taken once
+    again = [made[first] - plainly, made[last] - plainly + made[last, "back"] - plainly]
+    assert again == runs_of_layers(2, ends_linear=True, without_map=True)
+
+
 def estimate(device):
     model = UNet()
     step = Step(LOSS, device=device)
