@@ -271,7 +271,7 @@ class Estimate:
         found = {}
         for key, those in by_key.items():
             blocks = {block for call in those for block in inside[call]}
-            if not blocks or any(call.writes or call.late for call in those):
+            if not blocks or any(call.writes or call.late or call.strange for call in those):
                 continue
             if key[3] == AGAIN:
                 again = sum(time_again(call, tracer) for call in those)

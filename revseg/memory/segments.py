@@ -66,6 +66,7 @@ def with_segments(tracer: Tracer, model: nn.Module) -> list[Call]:
                 segment.products = [product for c in parts for product in c.products]
                 segment.shapes = parts[-1].shapes
                 segment.late = any(call.late for call in parts)
+                segment.strange = any(call.strange for call in parts)
                 segment.members = () if row else tuple(names[begin:behind])
                 segment.layers = _layers([modules[name] for name in names[begin:behind]], segment)
                 calls.append(segment)

@@ -43,6 +43,8 @@ class Call:
     inputs: list[Block] = field(default_factory=list)
     writes: bool = False  # whether it, or anybody later, writes to an input
     late: bool = False  # whether upsampling in it waits for the loss
+    read: set[Block] = field(default_factory=set)  # parameters, its own or not
+    strange: bool = False  # whether some are not: a second run would know nothing of them
     parent: Call | None = None  # in which it was called
     given: int = 0  # the number of the object that it was called with; 0 if there were others
     # operations that dropped channels of that before, if any did
@@ -144,6 +146,9 @@ class Tracer(Follower):  # type: ignore[no-untyped-call]
                 if found is not None:
                     self.read.setdefault(found[0], []).append(self.clock)
                     self._use(found[0])
+                    if found[0].kind == "parameters":
+                        for call in self.open:
+                            call.read.add(found[0])
         spent, copies = self.spent - before, self.copying - copying
         if self.phase == "backward":
             self.copies_at[self._node] += copies
@@ -203,6 +208,8 @@ class Tracer(Follower):  # type: ignore[no-untyped-call]
             finally:
                 tracer.open.pop()
                 noted.end, noted.ended = tracer.node, tracer.clock
+            own = {tracer.block(p) for p in (*module.parameters(), *module.buffers())}
+            noted.strange = not noted.read <= own.union(noted.inputs)
             made = [x for x in tree_leaves(result) if isinstance(x, Tensor)]
             noted.made, noted.outputs = id(result), [tracer.block(x) for x in made]
             noted.shapes = tuple((x.shape, x.dtype) for x in made)

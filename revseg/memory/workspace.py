@@ -1,4 +1,4 @@
-"""What convolutions and batch norms on a CPU take inside, beside their results.
+"""What convolutions and batch norms on a CPU, and softmax, take inside, beside their results.
 
 The allocator sees it, a caller does not. oneDNN lays maps out in blocks of channels: input, weight and result are
 copied, the result then copied back. Where oneDNN is not used the columns of the map are laid out, every pixel as often as the
@@ -23,6 +23,11 @@ _WIDE = 3  # columns of a kernel, beyond which gradients of depthwise weights ar
 _BOTH = (True, True, False)
 _FORWARD = torch.ops.aten.convolution.default
 _BACKWARD = torch.ops.aten.convolution_backward.default
+_SOFTMAX = (torch.ops.aten._log_softmax.default, torch.ops.aten._softmax.default)
+_BACKWARD_OF_SOFTMAX = (
+    torch.ops.aten._log_softmax_backward_data.default,
+    torch.ops.aten._softmax_backward_data.default,
+)
 _BACKWARD_OF_NORM = torch.ops.aten.native_batch_norm_backward.default
 
 
@@ -37,6 +42,8 @@ class Workspace:
         """Bytes that are copied in all; forward what stands beside the result is the result once more."""
         if func is _BACKWARD_OF_NORM:
             return 0
+        if func in (*_SOFTMAX, *_BACKWARD_OF_SOFTMAX):
+            return self.beside
         return self.before + self.beside if func is _BACKWARD else max(self.before, self.beside)
 
 
@@ -91,6 +98,9 @@ def workspace(func: Any, args: tuple[Any, ...], result: Any) -> Workspace | None
     """Of an operation on a CPU; None if it has none that is known."""
     if func is _BACKWARD_OF_NORM:
         return _of_norm(args[0], args[1]) if args[9][0] else None
+    if func in (*_SOFTMAX, *_BACKWARD_OF_SOFTMAX):
+        read = args[: 1 if func in _SOFTMAX else 2]
+        return Workspace(0, sum(x.nbytes for x in read if not x.is_contiguous()))
     if func is _FORWARD:
         x, weight, _, stride, padding, dilation, transposed, out_padding, groups = args[:9]
         conv = _Conv(x, weight, result, stride, padding, transposed, groups, False, dilation)

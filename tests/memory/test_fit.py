@@ -227,3 +227,49 @@ def test_bad_input():
         fit(UNet(), torch.empty(SIZE), budget="10 lots")
     with pytest.raises(TypeError, match=r"expected a torch.nn.Module, got str"):
         fit("unet", torch.empty(SIZE), time=2)
+
+
+class Calls(nn.Module):
+    """Calls what it is given: its second run knows nothing of the parameters in that."""
+
+    def forward(self, run, *inputs):
+        return run(*inputs)
+
+
+class ByMethods(nn.Module):
+    """Parts of it are methods, called through a module, as `revseg.layers.rerun.Rerun` does; one weight is used by two modules."""
+
+    class Reads(nn.Module):
+        def __init__(self, weight):
+            super().__init__()
+            self.weight = [weight]  # that of another module, and no parameter of this one
+
+        def forward(self, x):
+            return F.relu(F.conv2d(x, self.weight[0], padding=1))
+
+    def __init__(self):
+        super().__init__()
+        self.call, self.stem, self.body = (
+            Calls(),
+            nn.Conv2d(3, 8, 3, padding=1),
+            nn.Conv2d(8, 8, 3, padding=1),
+        )
+        self.again, self.head = self.Reads(self.body.weight), nn.Conv2d(8, 5, 1)
+        self.rest = nn.Sequential(*(nn.Sequential(*conv_norm(8, 8), nn.ReLU()) for _ in range(4)))
+
+    def encoded(self, x):
+        return F.relu(self.body(F.relu(self.stem(x))))
+
+    def forward(self, x):
+        return self.head(self.rest(self.again(self.call(self.encoded, x))))
+
+
+def test_what_uses_parameters_of_others_does_not_run_again():
+    """Their gradients would be lost: ENet's encoder was chosen, and `fit` ended in an error."""
+    torch.manual_seed(0)
+    model, images, labels = ByMethods(), torch.randn(2, 3, 32, 48), torch.randint(0, 5, (2, 32, 48))
+    fitted = fit(model, images, LOSS, time=10)
+    assert not {"call", "again"} & {part.name for part in fitted.plan.parts}
+    assert fitted.plan.parts
+    for ours, plain in zip(trained(fitted, images, labels), trained(model, images, labels), strict=True):
+        assert torch.equal(ours, plain)

@@ -120,3 +120,13 @@ def test_backward_of_a_norm(orders, dtype):
         return lambda: torch.ops.aten.native_batch_norm_backward(dy, x, *vectors)
 
     assert predicted_peak_bytes(prepare) == pytest.approx(peak_bytes(prepare()), rel=0.02)
+
+
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("function", [F.softmax, F.log_softmax], ids=lambda f: f.__name__)
+def test_softmax_copies_maps_that_lie_otherwise(function, order):
+    """A channels_last network that ends in full size: its loss takes one map more than of contiguous logits."""
+    x = torch.randn(2, 19, 64, 96).to(memory_format=order).requires_grad_()
+    step = lambda: function(x, 1).sum().backward()
+    measured = peak_bytes(step, before=step)
+    assert predicted_peak_bytes(lambda: step) == pytest.approx(measured, rel=0.02)
