@@ -20,8 +20,9 @@ def search_of(model, bands):
     return Search(model, IMAGES, Step(LOSS), bands)
 
 
-# Where torch holds the gradient of a row's output to its end estimates do not count that.
+# Where torch holds the gradient of what a row, or what runs again, returned to its end, estimates do not count that.
 OFF_BY_BANDS = 0.12 if HELD_BY_TORCH else 0.06
+MAP = 4 * 16 * 192 * 192 * 4
 
 
 @pytest.mark.parametrize(("bands", "off"), [(False, 0.01), (True, OFF_BY_BANDS)], ids=["again", "bands"])
@@ -90,7 +91,8 @@ def test_second_runs_are_estimated_as_a_whole(net):
         if key[3] == AGAIN:
             estimated = int(estimate.live({key: candidate}).max()) + estimate.standing
             fitted = apply_parts(search.model, [_part(key, candidate)])
-            assert estimated == pytest.approx(_predicted(fitted, IMAGES, search.step).peak, rel=0.01), key
+            peak = _predicted(fitted, IMAGES, search.step).peak
+            assert estimated == pytest.approx(peak, abs=0.01 * peak + HELD_BY_TORCH * MAP), key
 
 
 class Row(nn.Module):
