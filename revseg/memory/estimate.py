@@ -137,9 +137,9 @@ class Estimate:
                     change[place] -= size
                 for place, size in self._changes(block, after, new):
                     change[place] += size
-        of_again = self._with_again(self._working(before), more) if not fewer else self._working(after)
-        of_again = of_again - self._working(before)
-        return self._summed(change) + of_again + self._of_bands(more) - self._of_bands(fewer)
+        old_working = self._working(before)
+        working = self._with_again(self.working, after) if fewer else self._with_again(old_working, more)
+        return self._summed(change) + working - old_working + self._of_bands(more) - self._of_bands(fewer)
 
     def _working(self, chosen: Collection[Key]) -> Bytes:
         """The working set, at each node that of the first or the second run, whichever is larger."""
