@@ -193,8 +193,26 @@ def _channels_last(conv: _Conv) -> Workspace:
         blocks = math.prod(-(-channels // _BLOCK) * _BLOCK for channels in of_group)
         beside = w + w * blocks // math.prod(of_group)
     elif conv.backward and conv.wanted[1] and conv.groups == 1 and conv.is_larger_than_map:
-        beside = conv.columns + 4 * w
+        beside = conv.columns + (9 if conv.x.element_size() == 2 else 4) * w
+        return Workspace(copied + w, copied + beside)
+    if conv.x.element_size() == 2 and conv.backward and conv.wanted[1] and not conv.transposed:
+        beside = _of_half_weight(conv, of_group) or beside
     return Workspace(copied + w, copied + beside)
+
+
+def _of_half_weight(conv: _Conv, of_group: tuple[int, int]) -> int:
+    """For the gradient of a weight in half precision both maps of an image are laid out by pixels, the gradient is summed in float32.
+
+    Groups each in whole blocks of channels; 0 for depthwise kernels that go by themselves.
+    """
+    depthwise = conv.groups > 1 and of_group == (1, 1)
+    if depthwise and not conv.as_groups:
+        return 0
+    of_x, of_y = (-(-channels // _BLOCK) * _BLOCK // channels for channels in of_group)
+    maps = (conv.x.nbytes * of_x + conv.y.nbytes * of_y) // len(conv.x)
+    times = 2 if math.prod(conv.weight.shape[2:]) == 1 else 3
+    of_map = conv.x.nbytes if depthwise and max(conv.dilation) > 1 else 0
+    return times * conv.weight.nbytes * of_x * of_y + maps + of_map
 
 
 def _blocked(x: Tensor, block: int = _BLOCK) -> int:

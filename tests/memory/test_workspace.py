@@ -28,10 +28,11 @@ def test_backward_of_a_convolution(name, dtype):
     assert_backward_is_predicted(name, dtype, torch.contiguous_format)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", CASES)
-def test_backward_on_channels_last_maps(name):
+def test_backward_on_channels_last_maps(name, dtype):
     """ConvNeXt's blocks are so: weights of 7 x 7, depthwise, are copied 256 times, more than all their maps."""
-    assert_backward_is_predicted(name, torch.float32, torch.channels_last)
+    assert_backward_is_predicted(name, dtype, torch.channels_last)
 
 
 def assert_backward_is_predicted(name, dtype, memory_format):
