@@ -12,7 +12,7 @@ from revseg import fit
 from revseg.memory import peak_bytes, predict, row_by_bands, run_again
 from revseg.memory.apply import Part, apply_parts
 from tests.memory.nets import conv_norm
-from tests.memory.test_fit_bands import LOSS, MANY, SIZE, assert_same_step
+from tests.memory.test_fit_bands import LOSS, MANY, SIZE, assert_same_step, batch, trained
 from tests.memory.test_handed_on import takings
 
 ROW = Part("row", 0, 3, by_bands=True, takes="head")
@@ -65,6 +65,19 @@ def test_a_step_is_that_of_the_network(drop, read):
     assert torch.equal(torch.get_rng_state(), after)
     assert 4 in read
     assert torch.equal(*(each.eval()(torch.ones(SIZE)) for each in (copy.deepcopy(model), fitted)))
+
+
+def test_under_autocast_it_is_as_near_to_real_numbers_as_plain(read):
+    torch.manual_seed(0)
+    model, (images, labels) = Head(DROPS["module"]), batch(SIZE)
+    fitted = apply_parts(model, [ROW])
+    _, exact = trained(copy.deepcopy(model).double(), images.double(), labels)
+    errors = []
+    for network in (fitted, model):
+        _, found = trained(network, images, labels, torch.bfloat16)
+        errors.append(sum((a.double() - b).square().sum() for a, b in zip(found[1:], exact[1:], strict=True)))
+    assert errors[0] <= 4 * errors[1]  # squares: twice as far at most
+    assert 4 in read
 
 
 def test_also_within_what_runs_again(read):
