@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from revseg import fit
-from revseg.memory import peak_bytes, predict, row_by_bands, run_again
+from revseg.memory import peak_bytes, predict
 from revseg.memory.apply import Part, apply_parts
 from tests.memory.nets import conv_norm
-from tests.memory.test_fit_bands import LOSS, MANY, SIZE, assert_same_step, batch, trained
+from tests.memory.test_fit_bands import LOSS, SIZE, assert_same_step, batch, trained
 from tests.memory.test_handed_on import takings
 
 ROW = Part("row", 0, 3, by_bands=True, takes="head")
@@ -37,23 +37,8 @@ class Head(nn.Module):
 DROPS = {"module": nn.Dropout2d(0.5), "function": F.dropout2d}
 
 
-@pytest.fixture
-def read(monkeypatch):
-    """How many modules went by bands together, in each run."""
-    monkeypatch.setattr(run_again, "BANDS", MANY)
-    found, layers_of_row = [], row_by_bands.layers_of_row
-
-    def noted(modules, x):
-        modules = list(modules)
-        found.append(len(modules))
-        return layers_of_row(modules, x)
-
-    monkeypatch.setattr(row_by_bands, "layers_of_row", noted)
-    return found
-
-
 @pytest.mark.parametrize("drop", DROPS.values(), ids=DROPS)
-def test_a_step_is_that_of_the_network(drop, read):
+def test_a_step_is_that_of_the_network(drop, lengths):
     """The same channels are dropped, and as many random numbers are drawn."""
     torch.manual_seed(0)
     model = Head(drop)
@@ -63,11 +48,11 @@ def test_a_step_is_that_of_the_network(drop, read):
     after = torch.get_rng_state()
     assert_same_step(model, model)
     assert torch.equal(torch.get_rng_state(), after)
-    assert 4 in read
+    assert 4 in lengths
     assert torch.equal(*(each.eval()(torch.ones(SIZE)) for each in (copy.deepcopy(model), fitted)))
 
 
-def test_under_autocast_it_is_as_near_to_real_numbers_as_plain(read):
+def test_under_autocast_it_is_as_near_to_real_numbers_as_plain(lengths):
     torch.manual_seed(0)
     model, (images, labels) = Head(DROPS["module"]), batch(SIZE)
     fitted = apply_parts(model, [ROW])
@@ -77,15 +62,15 @@ def test_under_autocast_it_is_as_near_to_real_numbers_as_plain(read):
         _, found = trained(network, images, labels, torch.bfloat16)
         errors.append(sum((a.double() - b).square().sum() for a, b in zip(found[1:], exact[1:], strict=True)))
     assert errors[0] <= 4 * errors[1]  # squares: twice as far at most
-    assert 4 in read
+    assert 4 in lengths
 
 
-def test_also_within_what_runs_again(read):
+def test_also_within_what_runs_again(lengths):
     torch.manual_seed(0)
     model = nn.Sequential(Head(DROPS["module"]), nn.Conv2d(5, 5, 1))
     row = Part("0.row", 0, 3, by_bands=True, takes="0.head")
     assert_same_step(model, apply_parts(model, [row, Part("0")]))
-    assert 4 in read
+    assert 4 in lengths
 
 
 OTHERS = {
@@ -102,7 +87,7 @@ OTHERS = {
 
 
 @pytest.mark.parametrize(("drop", "options"), OTHERS.values(), ids=OTHERS)
-def test_what_does_not_wait_is_made(drop, options, read):
+def test_what_does_not_wait_is_made(drop, options, lengths):
     torch.manual_seed(0)
     model = Head(drop, **options)
     assert_same_step(model, apply_parts(model, [ROW]))

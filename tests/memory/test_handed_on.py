@@ -10,14 +10,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from revseg import fit
-from revseg.memory import Plan, peak_bytes, predict, row_by_bands, run_again
+from revseg.memory import Plan, peak_bytes, predict
 from revseg.memory.apply import Part, apply_parts
 from revseg.memory.segments import with_segments
 from revseg.memory.step import Step
 from revseg.memory.taking_in import taking_in
 from revseg.memory.trace import Tracer
 from tests.memory.nets import UNet, conv_norm
-from tests.memory.test_fit_bands import LOSS, MANY, SIZE, assert_same_step, batch, trained
+from tests.memory.test_fit_bands import LOSS, SIZE, assert_same_step, batch, trained
 
 ROW = Part("join.1", 0, 6, by_bands=True, takes="head")
 
@@ -27,21 +27,6 @@ def unet():
     model = UNet()
     model.dropout.p = 0.0
     return model
-
-
-@pytest.fixture
-def lengths(monkeypatch):
-    """How many modules went by bands together, in each run."""
-    monkeypatch.setattr(run_again, "BANDS", MANY)
-    found, layers_of_row = [], row_by_bands.layers_of_row
-
-    def noted(modules, x):
-        modules = list(modules)
-        found.append(len(modules))
-        return layers_of_row(modules, x)
-
-    monkeypatch.setattr(row_by_bands, "layers_of_row", noted)
-    return found
 
 
 class Nested(nn.Module):
