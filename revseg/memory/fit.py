@@ -20,6 +20,7 @@ from revseg.memory.step import Loss, Optimizer, Step
 from revseg.memory.trace import AGAIN, Key, Tracer
 
 _TRIES = 2  # of the lowest estimates
+_LARGE = 64  # logits at full size are, if they are at least this part of the peak
 _SURE = 0.8  # estimates are no lower than this share of what is predicted then
 
 
@@ -63,7 +64,7 @@ def fit(
 
     Returns:
         The copy, with the plan as `plan`. Its state dict has the names of the model's. `model.loss(images, labels)` is
-        `loss(model(images), labels)`, by bands where the network ends in linear upsampling and the loss is a
+        `loss(model(images), labels)`, by bands where the network ends in logits, upsampled or not, and the loss is a
         cross-entropy (`revseg.memory.late`). Where the plan counts on that it says so.
 
     Numerics: outputs and buffers are bitwise those of the model where kernels give the same result twice; running
@@ -160,10 +161,11 @@ class Search:
         return None
 
     def _can_be_late(self) -> bool:
-        """Whether the loss can be by bands."""
+        """Whether the loss can be by bands, and logits are large enough for that to matter."""
         if self.step.loss is None or hasattr(self.model, "loss"):
             return False
-        return bool(self._trace(True)[0].late)
+        tracer, _ = self._trace(True)
+        return bool(tracer.late) or tracer.whole_logits > self.before.step_bytes // _LARGE
 
     @cache  # noqa: B019, what is held goes with the search
     def _trace(self, late: bool) -> tuple[Tracer, list[Block]]:

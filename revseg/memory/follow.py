@@ -84,6 +84,7 @@ class Follower(TorchDispatchMode):
         self.spent = 0.0  # and of all together
         self.copying = 0.0  # and of these what libraries copy inside
         self.late: list[Any] = []  # where upsampling began to wait that losses took by bands
+        self.whole_logits = 0  # bytes of the largest logits that a loss took by bands as they were
         self._by_sequence: list[str] = []  # the module in which autograd made its node of this number
         self._alone = uses_alone()
         self._first_sequence = torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]

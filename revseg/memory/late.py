@@ -1,9 +1,10 @@
-"""Logits whose upsampling waits for the loss.
+"""A loss by bands, and logits whose upsampling waits for it.
 
 Where a network ends in `F.interpolate`, its loss reads maps of all classes at full size, and makes more of them. While
 `Late` is on, linear upsampling gives a tensor that has the shape and no values. `F.cross_entropy` takes it as it is, and is
 computed by bands from the logits at low resolution (`revseg.losses.UpsampleCrossEntropy`); whatever else looks at it
-finds it upsampled as ever. So no network has to be known by name, and every result is right.
+finds it upsampled as ever. Logits that are there at full size are taken by bands too: then neither their logarithmic softmax
+nor its copies exist beside them. So no network has to be known by name, and every result is right.
 """
 
 from __future__ import annotations
@@ -64,6 +65,7 @@ class Late(TorchFunctionMode):
         super().__init__()
         self.where = where
         self.used: list[Any] = []  # where what the losses have taken began to wait
+        self.whole = 0  # bytes of the largest logits that they have taken as they are
         self.aside = 0  # how often it was set aside and not yet taken up again
 
     def __enter__(self) -> Self:
@@ -79,7 +81,7 @@ class Late(TorchFunctionMode):
         if self.aside:
             return func(*args, **kwargs)
         if func is F.interpolate:
-            low, size, align_corners = _enlarged(args, kwargs)
+            low, size, align_corners = linear_upsampling(of_interpolate(args, kwargs))
             if low is not None:
                 made = Upsampled(materialized(low), size, align_corners)
                 made.made_in = self.where()
@@ -95,22 +97,34 @@ class Late(TorchFunctionMode):
         logits, target = given["input"], given["target"]
         if given.get("size_average") is not None or given.get("reduce") is not None:
             return None
-        if not isinstance(logits, Upsampled) or target.is_floating_point() or logits.shape[1] < 2:
+        if target.dtype not in (torch.uint8, torch.int64) or not _are_scores(logits, target):
             return None
-        if target.dtype not in (torch.uint8, torch.int64) or logits.full is not None:
-            return None
-        if not logits.follows():
-            return None
+        if isinstance(logits, Upsampled) and logits.full is None and logits.follows():
+            low, align_corners = logits.low, logits.align_corners
+            self.used.append(logits.made_in)
+        else:
+            low, align_corners = materialized(logits), False
+            self.whole = max(self.whole, low.nbytes)
         loss = UpsampleCrossEntropy(
             given.get("ignore_index", -100),
             None,
             given.get("label_smoothing", 0.0),
             given.get("reduction", "mean"),
-            logits.align_corners,
+            align_corners,
         )
         loss.weight = given.get("weight")
-        self.used.append(logits.made_in)
-        return loss.head_loss(logits.low, target, None)
+        return loss.head_loss(low, target, None)
+
+
+def _are_scores(logits: Tensor, target: Tensor) -> bool:
+    """Whether these are maps of several classes and the class of each of their pixels."""
+    sizes = tuple(logits.shape[:1]) + tuple(logits.shape[2:])
+    return (
+        logits.ndim in LINEAR
+        and logits.shape[1] > 1
+        and logits.is_floating_point()
+        and tuple(target.shape) == sizes
+    )
 
 
 def made_at_the_end(value: Any) -> Any:
@@ -123,13 +137,7 @@ def loss_may_take(func: Any, args: Any, kwargs: Any) -> bool:
     late: Late | None = getattr(_here, "late", None)
     if func is not F.interpolate or late is None or late.aside:
         return False
-    return _enlarged(args, kwargs)[0] is not None
-
-
-def _enlarged(args: Any, kwargs: Any) -> tuple[Tensor | None, tuple[int, ...], bool]:
-    """As `linear_upsampling`, of a size that is not that of the map."""
-    low, size, align_corners = linear_upsampling(of_interpolate(args, kwargs))
-    return (None if low is None or size == tuple(low.shape[2:]) else low), size, align_corners
+    return linear_upsampling(of_interpolate(args, kwargs))[0] is not None
 
 
 @contextmanager
@@ -153,7 +161,8 @@ class LateLoss:
         model: The network.
         criterion: Takes its output and the labels.
 
-    Memory: where the network ends in linear upsampling and the criterion is a cross-entropy, no map at full size.
+    Memory: where the criterion is a cross-entropy, no map of all classes but the logits, and where the network, or the
+        criterion before it, ends in linear upsampling, none at full size.
 
     Numerics: the loss and its gradients differ by rounding from those of maps at full size, and are nearer to float64:
         sums are float64. A mean over no pixel is 0, not NaN.

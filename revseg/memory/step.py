@@ -97,7 +97,8 @@ class Step:
                         ends, gradients, target = _forward(  # the target lives on, as the caller's does
                             follower, model, args, kwargs, self.loss, target, parameters, standing
                         )
-                    follower.late = late.used if late is not None else []
+                    if late is not None:
+                        follower.late, follower.whole_logits = late.used, late.whole
                     _backward(follower, ends, gradients)
                 else:
                     _infer(follower, model, args, kwargs)

@@ -45,6 +45,9 @@ ENDS = {
     "twice": lambda x: F.interpolate(
         F.interpolate(x, scale_factor=2.0, mode="bilinear"), (64, 48), mode="bilinear"
     ),
+    "as it is": lambda x: x.relu(),
+    "same size": lambda x: F.interpolate(x, (16, 12), mode="bilinear"),
+    "same size, corners": lambda x: F.interpolate(x, (16, 12), mode="bilinear", align_corners=True),
     "row": nn.Sequential(
         nn.Upsample(scale_factor=2, mode="bilinear"),
         nn.Conv2d(5, 5, 1),
@@ -95,7 +98,9 @@ def test_upsampling_of_any_kind(name):
     assert_equal_up_to_rounding(model, nn.CrossEntropyLoss(), labels, (2, 3, 64, 48))
     with Late() as late:
         F.cross_entropy(model(torch.randn(2, 3, 64, 48)), labels)
-    assert len(late.used) == (name not in ("nearest", "fraction", "bicubic", "smaller"))
+    as_they_are = name in ("as it is", "nearest", "fraction", "bicubic", "smaller")
+    assert len(late.used) == (not as_they_are)
+    assert late.whole == as_they_are * 2 * 5 * size.numel() * 4
 
 
 @pytest.mark.parametrize("dims", [1, 3])
@@ -105,6 +110,51 @@ def test_signals_and_volumes(dims):
     model = nn.Sequential(conv(3, 5, 1), nn.Upsample(scale_factor=2, mode=mode))
     labels = torch.randint(0, 5, (2, *(8,) * dims))
     assert_equal_up_to_rounding(model, nn.CrossEntropyLoss(), labels, (2, 3, *(4,) * dims))
+
+
+def ends_at_full_size(classes, width=8):
+    return nn.Sequential(nn.Conv2d(3, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, classes, 1))
+
+
+@pytest.mark.parametrize("criterion", ["cross entropy", "upsampled to their own size"])
+def test_logits_at_full_size_by_bands(criterion):
+    """Neither their logarithmic softmax nor another map of all classes stands beside them and their gradient."""
+    torch.manual_seed(0)
+    losses = {
+        "cross entropy": nn.CrossEntropyLoss(),
+        "upsampled to their own size": lambda y, t: F.cross_entropy(
+            F.interpolate(y, t.shape[1:], mode="bilinear"), t
+        ),
+    }
+    model, loss = ends_at_full_size(60), losses[criterion]
+    images, labels = torch.randn(2, 3, 128, 128), torch.randint(0, 60, (2, 128, 128))
+    full = 2 * 60 * 128 * 128 * 4
+    fitted = fit(model, images, loss, time=2, target=labels)
+    assert fitted.plan.by_bands
+
+    def step():
+        fitted.loss(images, labels).backward()
+        fitted.zero_grad()
+
+    step()
+    before = sum(x.nbytes for x in (*fitted.parameters(), *fitted.buffers(), images, labels))
+    peak = peak_bytes(step, before=step)
+    assert peak < 2.5 * full
+    assert peak + before == pytest.approx(fitted.plan.peak, rel=0.05)
+    assert_equal_up_to_rounding(model, loss, labels[:, :64, :64], (2, 3, 64, 64))
+
+
+def test_few_classes_are_no_reason_for_another_loss():
+    images = torch.randn(2, 3, 128, 128)
+    model, labels = ends_at_full_size(2, width=256), torch.zeros(2, 128, 128, dtype=torch.int64)
+    assert not fit(model, images, nn.CrossEntropyLoss(), time=2, target=labels).plan.by_bands
+
+
+def test_what_is_no_cross_entropy_of_pixels_is_computed_as_ever():
+    with Late() as late:
+        F.cross_entropy(torch.randn(4, 7), torch.randint(0, 7, (4,)))
+        F.cross_entropy(torch.randn(4, 7, 5), torch.randn(4, 7, 5).softmax(1))
+    assert (late.used, late.whole) == ([], 0)
 
 
 def test_nothing_stands_at_full_size():
