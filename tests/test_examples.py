@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from revseg import create_model, load
+from revseg.data import create_dataset
+from revseg.files import save_weights
 from tests.test_readme import assert_commands
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -66,6 +69,30 @@ def test_time_conditioned(main):
 def test_own_coupling(main):
     learned = main("own_coupling", size=8, depth=2, steps=2)
     assert all(value != pytest.approx(0.1, abs=1e-6) for value in learned)
+
+
+def test_rare_classes(main, tmp_path):
+    """Scores differ by the offsets, and mIoU on the images that chose them is no lower."""
+    torch.manual_seed(0)
+    images = create_dataset("synthetic", "train", size=(32, 64), samples=2)
+    network = create_model("vnet", 19)
+    weights, out = tmp_path / "weights.safetensors", tmp_path / "out.safetensors"
+    said = {"model": "vnet", "num_classes": 19, "hyperparameters": {}, "classes": list(images.classes.names)}
+    save_weights(weights, network.state_dict(), said)
+    offsets = main(
+        "rare_classes",
+        weights=str(weights),
+        data="synthetic",
+        out=str(out),
+        share=1.0,
+        samples=2,
+        size=(32, 64),
+    )
+    assert offsets.abs().sum() > 0
+    before, after = load(weights), load(out)
+    image = images[0][0][None]
+    assert torch.allclose(after(image), before(image) + offsets[:, None, None], atol=1e-6)
+    assert after.description["provenance"]["offsets of classes"] == offsets.tolist()
 
 
 def test_distributed(main, tmp_path, monkeypatch):

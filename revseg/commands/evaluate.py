@@ -16,6 +16,7 @@ from torch import distributed
 
 from revseg.data import create_dataset
 from revseg.data.cityscapes import Cityscapes
+from revseg.data.lights import light_of
 from revseg.files import finite_or_none, write_text
 from revseg.inference.augmented import Augmentation
 from revseg.inference.automatic import AutomaticRunner
@@ -43,8 +44,9 @@ def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
         FileNotFoundError: If the weights or the data set are missing.
         ImportError: If packages of the runtime are not installed.
         RuntimeFailedError: If the runtime cannot run the network.
-        ValueError: If network and data set have other classes, or no pixel has a label.
+        ValueError: If network and data set have other classes, there is no such light, or no pixel has a label.
     """
+    light = light_of(settings.light)
     console = Console(highlight=False)
     device = choose_device(settings.device)
     if settings.threads is not None:
@@ -72,7 +74,7 @@ def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
         if isinstance(model.network, AutomaticRunner):
             model.network.expect(i // world, -(-(len(dataset) - i) // world))
         image, label = dataset[i]
-        predicted = model.predict(image, windows=windows, augmentation=augmentation)
+        predicted = model.predict(light(image), windows=windows, augmentation=augmentation)
         matrix.update(predicted[None], label[None])
         if settings.instances:
             assert isinstance(dataset, Cityscapes)
@@ -94,6 +96,7 @@ def evaluate(settings: EvaluateSettings) -> dict[str, Any]:
         "split": settings.split,
         "samples": len(dataset),
         "size": settings.size,
+        "light": settings.light,
         "window": settings.window,
         "scales": settings.scales,
         "flip": settings.flip,

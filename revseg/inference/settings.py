@@ -106,6 +106,8 @@ class EvaluateSettings(Gone):
     """Number of samples; by default all."""
     seed: int = 0
     """Which scenes are generated."""
+    light: str = "day"
+    """Light of the images: day, as they are; dusk (dark and warm), shade (dark and cold) or glare, always the same."""
     instances: bool = False
     """Score every object alike too (iIoU), with the instance ids of Cityscapes, at full size."""
     out: Path = Path("runs/evaluate")

@@ -11,6 +11,7 @@ from PIL import Image
 
 from revseg.cli import main
 from revseg.data import CAMVID, CITYSCAPES, create_dataset
+from revseg.data.lights import LIGHTS
 from revseg.data.synthetic.export import label_ids
 from revseg.files import save_weights
 from revseg.inference.instances import MEAN_SIZES, InstanceScores
@@ -48,6 +49,25 @@ def test_scores_are_those_of_all_pixels_together(tmp_path):
     assert [[int(cell) for cell in row[1:]] for row in rows[1:]] == counts.tolist()
     assert (tmp_path / "out" / "confusion.png").stat().st_size > 1000
     assert set(found["category_iou"]) == set(CITYSCAPES_CATEGORIES.values())
+
+
+def test_scores_in_another_light_are_those_of_the_changed_images(tmp_path):
+    weights = weights_of(tmp_path / "w.safetensors", CITYSCAPES)
+    words = ["--size", "32", "64", "--samples", "2", "--out", str(tmp_path / "out"), "--threads", "1"]
+    assert main(["evaluate", str(weights), *words, "--light", "dusk"]) == 0
+    found = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    model, matrix = load(weights), ConfusionMatrix(19)
+    for image, label in create_dataset("synthetic", "val", size=(32, 64), samples=2):
+        matrix.update(model.predict(LIGHTS["dusk"](image))[None], label[None])
+    assert found["light"] == "dusk"
+    assert found["miou"] == pytest.approx(matrix.mean_iou())
+
+
+def test_a_light_that_there_is_not_is_refused(tmp_path, capsys):
+    weights = weights_of(tmp_path / "w.safetensors", CITYSCAPES)
+    message = refused(capsys, "evaluate", str(weights), "--light", "night", "--out", str(tmp_path / "out"))
+    assert "unknown light 'night'" in message
+    assert not (tmp_path / "out").exists()
 
 
 def test_categories_sum_up_their_classes():
