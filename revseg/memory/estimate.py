@@ -20,7 +20,7 @@ from revseg.memory.follow import Block
 from revseg.memory.joined import joined_maps_of
 from revseg.memory.segments import with_segments
 from revseg.memory.taking_in import taking_in
-from revseg.memory.time_again import time_again, time_by_bands
+from revseg.memory.time_again import SECOND_RUN, time_again, time_by_bands
 from revseg.memory.trace import AGAIN, Call, Kept, Key, Tracer
 from revseg.memory.working_set import Bytes, WorkingSet
 
@@ -252,8 +252,12 @@ class Estimate:
         return self._crossed[candidate.key]
 
     def extra(self, chosen: Iterable[Candidate]) -> float:
-        """The time of a step as a multiple of what it takes without running anything again."""
+        """The time of a step's operations as a multiple of what they take without running anything again."""
         return 1 + sum(c.cost for c in chosen) / self.seconds
+
+    def time(self, chosen: Collection[Candidate]) -> float:
+        """The same of a step, with what each second run takes beside its operations."""
+        return self.extra(chosen) + SECOND_RUN * sum(len(c.calls) for c in chosen) / self.seconds
 
     def _calls(self) -> Iterator[tuple[Block, set[Call]]]:
         """Blocks, and the calls on which the life of each depends."""

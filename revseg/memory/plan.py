@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 import json
 from collections.abc import Callable, Collection, Container
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +132,8 @@ def choices(estimate: Estimate, bands: bool = False) -> list[Choice]:
             ways += _on_the_way(estimate, moves)
     found = [Choice({}, int(estimate.live({}).max()), 1.0)]
     found += [Choice(c, int(estimate.live(c).max()), estimate.extra(c.values())) for c in ways]
-    return [c for c in found if not any(o.peak <= c.peak and o.time < c.time for o in found)]
+    best = [c for c in found if not any(o.peak <= c.peak and o.time < c.time for o in found)]
+    return [replace(c, time=estimate.time(c.chosen.values())) for c in best]
 
 
 def _on_the_way(estimate: Estimate, moves: list[Move]) -> list[dict[Key, Candidate]]:

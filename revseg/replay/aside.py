@@ -55,9 +55,11 @@ def _slots(modules: Sequence[nn.Module]) -> Iterator[Slot]:
     for module in modules:
         attributes = vars(module)
         for name, value in attributes.items():
+            if name in _OF_TORCH:  # most of them, and none is a tensor
+                continue
             if isinstance(value, Tensor):
                 yield attributes, name, value, f"{type(module).__name__}.{name}"
-            elif type(value) in (list, dict) and name not in _OF_TORCH:
+            elif type(value) in (list, dict):
                 for key, each in value.items() if isinstance(value, dict) else enumerate(value):
                     if isinstance(each, Tensor):
                         yield value, key, each, f"{type(module).__name__}.{name}[{key!r}]"

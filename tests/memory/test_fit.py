@@ -45,7 +45,7 @@ def test_a_fitted_network_is_the_network(net):
     model, images = net(), torch.randn(SIZE)
     labels = torch.randint(0, 5, (2, *SIZE[2:]))
     state = copy.deepcopy(model.state_dict())
-    fitted = fit(model, images, LOSS, time=1.4)
+    fitted = fit(model, images, LOSS, time=3)
     assert fitted.plan.parts
     assert all(torch.equal(state[key], value) for key, value in model.state_dict().items())
     assert list(fitted.state_dict()) == list(state)
@@ -58,7 +58,7 @@ def test_a_fitted_network_is_the_network(net):
 def test_the_plan_is_the_measurement(net):
     model, images = net(), torch.randn(4, 3, 96, 96)
     labels = torch.randint(0, 5, (4, 96, 96))
-    fitted = fit(model, images, LOSS, time=1.4)
+    fitted = fit(model, images, LOSS, time=3)
     prediction = predict(fitted, images, LOSS, by_bands=True)
     assert fitted.plan.by_bands
     assert prediction.peak == fitted.plan.peak < fitted.plan.before
@@ -95,13 +95,13 @@ def test_what_fits_is_left_as_it_is():
 
 def test_a_plan_is_a_value(tmp_path):
     model, images = ResNet(), torch.randn(SIZE)
-    plan = fit(model, images, LOSS, time=1.4).plan
+    plan = fit(model, images, LOSS, time=3).plan
     plan.save(tmp_path / "plan.json")
     assert Plan.load(tmp_path / "plan.json") == plan
     second = ResNet()
     assert plan.apply(second).plan == plan
     assert "runs again" in str(plan)
-    assert fit(model, images, LOSS, time=1.4).plan == plan
+    assert fit(model, images, LOSS, time=3).plan == plan
     with pytest.raises(ValueError, match=r"expected a network with a module '.*', got Linear"):
         plan.apply(nn.Linear(1, 1))
     (tmp_path / "plan.json").write_text("{}")
@@ -133,15 +133,15 @@ def test_plans_do_not_depend_on_the_garbage_collector():
 
 def test_a_fitted_network_is_fitted_anew():
     model, images = UNet(), torch.empty(SIZE)
-    fitted = fit(model, images, LOSS, time=1.4)
-    assert fit(fitted, images, LOSS, time=1.4).plan == fitted.plan
+    fitted = fit(model, images, LOSS, time=3)
+    assert fit(fitted, images, LOSS, time=3).plan == fitted.plan
     assert type(fit(fitted, images, LOSS, budget="10GB").down[0]) is nn.Sequential
 
 
 def test_copies_and_pickles():
     model, images = ResNet(), torch.randn(SIZE)
     labels = torch.randint(0, 5, (2, *SIZE[2:]))
-    fitted = fit(model, images, LOSS, time=1.4)
+    fitted = fit(model, images, LOSS, time=3)
     for other in (copy.deepcopy(fitted), pickle.loads(pickle.dumps(fitted))):
         assert other.plan == fitted.plan
         for a, b in zip(trained(other, images, labels), trained(fitted, images, labels), strict=True):
@@ -174,7 +174,7 @@ def test_a_forward_on_the_instance_runs_again_too():
     labels = torch.randint(0, 5, (2, *SIZE[2:]))
     for block in model.down:
         block.forward = types.MethodType(lambda self, x: 2 * nn.Sequential.forward(self, x), block)
-    fitted = fit(model, images, LOSS, time=1.4)
+    fitted = fit(model, images, LOSS, time=3)
     for ours, plain in zip(trained(fitted, images, labels), trained(model, images, labels), strict=True):
         assert torch.equal(ours, plain)
 

@@ -12,8 +12,8 @@ from revseg.layers.convolution import Convolution
 from revseg.layers.stack import layers_in
 from revseg.memory.estimate import Estimate
 from revseg.memory.step import Step
-from revseg.memory.time_again import runs_of_layers
-from revseg.memory.trace import Tracer
+from revseg.memory.time_again import SECOND_RUN, runs_of_layers
+from revseg.memory.trace import AGAIN, Tracer
 from tests.memory.nets import UNet
 from tests.memory.test_fit_bands import LOSS
 
@@ -88,3 +88,14 @@ def test_making_the_input_again_counts():
     (call,) = found.candidates["join.1", 0, 6, 0].calls
     assert call.spared
     assert found.candidates["join.1", 0, 6, 0].cost > call.cost
+
+
+def test_each_second_run_takes_a_moment_beside_its_operations():
+    """Modules that run again as one take less than one by one."""
+    found = estimate("cuda")
+    one = [c for c in found.candidates.values() if c.key[3] == AGAIN and len(c.calls) == 1]
+    assert len(one) > 2
+    assert found.time([]) == 1
+    for those in (one[:1], one):
+        moment = found.time(those) - found.extra(those)
+        assert moment == pytest.approx(len(those) * SECOND_RUN / found.seconds)
