@@ -124,7 +124,7 @@ class Follower(TorchDispatchMode):
         answer, result = self.values.run(func, args, kwargs, given)
         if not answer:
             return result  # a number
-        inside = workspace(func, args, result) if self.inside else None
+        inside = workspace(func, args, kwargs, result) if self.inside else None
         made = tensors_in(result)
         if inside is not None:
             self._pass(inside.before, str(func))
@@ -135,7 +135,7 @@ class Follower(TorchDispatchMode):
                 self._follow(x.untyped_storage(), str(func))
         if inside is not None:
             self._pass(inside.beside, str(func))
-        copies = 0.0 if inside is None else time_of_copies(inside.copied(func))
+        copies = 0.0 if inside is None else time_of_copies(inside.copied)
         cost = cost_of(func, args, kwargs, result, (*given, *made)) + copies
         self.spent += cost
         self.copying += copies
