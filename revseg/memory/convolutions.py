@@ -9,138 +9,41 @@ has places.
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from revseg.memory.inside import Workspace, copies, is_channels_last
+from revseg.memory.convolution import BLOCK, SMALL_BLOCK, Convolution
+from revseg.memory.inside import Workspace, copies
 
-_BLOCK = 16  # channels that oneDNN lays side by side
-_SMALL_BLOCK = 8  # and for gradients of weights, if the map has fewer than 16
 _IMAGE = 3  # channels of a map that is read as it lies
-_OVERHANG = {
-    1: 16,
-    2: 11,
-}  # overhanging pixels from which the gradient of a map is made of columns, by its blocks,
-_LARGE_OVERHANG = 8  # and of more blocks;
-_NARROW = 48  # columns of maps for which this holds not;
-_HALF_OVERHANG = 16  # in half precision it is the same for all
-_WIDE = 3  # columns of a kernel, beyond which gradients of depthwise weights are made as for any groups
+# Overhanging pixels from which the gradient of a map is made of columns, by the blocks of its channels:
+_OVERHANG, _LARGE_OVERHANG = {1: 16, 2: 11}, 8
+_NARROW = 48  # not in float32, if the map has no more columns than these
+_HALF_OVERHANG = 16  # in half precision, whatever the channels
 _SUMS = 4  # gradients of a weight in float32 that are summed where they are made of columns
+_MORE = 3  # columns by which rows that are turned round are longer, beside their padding
 _PIXELS = 64  # of an image that are turned round at one time, by kernels of one place
-_MANY = 128  # channels from which kernels with matrix tiles lay out more rows of an image:
-_TILE_ROOM = {False: 192 * 1024, True: 768 * 1024}  # bytes for that, by whether there are so many
-_ROWS = 80 * 1024  # those beside an image that fits there
-_WEIGHT_ROOM = {
-    False: 640 * 1024,
-    True: 1440 * 1024,
-}  # and for the gradient of a weight, by whether there is a stride
-
-
-@dataclass(frozen=True)
-class _Conv:
-    x: Tensor
-    weight: Tensor
-    y: Tensor
-    stride: list[int]
-    padding: list[int]
-    dilation: list[int]
-    transposed: bool
-    groups: int
-    backward: bool
-    wanted: Sequence[bool] = (True, True, False)
-
-    @cached_property
-    def half(self) -> bool:
-        return self.x.element_size() == 2
-
-    @cached_property
-    def single(self) -> bool:
-        """Whether the kernel has one place."""
-        return math.prod(self.weight.shape[2:]) == 1
-
-    @cached_property
-    def strided(self) -> bool:
-        return max(self.stride) > 1
-
-    @cached_property
-    def depthwise(self) -> bool:
-        return self.groups > 1 and self.groups == self.x.shape[1]
-
-    @cached_property
-    def of_group(self) -> tuple[int, int]:
-        """Channels read and written by a group."""
-        return self.x.shape[1] // self.groups, self.y.shape[1] // self.groups
-
-    @cached_property
-    def tiles(self) -> bool:
-        """Whether kernels with matrix tiles are used."""
-        return self.half and not self.depthwise and _has_tiles()
-
-    @cached_property
-    def order(self) -> torch.memory_format:
-        """In which maps are read and written."""
-        if not is_channels_last(self.x) and not is_channels_last(self.y):
-            return torch.contiguous_format
-        return torch.channels_last if self.x.ndim == 4 else torch.channels_last_3d
-
-    @property
-    def reach(self) -> list[int]:
-        """Pixels from the first place of the kernel to its last."""
-        return [d * (k - 1) for d, k in zip(self.dilation, self.weight.shape[2:], strict=False)]
-
-    @property
-    def is_higher_than_map(self) -> bool:
-        """Whether the kernel is, so that some of its rows see padding alone."""
-        return self.reach[0] >= self.y.shape[2] and not self.transposed
-
-    @property
-    def overhang(self) -> int:
-        """How many pixels of its reach lie beyond the padding."""
-        return max(n - p for n, p in zip(self.reach, self.padding, strict=False))
-
-    @property
-    def is_thin(self) -> bool:
-        """Whether groups are too thin for blocks of channels."""
-        thin = self.groups > 1 and not self.transposed and self.of_group[0] < _SMALL_BLOCK
-        return thin and (not self.depthwise or self.as_groups)
-
-    @property
-    def as_groups(self) -> bool:
-        """Whether gradients of a depthwise convolution are made as those of any groups."""
-        wide = self.wanted[1] and self.weight.shape[-1] > _WIDE
-        return wide or max(self.dilation) > 1
-
-    @property
-    def columns(self) -> int:
-        """Bytes of every pixel of an image as often as the kernel has places; 0 if that is the map itself."""
-        k = math.prod(self.weight.shape[2:])
-        if k == 1 and set(self.stride) == {1} and not any(self.padding):
-            return 0
-        if self.transposed:
-            return self.weight.shape[1] * self.groups * k * self.x[0, 0].numel() * self.x.element_size()
-        return self.x.shape[1] * k * self.y[0, 0].numel() * self.x.element_size()
-
-    @property
-    def sums(self) -> int:
-        """Bytes of the weight in float32."""
-        return 4 * self.weight.numel()
+# Bytes in which kernels with matrix tiles lay out rows of an image: for maps, by whether many channels are read, and
+# for the gradient of a weight, by whether there is a stride.
+_TILE_ROOM, _MANY = {False: 192 * 1024, True: 768 * 1024}, 128
+_WEIGHT_ROOM = {False: 640 * 1024, True: 1280 * 1024}
+_ROWS = {False: 80 * 1024, True: 160 * 1024}  # beside an image that fits there
 
 
 def _forward(args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Workspace | None:
     x, weight, _, stride, padding, dilation, transposed, out_padding, groups = args[:9]
-    conv = _Conv(x, weight, result, stride, padding, dilation, transposed, groups, backward=False)
+    conv = Convolution(x, weight, result, stride, padding, dilation, transposed, groups, backward=False)
     return _of(conv, out_padding)
 
 
 def _backward(args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Workspace | None:
     dy, x, weight, _, stride, padding, dilation, transposed, out_padding, groups, wanted = args
-    conv = _Conv(x, weight, dy, stride, padding, dilation, transposed, groups, backward=True, wanted=wanted)
+    conv = Convolution(
+        x, weight, dy, stride, padding, dilation, transposed, groups, backward=True, wanted=wanted
+    )
     return _of(conv, out_padding)
 
 
@@ -150,7 +53,7 @@ CONVOLUTIONS: dict[Any, Callable[[tuple[Any, ...], dict[str, Any], Any], Workspa
 }
 
 
-def _of(conv: _Conv, out_padding: list[int]) -> Workspace:
+def _of(conv: Convolution, out_padding: list[int]) -> Workspace:
     """Maps that are parts of larger ones are copied first, whoever runs the convolution."""
     sizes = list(conv.stride), list(conv.padding), list(conv.dilation)
     backend = torch._C._select_conv_backend(
@@ -161,7 +64,7 @@ def _of(conv: _Conv, out_padding: list[int]) -> Workspace:
     return Workspace(found.before + whole, found.beside + whole, found.copied + whole)
 
 
-def _slow(backend: str, conv: _Conv) -> Workspace:
+def _slow(backend: str, conv: Convolution) -> Workspace:
     """Columns, of all images at once in `Slow2d` and `Slow3d`; groups one after the other, then joined."""
     at_once = len(conv.x) if backend in ("Slow2d", "Slow3d") else 1
     columns = conv.columns * at_once // (1 if conv.transposed else conv.groups)
@@ -171,7 +74,7 @@ def _slow(backend: str, conv: _Conv) -> Workspace:
     return Workspace(pieces + columns, pieces, 2 * pieces + columns)
 
 
-def _onednn(conv: _Conv) -> Workspace:
+def _onednn(conv: Convolution) -> Workspace:
     """By layout and direction."""
     last = conv.order is not torch.contiguous_format
     if not conv.backward:
@@ -191,14 +94,14 @@ def _onednn(conv: _Conv) -> Workspace:
 # --- maps that lie channel by channel: copied into blocks of channels, or pixel by pixel ---------------------
 
 
-def _blocked_forward(conv: _Conv) -> Workspace:
+def _blocked_forward(conv: Convolution) -> Workspace:
     x, y, w = conv.x, conv.y, conv.weight.nbytes
     if conv.tiles:
         before = x.nbytes + _tiled_weight(conv) + y.nbytes + _tile_room(conv) + _picked(conv)
         return Workspace(before, 2 * y.nbytes, before)
     if conv.half and max(conv.padding) >= _HALF_OVERHANG and not conv.depthwise and not conv.transposed:
         return Workspace(conv.columns + 2 * y[0].nbytes + y.nbytes, y.nbytes, conv.columns)
-    read = 0 if x.shape[1] < _BLOCK and not conv.transposed and not conv.depthwise else _blocked(x)
+    read = 0 if x.shape[1] < BLOCK and not conv.transposed and not conv.depthwise else _blocked(x)
     before = read + w + _blocked(y) + _picked(conv)
     if conv.transposed:
         return Workspace(before, 2 * y.nbytes, max(before, 2 * y.nbytes))
@@ -206,7 +109,7 @@ def _blocked_forward(conv: _Conv) -> Workspace:
     return Workspace(before, beside, max(before, beside))
 
 
-def _blocked_map(conv: _Conv) -> Workspace:
+def _blocked_map(conv: Convolution) -> Workspace:
     """The gradient of the map: before it is there in its own layout, and then."""
     x, y, w = conv.x, conv.y, conv.weight.nbytes
     if conv.tiles:
@@ -221,7 +124,7 @@ def _blocked_map(conv: _Conv) -> Workspace:
     return Workspace(_blocked(y) + w + _blocked(x), _blocked(x))
 
 
-def _blocked_weight(conv: _Conv) -> Workspace:
+def _blocked_weight(conv: Convolution) -> Workspace:
     """The gradient of the weight: before it is there in its own layout, and then."""
     x, y, w = conv.x, conv.y, conv.weight.nbytes
     if conv.is_higher_than_map and not conv.depthwise:
@@ -231,23 +134,23 @@ def _blocked_weight(conv: _Conv) -> Workspace:
         return Workspace(x.nbytes + y.nbytes + 3 * tiled + _weight_room(conv), tiled)
     if conv.is_thin:
         return Workspace(x.nbytes, w)
-    few = x.shape[1] < _BLOCK and not conv.transposed and not conv.depthwise
+    few = x.shape[1] < BLOCK and not conv.transposed and not conv.depthwise
     if conv.half and not conv.depthwise:
-        if conv.groups > 1 or (few and y.shape[1] % _BLOCK):
+        if conv.groups > 1 or (few and y.shape[1] % BLOCK):
             return Workspace(w + conv.columns // conv.groups + conv.sums, w)
         read = 0 if few else _blocked(x)
         return Workspace(read + _blocked(y) + w + conv.sums + _transposed_image(conv), w)
     image = few and x.shape[1] <= _IMAGE
     if few and not image and max(conv.dilation) > 1:
         return Workspace(w + conv.columns + _SUMS * conv.sums, w)
-    block = _SMALL_BLOCK if few and not image else _BLOCK
+    block = SMALL_BLOCK if few and not image else BLOCK
     return Workspace((0 if image else _blocked(x, block)) + _blocked(y, block) + w + _picked(conv), w)
 
 
 # --- maps that lie pixel by pixel: read as they lie ----------------------------------------------------------
 
 
-def _last_forward(conv: _Conv) -> Workspace:
+def _last_forward(conv: Convolution) -> Workspace:
     w = conv.weight.nbytes
     beside = _own_weight(conv) + _grouped_weight(conv) + _tile_room(conv)
     if conv.tiles:
@@ -257,7 +160,7 @@ def _last_forward(conv: _Conv) -> Workspace:
     return Workspace(w, beside, beside)
 
 
-def _last_map(conv: _Conv) -> Workspace:
+def _last_map(conv: Convolution) -> Workspace:
     """Gradients of maps with a stride are made of an image of what arrives, that is copied."""
     beside = _own_weight(conv) + _grouped_weight(conv)
     if conv.strided and not conv.transposed and (conv.half or not conv.depthwise):
@@ -267,7 +170,7 @@ def _last_map(conv: _Conv) -> Workspace:
     return Workspace(0, beside)
 
 
-def _last_weight(conv: _Conv) -> Workspace:
+def _last_weight(conv: Convolution) -> Workspace:
     """Weights that lie otherwise are copied for it; the gradient is made in blocks, then copied."""
     w, own = conv.weight.nbytes, _own_weight(conv)
     if conv.is_higher_than_map and not conv.depthwise:
@@ -281,68 +184,71 @@ def _last_weight(conv: _Conv) -> Workspace:
         return Workspace(own + 3 * tiled + _weight_room(conv), own + tiled + w)
     if not conv.half or (conv.depthwise and not conv.as_groups):
         return Workspace(own + blocks + _picked(conv), own + blocks + w)
-    of_x, of_y = (-(-channels // _BLOCK) * _BLOCK / channels for channels in conv.of_group)
+    of_x, of_y = (-(-channels // BLOCK) * BLOCK / channels for channels in conv.of_group)
     sums = int(conv.sums * of_x * of_y)
     return Workspace(own + blocks + sums + _transposed_image(conv), own + blocks + w)
 
 
-def _own_weight(conv: _Conv) -> int:
+def _own_weight(conv: Convolution) -> int:
     """Bytes of the weight copied as the maps lie."""
     return copies(conv.order, conv.weight)
 
 
-def _grouped_weight(conv: _Conv) -> int:
+def _grouped_weight(conv: Convolution) -> int:
     """Bytes of the weight in blocks; groups each in whole ones."""
     w = conv.weight.nbytes
     ordinary = conv.groups == 1 or conv.transposed
     if ordinary or (conv.of_group == (1, 1) and not (conv.backward and conv.as_groups)):
         return w
-    blocks = math.prod(-(-channels // _BLOCK) * _BLOCK for channels in conv.of_group)
+    blocks = math.prod(-(-channels // BLOCK) * BLOCK for channels in conv.of_group)
     return w * blocks // math.prod(conv.of_group)
 
 
 # --- parts ------------------------------------------------------------------------------------------------
 
 
-def _is_far(conv: _Conv) -> bool:
+def _is_far(conv: Convolution) -> bool:
     """Whether the kernel overhangs too far for the gradient of a map to be made in blocks."""
     if conv.depthwise or conv.transposed:
         return False
     if conv.half:
         return conv.overhang >= _HALF_OVERHANG
-    blocks = -(-conv.x.shape[1] // _BLOCK)
+    blocks = -(-conv.x.shape[1] // BLOCK)
     return conv.x.shape[-1] > _NARROW and conv.overhang >= _OVERHANG.get(blocks, _LARGE_OVERHANG)
 
 
-def _picked(conv: _Conv) -> int:
+def _picked(conv: Convolution) -> int:
     """Bytes of those pixels of an image that a kernel of one place reads."""
     if not conv.single or not conv.strided or conv.transposed:
         return 0
     return conv.x[0].nbytes * conv.y[0, 0].numel() // conv.x[0, 0].numel()
 
 
-def _transposed_image(conv: _Conv) -> int:
+def _transposed_image(conv: Convolution) -> int:
     """Bytes of an image of both maps, turned round in half precision, the one read with its padding."""
     x, y = conv.x, conv.y
     if x.shape[1] <= _IMAGE and not conv.transposed:  # of one block of channels
-        return (0 if conv.order is torch.contiguous_format else x[0].nbytes) + y[0, :_BLOCK].nbytes
-    of_x, of_y = (-(-channels // _BLOCK) * _BLOCK / channels for channels in conv.of_group)
-    if conv.single and conv.order is torch.contiguous_format:
-        whole = y[0, 0].numel() % _PIXELS == 0  # then neither map needs to be turned
-        return 0 if whole else int(x[0].nbytes * of_x / 2 + y[0].nbytes * of_y)
-    padded = (x.shape[-1] + 2 * conv.padding[-1]) / x.shape[-1]
+        return (0 if conv.order is torch.contiguous_format else x[0].nbytes) + y[0, :BLOCK].nbytes
+    of_x, of_y = (-(-channels // BLOCK) * BLOCK / channels for channels in conv.of_group)
+    if conv.single:
+        if conv.order is torch.contiguous_format and y[0, 0].numel() % _PIXELS == 0:
+            return _picked(conv)  # neither map needs to be turned
+        half = conv.order is torch.contiguous_format and not conv.strided
+        read = 2 * _picked(conv) if conv.strided else x[0].nbytes // (2 if half else 1)
+        return int(read * of_x + y[0].nbytes * of_y)
+    padded = (x.shape[-1] + conv.padding[-1] + _MORE) / x.shape[-1]
     return int(x[0].nbytes * of_x * padded + y[0].nbytes * of_y)
 
 
-def _tiled_weight(conv: _Conv) -> int:
+def _tiled_weight(conv: Convolution) -> int:
     """Bytes of the weight as tiles read it: channels in whole blocks, those that are summed in pairs of these."""
     read, written = conv.of_group
-    block = 2 * _BLOCK if conv.backward else 1
+    block = 2 * BLOCK if conv.backward else 1
     k = math.prod(conv.weight.shape[2:]) * conv.groups * conv.weight.element_size()
-    return -(-read // block) * block * -(-written // _BLOCK) * _BLOCK * k
+    return -(-read // block) * block * -(-written // BLOCK) * BLOCK * k
 
 
-def _tile_room(conv: _Conv) -> int:
+def _tile_room(conv: Convolution) -> int:
     """Bytes of rows of an image, laid out for tiles; kernels of one place read the map itself."""
     if not conv.tiles or conv.single:
         return 0
@@ -353,24 +259,18 @@ def _tile_room(conv: _Conv) -> int:
     return min(3 * (conv.x[0].nbytes + conv.y[0].nbytes), _TILE_ROOM[many])
 
 
-def _weight_room(conv: _Conv) -> int:
+def _weight_room(conv: Convolution) -> int:
     """Bytes of rows of an image of both maps, laid out for the gradient of a weight by tiles; of groups all that they read."""
-    pair = 2 * _BLOCK
+    pair = 2 * BLOCK
     maps = sum(_blocked(x[:1], pair) for x in (conv.x, conv.y))
     read = (
         -(-conv.of_group[0] // pair) * pair * conv.x[0].nbytes // conv.of_group[0] if conv.groups > 1 else 0
     )
-    return max(read, min(maps + _ROWS, _WEIGHT_ROOM[conv.strided]))
+    strided = conv.strided and not conv.single
+    return max(read, min(maps + min(_ROWS[strided], 3 * maps // 2), _WEIGHT_ROOM[strided]))
 
 
-def _has_tiles() -> bool:
-    """Whether oneDNN has matrix tiles on this processor."""
-    most = os.environ.get("ONEDNN_MAX_CPU_ISA", os.environ.get("DNNL_MAX_CPU_ISA", "ALL")).upper()
-    allowed = most in ("ALL", "DEFAULT") or "AMX" in most
-    return allowed and bool(getattr(torch.cpu, "_is_amx_tile_supported", bool)())
-
-
-def _blocked(x: Tensor, block: int = _BLOCK) -> int:
+def _blocked(x: Tensor, block: int = BLOCK) -> int:
     """Bytes with channels filled up to whole blocks."""
     channels = x.shape[1]
     return x.numel() * x.element_size() // channels * (-(-channels // block) * block)

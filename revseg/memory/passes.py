@@ -41,10 +41,16 @@ def _nearest(args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Work
 
 def _resize(x: Tensor, result: Tensor, image: bool) -> Workspace:
     """By pixels, all channels of one at a time, maps are copied that do not lie so."""
-    by_pixels = is_channels_last(x) and x.shape[1] > 3
+    by_pixels = x.is_contiguous(memory_format=torch.channels_last) and x.shape[1] > 3
     if image or by_pixels or sum(result.shape[-2:]) <= _SMALL_MAP:
         return _beside(copies(torch.channels_last, x, result))
     return _beside(0)
+
+
+def _resize_backward(args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Workspace:
+    """By pixels only if the gradient that arrives is a whole map."""
+    whole = is_channels_last(args[0]) and args[0].is_contiguous(memory_format=torch.channels_last)
+    return _beside(copies(torch.channels_last if whole else torch.contiguous_format, args[0], result))
 
 
 def _mean(args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Workspace:
@@ -109,8 +115,8 @@ PASSES: dict[Any, Callable[[tuple[Any, ...], dict[str, Any], Any], Workspace]] =
     _aten._adaptive_avg_pool2d_backward.default: _gradient,
     _aten.upsample_bilinear2d.default: _bilinear,
     _aten.upsample_nearest2d.default: _nearest,
-    _aten.upsample_bilinear2d_backward.default: _gradient,
-    _aten.upsample_nearest2d_backward.default: _gradient,
+    _aten.upsample_bilinear2d_backward.default: _resize_backward,
+    _aten.upsample_nearest2d_backward.default: _resize_backward,
     _aten.mean.default: _mean,
     _aten.mean.dim: _mean,
     _aten.sum.default: _sum,

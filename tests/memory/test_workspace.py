@@ -79,6 +79,81 @@ def test_copies_of_large_weights_on_channels_last_maps(order, wanted):
     )
 
 
+STRIDED = {  # n, c_in, c_out, k, stride, padding, h, w, wanted
+    "map": (2, 64, 64, 3, 2, 1, 48, 96, (True, False)),
+    "map, one place": (2, 128, 256, 1, 2, 0, 48, 96, (True, False)),
+    "weight, one place": (2, 128, 256, 1, 2, 0, 48, 96, (False, True)),
+    "both": (2, 64, 64, 3, 2, 1, 48, 96, (True, True)),
+    "weight of images": (2, 3, 32, 3, 2, 1, 192, 384, (False, True)),
+    "wide weight of images": (2, 3, 32, 7, 2, 3, 192, 384, (False, True)),
+    "large weight": (2, 256, 128, 3, 1, 1, 12, 24, (True, True)),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("name", STRIDED)
+def test_backward_with_a_stride_and_of_images(name, order, dtype):
+    """One image of the gradient that arrives is copied, a weight of images was counted four times too large."""
+    n, c_in, c_out, k, stride, padding, h, w, wanted = STRIDED[name]
+    x = torch.randn(n, c_in, h, w, dtype=dtype).to(memory_format=order)
+    weight, sizes = torch.randn(c_out, c_in, k, k, dtype=dtype), ([stride] * 2, [padding] * 2, [1, 1])
+    dy = torch.randn_like(F.conv2d(x, weight, None, *sizes))
+
+    def backward():
+        return torch.ops.aten.convolution_backward(
+            dy, x, weight, None, *sizes, False, [0, 0], 1, [*wanted, False]
+        )
+
+    assert_predicted(backward, x, weight, dy)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize(
+    ("kernel", "dilation"), [((3, 3), 4), ((3, 1), 6), ((1, 3), 6), ((3, 3), 3), ((3, 3), 2)]
+)
+def test_weight_of_a_kernel_that_is_higher_than_the_map(kernel, dilation, order, dtype):
+    """ICNet's last stage at 1/32 of 192 x 384: columns and four sums of the weight, where the map is wide enough too."""
+    x = torch.randn(2, 128, 6, 12, dtype=dtype).to(memory_format=order)
+    weight, padding = torch.randn(128, 128, *kernel, dtype=dtype), [dilation * (k // 2) for k in kernel]
+    sizes = ([1, 1], padding, [dilation] * 2)
+    dy = torch.randn_like(F.conv2d(x, weight, None, *sizes))
+
+    def backward():
+        return torch.ops.aten.convolution_backward(
+            dy, x, weight, None, *sizes, False, [0, 0], 1, [False, True, False]
+        )
+
+    assert_predicted(backward, x, weight, dy)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("groups", [1, 64])
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_a_part_of_a_larger_map_is_copied(order, groups, dtype):
+    """Gradients of joined maps are such parts: those of every branch of a pyramid."""
+    x, both = (
+        torch.randn(2, channels, 48, 96, dtype=dtype).to(memory_format=order) for channels in (64, 128)
+    )
+    weight = torch.randn(64, 64 // groups, 3, 3, dtype=dtype)
+
+    def backward():
+        sizes = ([1, 1], [1, 1], [1, 1], False, [0, 0], groups)
+        return torch.ops.aten.convolution_backward(both[:, 64:], x, weight, None, *sizes, [True, True, False])
+
+    assert_predicted(backward, x, weight, x)
+
+
+def assert_predicted(run, *stands):
+    """Within three of a hundred, of all that stands there."""
+    if not torch.backends.mkldnn.is_available() or torch.backends.cpu.get_cpu_capability() != "AVX512":
+        pytest.skip("the rules are of oneDNN on a processor with vectors of 512 bits")
+    measured = peak_bytes(run, before=run)
+    tolerance = 0.03 * (measured + sum(x.nbytes for x in stands))
+    assert predicted_peak_bytes(lambda: run) == pytest.approx(measured, abs=tolerance)
+
+
 CONVOLUTIONS = {
     "3-D": lambda: nn.Sequential(*(nn.Conv3d(16, 16, 3, padding=1) for _ in range(3))),
     "3-D, strided": lambda: nn.Sequential(nn.Conv3d(16, 16, 3, 2, 1), nn.Conv3d(16, 16, 3, padding=1)),
@@ -121,6 +196,61 @@ def test_backward_of_a_norm(orders, dtype):
         return lambda: torch.ops.aten.native_batch_norm_backward(dy, x, *vectors)
 
     assert predicted_peak_bytes(prepare) == pytest.approx(peak_bytes(prepare()), rel=0.02)
+
+
+PASSES = {
+    "larger": lambda x: F.interpolate(x, scale_factor=2, mode="bilinear"),
+    "smaller": lambda x: F.interpolate(x, size=(12, 24), mode="bilinear", align_corners=True),
+    "nearest": lambda x: F.interpolate(x, size=(12, 24), mode="nearest"),
+    "max": lambda x: F.max_pool2d(x, 3, 2, 1),
+    "mean of cells": lambda x: F.adaptive_avg_pool2d(x, 3),
+    "mean of pools": lambda x: F.avg_pool2d(x, 3, 2, 1),
+    "mean": lambda x: x.mean((2, 3)),
+    "sum of channels": lambda x: x.sum((0, 2, 3)),
+    "sum of pixels": lambda x: x.sum((2, 3)),
+    "sum": lambda x: x.sum(),
+    "wider sum": lambda x: x.sum(dtype=torch.float64),
+    "extremes": torch.aminmax,
+}
+LAYOUTS = {
+    "contiguous": lambda x: x,
+    "channels last": lambda x: x.to(memory_format=torch.channels_last),
+    "part": lambda x: torch.cat([x, x], 1)[:, : x.shape[1]],
+    "part, channels last": lambda x: torch.cat([x, x], 1).to(memory_format=torch.channels_last)[
+        :, : x.shape[1]
+    ],
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+@pytest.mark.parametrize("function", PASSES.values(), ids=PASSES)
+def test_copies_of_pools_resizing_and_sums(function, layout, dtype):
+    """Of maps that lie otherwise, and in half precision in float32: a mean took twice its map, unseen."""
+    x = layout(torch.randn(2, 16, 48, 96, dtype=dtype))
+    run = lambda: function(x)
+    assert predicted_peak_bytes(lambda: run) == pytest.approx(
+        peak_bytes(run, before=run), abs=0.02 * x.nbytes
+    )
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+@pytest.mark.parametrize("name", ["larger", "smaller", "nearest", "max", "mean of cells", "mean of pools"])
+def test_copies_of_gradients_of_pools_and_resizing(name, layout):
+    x = torch.randn(2, 16, 48, 96, requires_grad=True)
+    y = PASSES[name](x)
+    dy = layout(torch.randn_like(y))
+    run = lambda: torch.autograd.grad(y, x, dy, retain_graph=True)
+    assert predicted_peak_bytes(lambda: run) == pytest.approx(
+        peak_bytes(run, before=run), abs=0.02 * (x.nbytes + y.nbytes)
+    )
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_images_of_three_channels_are_resized_by_pixels(channels):
+    x = torch.randn(2, channels, 96, 192)
+    run = lambda: F.interpolate(x, scale_factor=2, mode="bilinear")
+    assert predicted_peak_bytes(lambda: run) == pytest.approx(peak_bytes(run, before=run), rel=0.05)
 
 
 @pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last], ids=str)
