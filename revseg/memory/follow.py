@@ -27,6 +27,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
+from revseg.memory.as_real import as_real
 from revseg.memory.cost import cost_of, time_of_copies
 from revseg.memory.in_place import adds_in_place, uses_alone
 from revseg.memory.values import Values, tensors_in
@@ -124,6 +125,7 @@ class Follower(TorchDispatchMode):
         answer, result = self.values.run(func, args, kwargs, given)
         if not answer:
             return result  # a number
+        result = as_real(func, args, result)
         inside = workspace(func, args, kwargs, result) if self.inside else None
         made = tensors_in(result)
         if inside is not None:
