@@ -10,6 +10,8 @@ results on a CPU for contiguous maps of many channels. To ask for more has no me
 adds the products in another order for channels_last maps, for few channels and for small results, so
 that its own last bits differ between them.
 
+To its own size a map is what it is: a band is a copy of its rows.
+
 Letters: N images, C channels, h w size of the source, H W size of the output; n images and R rows of
 a band; K outputs that one source column has a share in.
 """
@@ -33,7 +35,7 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class Band(NamedTuple):
-    """Some rows of the output of some images, between two rows of the source."""
+    """Some rows of the output of some images, between two rows of the source; of a source of the same size any rows."""
 
     images: slice
     rows: slice
@@ -57,6 +59,7 @@ class Upsampling:
         self.source, self.width, self.align_corners = source, size[1], align_corners
         self.dtype = torch.promote_types(source.dtype, torch.float32)
         h, w = source.shape[-2:]
+        self._same_size = (h, w) == tuple(size)
         rows = axis(h, size[0], align_corners, self.dtype)
         columns = axis(w, size[1], align_corners, self.dtype)
         outputs, shares = _transpose(columns, w)
@@ -79,6 +82,8 @@ class Upsampling:
     def forward(self, band: Band) -> Tensor:
         """The band of the output [n, C, R, W], a tensor of its own."""
         images = self.source[band.images]
+        if self._same_size:
+            return images[:, :, band.rows].to(self.dtype, copy=True)
         low, high = (
             F.interpolate(
                 images[:, :, row].to(self.dtype), self.width, mode="linear", align_corners=self.align_corners
@@ -96,6 +101,9 @@ class Upsampling:
             doutput: Gradient of the band [n, C, R, W].
             dsource: Gradient of the source [N, C, h, w], of the same type; added to.
         """
+        if self._same_size:
+            dsource[band.images, :, band.rows] += doutput
+            return
         pair = torch.stack([(doutput * weight[band.rows]).sum(dim=2) for weight in self._row_weights], dim=2)
         pair = (pair[..., self._outputs] * self._shares).sum(dim=-1)  # [n, C, 2, W] to [n, C, 2, w]
         images = dsource[band.images]
@@ -106,7 +114,7 @@ class Upsampling:
         n, channels = self.source.shape[:2]
         row_bytes = channels * self.width * self.dtype.itemsize
         rows_allowed = (BAND_BYTES_CUDA if self.source.is_cuda else BAND_BYTES) // row_bytes
-        groups = [*_equal_runs(self._low)]
+        groups = [slice(0, len(self._low))] if self._same_size else [*_equal_runs(self._low)]
         most_rows = max(1, min(rows_allowed, max(rows.stop - rows.start for rows in groups)))
         most_images = max(1, rows_allowed // most_rows)
         for images in _pieces(slice(0, n), most_images):
