@@ -89,14 +89,23 @@ def test_bands_are_small_but_not_tiny(shape, factor):
     assert max(sizes) > 0.4 * min(bilinear.BAND_BYTES, together, everything)
 
 
-@pytest.mark.parametrize("size", [(40, 40), (8, 8)])
-def test_infinite_values_stay_where_interpolate_leaves_them(size):
+def test_infinite_values_stay_where_interpolate_leaves_them():
     source = small_input(1, 19, 8, 8, dtype=torch.float32, requires_grad=False)
     source[0, 3, 2, 5] = -torch.inf
-    expected = F.interpolate(source, size, mode="bilinear")
-    found = upsampled(source, size, False)
+    expected = F.interpolate(source, (40, 40), mode="bilinear")
+    found = upsampled(source, (40, 40), False)
     assert torch.equal(found.isnan(), expected.isnan())
     assert torch.equal(found.isinf(), expected.isinf())
+
+
+@aligned
+def test_a_map_is_what_it_is_at_its_own_size(align_corners):
+    """Infinite values too, which F.interpolate makes NaN of there."""
+    source = small_input(2, 5, 8, 9, dtype=torch.float32, requires_grad=False)
+    source[0, 3, 2, 5] = -torch.inf
+    assert torch.equal(upsampled(source, (8, 9), align_corners), source)
+    half = source.bfloat16()
+    assert torch.equal(upsampled(half, (8, 9), align_corners), half.float())
 
 
 def test_without_values_one_band_stands_for_all_of_its_shape():
