@@ -282,15 +282,14 @@ def _cell(row: Row | None) -> str:
 
 
 def draw(result: Result, path: Path) -> None:
-    """Peak against time, a panel for each network, with the front as a line."""
-    names = unique(row["network"] for row in result["rows"])
+    """Peak against time, a panel for each network whose steps were timed, with the front as a line."""
+    names = unique(row["network"] for row in result["rows"] if "ratio" in row)
     lines = -(-len(names) // 3)
     figure, panels = picture.panels(min(3, len(names)), 5.4, 4.6 * lines, lines)
     for name, axes in zip(names, panels, strict=False):
         rows = [row for row in result["rows"] if row["network"] == name]
         points = {row["way"]: (row["ratio"]["median"], row["peak_mib"]) for row in rows if "ratio" in row}
-        if points:
-            picture.scatter(axes, points, front(rows), ("time, multiple of plain's", "peak MiB"))
+        picture.scatter(axes, points, front(rows), ("time, multiple of plain's", "peak MiB"))
         axes.set_title(name)
     for axes in panels[len(names) :]:
         axes.set_visible(False)

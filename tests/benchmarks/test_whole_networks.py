@@ -77,3 +77,15 @@ def test_a_network_is_measured_its_table_and_picture_made(tmp_path):
     assert "Not run: revseg reversible (no rows of residual blocks)." in text
     assert "Whole networks, a training step at 32 x 64" in report.overview(tmp_path)
     assert (tmp_path / "whole_networks.png").stat().st_size > 5_000
+
+
+def test_a_network_whose_steps_were_not_timed_has_no_panel(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(whole_networks.picture, "scatter", lambda axes, points, *_: drawn.append(points))
+    rows = [
+        {"network": "vnet", "way": "plain", "peak_mib": 4.0, "ratio": {"median": 1.0}},
+        {"network": "segnet", "way": "plain", "peak_mib": 8.0},
+    ]
+    whole_networks.draw({"rows": rows}, tmp_path / "picture.png")
+    assert drawn == [{"plain": (1.0, 4.0)}]
+    assert (tmp_path / "picture.png").is_file()
