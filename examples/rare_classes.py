@@ -71,6 +71,8 @@ def main(
 ) -> Tensor:
     """Writes the weights with the offsets, which are returned [C]."""
     model = revseg.load(weights)
+    if model.description["model"] != "vnet":
+        raise ValueError(f"expected weights of vnet, got those of {model.description['model']}")
     images = create_dataset(data, "train", root=root, samples=samples, size=size)
     model.check_classes(data, images.classes)
     scores, labels = pixels(model, images, share)

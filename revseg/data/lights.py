@@ -29,7 +29,17 @@ class Light:
     gamma: float = 1.0
 
     def __call__(self, image: Tensor) -> Tensor:
-        """The image [3, H, W], uint8, in this light."""
+        """The image [3, H, W], uint8, in this light; as it is, whatever it is, in that of `Light()`.
+
+        Raises:
+            ValueError: If it has other channels, or other numbers than bytes.
+        """
+        if self == Light():
+            return image
+        if image.dtype != torch.uint8 or image.shape[0] != 3:
+            raise ValueError(
+                f"expected an image [3, H, W], uint8, to change its light, got {[*image.shape]}, {image.dtype}"
+            )
         levels = torch.linspace(0, 1, 256) ** self.gamma
         factors = torch.tensor([1 + self.warmth, 1.0, 1 - self.warmth])[:, None] * 2**self.stops
         return looked_up(image, levels * factors)

@@ -8,8 +8,17 @@ from revseg.data.lights import LIGHTS, light_of
 IMAGE = torch.randint(0, 256, (3, 24, 31), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
-def test_day_leaves_images_as_they_are():
-    assert torch.equal(light_of("day")(IMAGE), IMAGE)
+@pytest.mark.parametrize("image", [IMAGE, torch.randn(3, 4, 5), torch.zeros(5, 4, 5, dtype=torch.uint8)])
+def test_day_leaves_images_as_they_are(image):
+    assert light_of("day")(image) is image
+
+
+@pytest.mark.parametrize("image", [torch.randn(3, 4, 5), torch.zeros(5, 4, 5, dtype=torch.uint8)])
+def test_other_images_have_no_other_light(image):
+    with pytest.raises(
+        ValueError, match=r"expected an image \[3, H, W\], uint8, to change its light, got \["
+    ):
+        light_of("dusk")(image)
 
 
 @pytest.mark.parametrize("name", LIGHTS)
