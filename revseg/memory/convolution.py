@@ -88,7 +88,7 @@ class Convolution:
     @property
     def is_higher_than_map(self) -> bool:
         """Whether the kernel is, so that some of its rows see padding alone."""
-        return self.reach[0] >= self.y.shape[2] and not self.transposed
+        return self.reach[0] >= self.x.shape[2] and not self.transposed
 
     @property
     def overhang(self) -> int:
