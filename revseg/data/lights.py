@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from revseg.data.photometric import looked_up
+from revseg.data.photometric import light_factors, looked_up
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,7 @@ class Light:
                 f"expected an image [3, H, W], uint8, to change its light, got {[*image.shape]}, {image.dtype}"
             )
         levels = torch.linspace(0, 1, 256) ** self.gamma
-        factors = torch.tensor([1 + self.warmth, 1.0, 1 - self.warmth])[:, None] * 2**self.stops
-        return looked_up(image, levels * factors)
+        return looked_up(image, levels * light_factors(self.stops, self.warmth))
 
 
 LIGHTS = {

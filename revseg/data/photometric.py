@@ -105,8 +105,7 @@ class StrongPhotometric:
         """The level of each byte and channel [3, 256] under another light."""
         stops = uniform(generator, -self.exposure, self.exposure)
         warmth = uniform(generator, -self.temperature, self.temperature)
-        factors = torch.tensor([1 + warmth, 1.0, 1 - warmth])[:, None] * 2**stops
-        return torch.linspace(0, 1, 256) * factors
+        return torch.linspace(0, 1, 256) * light_factors(stops, warmth)
 
     def _colours(self, generator: Generator) -> Tensor:
         """A mixture of the channels [3, 3] that turns the colours and makes them paler or stronger."""
@@ -124,6 +123,16 @@ class StrongPhotometric:
         exponent = 1 + uniform(generator, -self.gamma, self.gamma)
         middle = int(image.sum(dtype=torch.int64)) / image.numel() / 255
         return (middle + (torch.linspace(0, 1, 256) - middle) * factor).clamp(0, 1)[None] ** exponent
+
+
+def light_factors(stops: float, warmth: float) -> Tensor:
+    """By how much red, green and blue [3, 1] are stronger.
+
+    Args:
+        stops: Of exposure: 1 doubles the light.
+        warmth: How much stronger red is, and weaker blue, as a share.
+    """
+    return torch.tensor([1 + warmth, 1.0, 1 - warmth])[:, None] * 2**stops
 
 
 def looked_up(image: Tensor, levels: Tensor) -> Tensor:
