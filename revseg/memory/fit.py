@@ -16,11 +16,11 @@ from revseg.memory.estimate import Estimate
 from revseg.memory.follow import Block, Follower
 from revseg.memory.plan import MIB, Choice, Plan, choices
 from revseg.memory.prediction import Prediction
+from revseg.memory.segments import LARGE
 from revseg.memory.step import Loss, Optimizer, Step
 from revseg.memory.trace import AGAIN, Key, Tracer
 
 _TRIES = 2  # of the lowest estimates
-_LARGE = 64  # logits at full size are, if they are at least this part of the peak
 _SURE = 0.8  # estimates are no lower than this share of what is predicted then
 
 
@@ -165,7 +165,7 @@ class Search:
         if self.step.loss is None or hasattr(self.model, "loss"):
             return False
         tracer, _ = self._trace(True)
-        return bool(tracer.late) or tracer.whole_logits > self.before.step_bytes // _LARGE
+        return bool(tracer.late) or tracer.whole_logits > self.before.step_bytes // LARGE
 
     @cache  # noqa: B019, what is held goes with the search
     def _trace(self, late: bool) -> tuple[Tracer, list[Block]]:

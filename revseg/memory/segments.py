@@ -17,7 +17,7 @@ from revseg.layers.bands.cut import gives_scores
 from revseg.memory.row_by_bands import layers_of_row
 from revseg.memory.trace import AGAIN, Call, Tracer
 
-_LARGE = 64  # a map is, if it is at least this part of the peak
+LARGE = 64  # a map is, if it is at least this part of the peak
 _OF_WEIGHTS = 2  # a map that goes by bands is so many times as large as the weights, at the least
 
 
@@ -33,7 +33,7 @@ def with_segments(tracer: Tracer, model: nn.Module) -> list[Call]:
     modules = dict(model.named_modules())
     at: dict[Call, list[Call]] = {}  # the segments around a call, the largest first
     calls = list(tracer.calls_made)
-    most = tracer.peak() // _LARGE
+    most = tracer.peak() // LARGE
     for parent, lines in _lines(tracer).items():
         names = [call.key[0] for call in lines[0]]
         if any([call.key[0] for call in line] != names for line in lines):
