@@ -11,7 +11,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from revseg.memory.inside import is_channels_last
+from revseg.memory.inside import lies_by_pixels, order_of
 
 BLOCK = 16  # channels that oneDNN lays side by side
 SMALL_BLOCK = 8  # and for gradients of weights, if the map has fewer than 16
@@ -76,9 +76,7 @@ class Convolution:
     @cached_property
     def order(self) -> torch.memory_format:
         """In which maps are read and written."""
-        if not is_channels_last(self.x) and not is_channels_last(self.y):
-            return torch.contiguous_format
-        return torch.channels_last if self.x.ndim == 4 else torch.channels_last_3d
+        return order_of(self.x if lies_by_pixels(self.x) else self.y)
 
     @property
     def reach(self) -> list[int]:

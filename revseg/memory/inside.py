@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from revseg.tensors import CHANNELS_LAST
+
 
 @dataclass(frozen=True)
 class Workspace:
@@ -17,16 +19,14 @@ class Workspace:
     copied: int = 0
 
 
-def is_channels_last(x: Tensor) -> bool:
+def lies_by_pixels(x: Tensor) -> bool:
     """Whether channels lie side by side, be it in a larger map."""
-    return x.ndim in (4, 5) and x.stride(1) == 1 and x.shape[1] > 1 and x[0, 0].numel() > 1
+    return x.ndim in CHANNELS_LAST and x.stride(1) == 1 and x.shape[1] > 1 and x[0, 0].numel() > 1
 
 
 def order_of(x: Tensor) -> torch.memory_format:
     """The order in which a map lies, or would as a map of its own."""
-    if not is_channels_last(x):
-        return torch.contiguous_format
-    return torch.channels_last if x.ndim == 4 else torch.channels_last_3d
+    return CHANNELS_LAST[x.ndim] if lies_by_pixels(x) else torch.contiguous_format
 
 
 def copies(order: torch.memory_format, *maps: Tensor) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from revseg.memory.inside import Workspace, copies, is_channels_last, order_of
+from revseg.memory.inside import Workspace, copies, lies_by_pixels, order_of
 
 _aten = torch.ops.aten
 _SMALL_MAP = (
@@ -49,7 +49,7 @@ def _resize(x: Tensor, result: Tensor, image: bool) -> Workspace:
 
 def _resize_backward(args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Workspace:
     """By pixels only if the gradient that arrives is a whole map."""
-    whole = is_channels_last(args[0]) and args[0].is_contiguous(memory_format=torch.channels_last)
+    whole = lies_by_pixels(args[0]) and args[0].is_contiguous(memory_format=torch.channels_last)
     return _beside(copies(torch.channels_last if whole else torch.contiguous_format, args[0], result))
 
 
@@ -94,7 +94,7 @@ def _norm_backward(args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -
     dy, x = args[:2]
     if not args[9][0]:
         return _beside(0)
-    last_of_dy, last_of_x = is_channels_last(dy), is_channels_last(x)
+    last_of_dy, last_of_x = lies_by_pixels(dy), lies_by_pixels(x)
     part = not last_of_dy and not dy.is_contiguous()
     if x.element_size() == 2 and (part if x.is_contiguous() else last_of_x and dy.is_contiguous()):
         return Workspace(0, 2 * x.nbytes)  # in float32
