@@ -38,17 +38,20 @@ from revseg.layers.stack import Stack
 from revseg.models.network import Network
 from revseg.models.policy import Memory, MemoryPolicy
 from revseg.models.vnet_cpp import CPP, check_choice
+from revseg.models.vnet_refinement import CONTEXT, Refinement
 
 Dilations = Sequence[Sequence[int]]  # of one stage: for each module, for each of its pairs
 
 FUNCTIONS = {"one_sided": 1, "additive": 2}  # how many F a coupling takes
 LAYOUTS = ("block_per_module", "block_per_pair")
+SKIPS = (False, True, 4, 2)  # True is 4
+FINEST = 2
 
 
 class VNet(Network):
     """VNet for `num_classes` classes: images [N, 3, H, W] to logits [N, num_classes, h, w].
 
-    h = ceil(H / 8), w = ceil(W / 8); with `skip` 4 in place of 8. The V modules of a stage form one `ReversibleSequence`, which
+    h = ceil(H / 8), w = ceil(W / 8); with `skip` 4 or 2 in place of 8. The V modules of a stage form one `ReversibleSequence`, which
     keeps only its output for the backward pass.
 
     Args:
@@ -71,9 +74,10 @@ class VNet(Network):
         cpp_merge: "sum" or "mean" of the pyramid.
         cpp_post_norm: Whether batch norm and activation follow the concatenation.
         classifier_bias: Whether the last convolution has a bias.
-        skip: Ours, not the paper's, for things a few pixels wide: stage 2 has a classifier of its own (608 parameters of
-            19 classes), to whose scores those of stage 3 are added, made larger; logits are at 1/4 then. Stage 2 is
-            kept beside stage 3, and the logits are four times as large.
+        skip: Ours, not the paper's, for things a few pixels wide. True or 4: stage 2 has a classifier of its own (608
+            parameters of 19 classes), to whose scores those of stage 3 are added, made larger; logits are at 1/4 then. Stage 2
+            is kept beside stage 3, and the logits are four times as large. 2: and they are added to scores at 1/2, of the
+            stem's map and stage 2's together (`Refinement`, 2,912 parameters), for things two pixels wide.
         dropout: Probability of dropping a channel at the end of each F.
         in_channels: Of the images.
         memory: "least", "lowest", "balanced" or "fastest", or a policy, see `revseg.models.policy`. The V modules are
@@ -109,7 +113,7 @@ class VNet(Network):
         cpp_merge: str = "sum",
         cpp_post_norm: bool = True,
         classifier_bias: bool = False,
-        skip: bool = False,
+        skip: bool | int = False,
         dropout: float = 0.0,
         in_channels: int = 3,
         memory: Memory = "balanced",
@@ -120,6 +124,8 @@ class VNet(Network):
         _check(widths, alpha, beta, dilations, bn_eps, bn_momentum, dropout)
         check_choice("coupling", coupling, tuple(FUNCTIONS))
         check_choice("layout", layout, LAYOUTS)
+        if skip not in SKIPS:
+            raise ValueError(f"expected skip to be False, True, 4 or 2, got {skip!r}")
         policy = MemoryPolicy.of(memory, save_activations).beside_sequences()
         if exact == "lossless":
             policy = policy.keeping_no_maps()  # residues stand where they would
@@ -163,30 +169,47 @@ class VNet(Network):
             in_channels, w1, stride=2, activation=activation, eps=bn_eps, momentum=bn_momentum
         )
         stem = policy.inner(Stack(first, conv(w1, w1), conv(w1, w1)))  # 1/2
-        self.stem = policy.row(Stack(stem, cpp(w1, w2)), streams=True)  # 1/4
+        pyramid = cpp(w1, w2)
+        self.stem: Any  # 1/4
+        if skip == FINEST:  # the map between is read twice
+            self.stem = nn.Sequential(policy.row(stem), policy.row(pyramid, streams=True))
+        else:
+            self.stem = policy.row(Stack(stem, pyramid), streams=True)
         self.stage2 = v_modules(w2, alpha, dilations[0])
         self.down = policy.row(cpp(w2, w3), streams=True, ends=True)  # 1/8
         self.stage3 = v_modules(w3, beta, dilations[1])
         self.classifier = policy.head(nn.Conv2d(w3, num_classes, 1, bias=classifier_bias))
-        self.skip: nn.Module | None = None
-        if skip:
-            self.skip = policy.head(nn.Conv2d(w2, num_classes, 1, bias=False))
-            self.stride = 4
+        self.skip = policy.head(nn.Conv2d(w2, num_classes, 1, bias=False)) if skip else None
+        self.refinement: nn.Module | None = None
+        if skip == FINEST:
+            self.context = policy.head(nn.Conv2d(w2, CONTEXT, 1, bias=False))
+            self.refinement = policy.block(Refinement(w1, num_classes, conv))
+        self.stride = {0: 8, 1: 4}.get(int(skip), int(skip))
         # whether what stage 3 reads is made of the images once more
         self._all_again = policy.bands is not None
 
     def logits(self, images: Tensor) -> Tensor:  # [N, 3, H, W] -> [N, C, h, w]
         if self.skip is not None:
-            middle = self.stage2(_handed(self.stem(images)))
-            fine = self.skip(middle)
-            coarse = self.classifier(self.stage3(_handed(self.down(middle))))
-            return fine + F.interpolate(coarse, fine.shape[2:], mode="bilinear")  # type: ignore[no-any-return]
+            return self._fine_logits(images, self.skip)
         front: nn.Module = _Row(self.stem, self.stage2, self.down)
         if self._all_again:
             # what it ends with is not made again, to be compared; stage 2 checks what it reads and makes
             front = Recompute(front, save_activations=self.stage2.save_activations, check=None)  # type: ignore[arg-type]
         # One expression: a name would hold the map of one stage while the next one runs.
         return self.classifier(self.stage3(_handed(front(images))))  # type: ignore[no-any-return]
+
+    def _fine_logits(self, images: Tensor, skip: nn.Module) -> Tensor:  # [N, 3, H, W] -> [N, C, h, w]
+        if self.refinement is None:
+            middle = self.stage2(_handed(self.stem(images)))
+            return _added(skip(middle), self._coarse(middle))
+        first, pyramid = self.stem
+        edges = first(images)
+        middle = self.stage2(_handed(pyramid(edges)))
+        context, scores = self.context(middle), skip(middle)
+        return _added(self.refinement(edges, context), _added(scores, self._coarse(middle)))
+
+    def _coarse(self, middle: Map) -> Tensor:
+        return self.classifier(self.stage3(_handed(self.down(middle))))  # type: ignore[no-any-return]
 
 
 class _Row(nn.Sequential):
@@ -202,6 +225,11 @@ class _Row(nn.Sequential):
 def _handed(x: Map) -> Any:
     """Streams so that the next module alone holds them; a map, or what nobody runs by bands, as it is."""
     return HandedOver(x) if isinstance(x, tuple) and not torch.compiler.is_compiling() else x
+
+
+def _added(fine: Tensor, coarse: Tensor) -> Tensor:
+    """Scores and those of a smaller map, made larger."""
+    return fine + F.interpolate(coarse, fine.shape[2:], mode="bilinear")
 
 
 def _check(

@@ -31,7 +31,9 @@ def at_level(memory, **options):
 
 @pytest.mark.parametrize("memory", [*OTHER_LEVELS, BY_BANDS], ids=str)
 @pytest.mark.parametrize(
-    "options", [{}, {"coupling": "additive"}, {"layout": "block_per_pair"}, {"skip": True}], ids=str
+    "options",
+    [{}, {"coupling": "additive"}, {"layout": "block_per_pair"}, {"skip": True}, {"skip": 2}],
+    ids=str,
 )
 def test_state_and_names_do_not_depend_on_the_level(memory, options):
     fastest, other = at_level("fastest", **options), at_level(memory, **options)
@@ -110,6 +112,7 @@ KINDS = [
     {"activation": "relu"},
     {"activation": "prelu_shared", "dropout": 0.3},
     {"skip": True},
+    {"skip": 2},
 ]
 
 
