@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from revseg import fit
+from revseg.losses import OhemCrossEntropy, UpsampleCrossEntropy
 from revseg.memory import peak_bytes, predict, saved_bytes
 from revseg.memory.late import Late, LateLoss, Upsampled
 from tests.memory.nets import ResNet
@@ -216,3 +217,24 @@ def test_a_network_with_a_loss_keeps_it():
     fitted = fit(model, torch.empty(2, 3, 64, 64, device="meta"), nn.CrossEntropyLoss(), time=2)
     assert fitted.loss == "mine"
     assert not fitted.plan.by_bands
+
+
+HELD = torch.randint(0, 4, (2, 16, 24), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda y: F.cross_entropy(y, HELD),
+        lambda y: F.cross_entropy(F.interpolate(y, HELD.shape[1:], mode="bilinear"), HELD),
+        lambda y: UpsampleCrossEntropy()(y, HELD),
+        lambda y: OhemCrossEntropy(min_kept=8)(y, HELD),
+    ],
+    ids=["cross entropy", "upsampled", "ours", "ohem"],
+)
+def test_a_loss_may_hold_its_labels(loss):
+    """Nobody asks for the values of real labels where the logits have none."""
+    model, images = nn.Conv2d(3, 4, 3, padding=1), torch.randn(2, 3, 16, 24)
+    fitted = fit(model, images, loss=loss, time=2)
+    assert predict(model, images, loss=loss).peak == fitted.plan.before
+    loss(fitted(images)).backward()
