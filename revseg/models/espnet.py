@@ -96,7 +96,7 @@ class ESPNet(Network):
         self.reversible = reversible
         _check(widths, p, q, reversible)
         check_edition(reversible, exact)
-        policy = MemoryPolicy.of(memory, save_activations)
+        policy = MemoryPolicy.of(memory, save_activations).beside_full_logits()
         policy = policy.beside_sequences() if reversible else policy
         block = policy.block
 

@@ -78,6 +78,13 @@ class MemoryPolicy:
         """For a network whose maps differ much in size: rows by bands keep none of the largest."""
         return self if self.bands is None else replace(self, bands=replace(self.bands, kept=0))
 
+    def beside_full_logits(self) -> MemoryPolicy:
+        """For a network whose logits at full size set its peak: where they are not, there is room for larger bands and more maps."""
+        bands = self.bands
+        if bands is None:
+            return self
+        return replace(self, bands=replace(bands, bytes=2 * bands.bytes, kept=2 * bands.kept))
+
     def block(self, module: nn.Module) -> nn.Module:
         """What stands in the place of a block."""
         return self._again(module) if self.blocks else module
