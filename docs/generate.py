@@ -22,6 +22,7 @@ MODULES = {
     "revseg.convert": "networks made reversible",
     "revseg.memory": "measure, predict, plan, draw, fit",
     "revseg.losses": "losses by bands, never at full resolution",
+    "revseg.lovasz": "a loss for the mean IoU",
     "revseg.models": "networks by name",
     "revseg.data": "data sets and what is done to samples",
     "revseg.metrics": "scores of predictions",

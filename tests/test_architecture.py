@@ -15,7 +15,7 @@ FLOORS = [  # the lowest first; a folder or file imports from floors below its o
     {"__version__", "kernels", "files", "tensors"},
     {"ops", "data", "metrics", "replay"},
     {"engine", "losses"},
-    {"couplings", "layers", "exact"},
+    {"couplings", "layers", "exact", "lovasz"},
     {"sequence", "memory"},
     {"models", "testing", "convert"},
     {"training", "inference"},

@@ -29,7 +29,7 @@ OUTPUTS = (
 
 CHOICES = {
     "memory": ("least", "lowest", "balanced", "fastest"),
-    "loss": ("cross_entropy", "ohem"),
+    "loss": ("cross_entropy", "ohem", "lovasz"),
     "class_weights": ("none", "enet", "erfnet"),
     "optimizer": ("adam", "adamw", "sgd"),
     "decay": ("weights", "all"),
@@ -93,7 +93,7 @@ class TrainSettings:
     precision: str = "float32"
     """Of the convolutions: float32, or bfloat16 or float16 by autocast; streams stay float32."""
     loss: str = "cross_entropy"
-    """Loss: cross_entropy, or ohem, which counts the hard pixels only."""
+    """Loss: cross_entropy; ohem, which counts the hard pixels only; lovasz, which adds Lovász-softmax, for the mean IoU."""
     ohem_threshold: float = 0.7
     """With --loss ohem: a pixel is hard if the probability of its class is below."""
     class_weights: str = "none"

@@ -21,6 +21,7 @@ from revseg.data import (
 from revseg.data.base import Transform
 from revseg.layers.sync_norm import with_synced_norms
 from revseg.losses import OhemCrossEntropy, UpsampleCrossEntropy
+from revseg.lovasz import LovaszCrossEntropy
 from revseg.models import create_model, list_models
 from revseg.sequence import set_save_activations
 from revseg.training.choices import key_values
@@ -232,6 +233,8 @@ def create_criterion(settings: TrainSettings, weight: Tensor | None) -> Upsample
     }
     if settings.loss == "ohem":
         return OhemCrossEntropy(settings.ohem_threshold, **options)
+    if settings.loss == "lovasz":
+        return LovaszCrossEntropy(**options)
     return UpsampleCrossEntropy(**options)
 
 

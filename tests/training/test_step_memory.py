@@ -21,11 +21,13 @@ SIZE = (128, 256)
 
 
 @pytest.mark.parametrize(
-    ("precision", "memory"), [("float32", "balanced"), ("bfloat16", "balanced"), ("float32", "fastest")]
+    "given",
+    [{}, {"precision": "bfloat16"}, {"memory": "fastest"}, {"loss": "ohem"}, {"loss": "lovasz"}],
+    ids=str,
 )
-def test_the_prediction_is_near_the_measurement(precision, memory):
-    """In the run's precision, and at its memory level, which may store the activations of sequences."""
-    settings = replace(SETTINGS, batch=2, precision=precision, memory=memory)
+def test_the_prediction_is_near_the_measurement(given):
+    """In the run's precision, with its loss, and at its memory level, which may store the activations of sequences."""
+    settings = replace(SETTINGS, batch=2, **given)
     model, criterion = build_model(settings, 19, save_activations=False), create_criterion(settings, None)
     images, labels = torch.zeros(2, 3, *SIZE, dtype=torch.uint8), torch.zeros(2, *SIZE, dtype=torch.uint8)
     predicted = predict_both(settings, 19, (images, labels))
