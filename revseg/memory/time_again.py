@@ -20,7 +20,7 @@ def time_again(call: Call, tracer: Tracer) -> float:
 
 def time_by_bands(call: Call, tracer: Tracer) -> float:
     """Seconds that a row takes more by bands than as a whole."""
-    runs = runs_of_layers(call.layers, call.ends_linear, call.without_map)
+    runs = runs_of_layers(call.layers, call.ends_linear, call.needs_no_map)
     if len(call.products) == len(runs):
         again = sum(times * seconds for times, seconds in zip(runs, call.products, strict=True))
     else:  # pools and norms are layers too
@@ -29,7 +29,7 @@ def time_by_bands(call: Call, tracer: Tracer) -> float:
     return max(again - spared, 0.0) + (runs[0] + 1) * _of_input(call, tracer)
 
 
-def runs_of_layers(layers: int, ends_linear: bool, without_map: bool = False) -> list[int]:
+def runs_of_layers(layers: int, ends_linear: bool, needs_no_map: bool = False) -> list[int]:
     """How often the backward pass of a row by bands makes the raw map of each layer.
 
     Once for the sums of the last one, once in the pass of each later layer, once in its own. The last map, which is kept from the
@@ -37,7 +37,7 @@ def runs_of_layers(layers: int, ends_linear: bool, without_map: bool = False) ->
     classifier without a map between them the first run makes the layer once more, and the last pass what the classifier
     hands back.
     """
-    if without_map:
+    if needs_no_map:
         return [3, 1]
     sums = 0 if ends_linear else 1
     own_of_last = int(layers == 1 and not ends_linear)

@@ -80,7 +80,7 @@ class Call:
         return self.parts[-1].outputs if self.parts else self.outputs
 
     @property
-    def without_map(self) -> bool:
+    def needs_no_map(self) -> bool:
         """Whether by bands no map inside of it is whole (`revseg.layers.bands.cut.BandPlan.needs_no_map`)."""
         if not self.scores or self.largest is None:
             return False
@@ -90,7 +90,7 @@ class Call:
     @property
     def held(self) -> Block | None:
         """The map made in it of which as much is there by bands too."""
-        return None if self.without_map else self.largest
+        return None if self.needs_no_map else self.largest
 
     def is_in(self, chosen: Container[Key]) -> bool:
         """Whether it is not to keep what is made in it, in one way or the other."""

@@ -115,7 +115,7 @@ class WorkingSet:
         band = 0 if call.largest is None else call.largest.size // BANDS.part
         for node in range(call.start, call.end):
             change[node] += 2 * call.weights  # gradients of bands, and their sum
-            if call.without_map:
+            if call.needs_no_map:
                 change[[node, self.length + max(node - 1, 0)]] += _BESIDE * band
             else:
                 change[node] += _BESIDE_MAP * band

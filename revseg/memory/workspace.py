@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from revseg.memory.convolutions import CONVOLUTIONS
+from revseg.memory.convolution_workspace import CONVOLUTIONS
 from revseg.memory.inside import Workspace
 from revseg.memory.passes import PASSES
 

@@ -61,7 +61,7 @@ def test_runs_of_a_layer_and_its_scores(monkeypatch):
     first, last = (id(layer.op) for layer in layers)
     plainly = 1  # each runs once, and the scores' gradient is taken once
     again = [made[first] - plainly, made[last] - plainly + made[last, "back"] - plainly]
-    assert again == runs_of_layers(2, ends_linear=True, without_map=True)
+    assert again == runs_of_layers(2, ends_linear=True, needs_no_map=True)
 
 
 def estimate(device):
