@@ -44,7 +44,7 @@ class LovaszCrossEntropy(UpsampleCrossEntropy):
         for dim, length in enumerate(logits.shape[2:], 1):
             centres = torch.arange(length, device=labels.device) + 0.5
             labels = labels.index_select(dim, (centres * (labels.shape[dim] / length)).long())
-        return loss + _Lovasz.apply(logits, labels, self.ignore_index)  # type: ignore[no-untyped-call, no-any-return]
+        return loss + _Lovasz.apply(logits, labels.long(), self.ignore_index)  # type: ignore[no-untyped-call, no-any-return]
 
 
 class _Lovasz(torch.autograd.Function):

@@ -65,6 +65,14 @@ def test_labels_are_read_where_the_logits_are():
     torch.testing.assert_close(LovaszCrossEntropy()(logits, labels), expected)
 
 
+@pytest.mark.parametrize("label_dtype", [torch.uint8, torch.int64])
+def test_an_ignored_label_that_bytes_do_not_have(label_dtype):
+    logits, labels = case(6, 7, label_dtype=label_dtype)
+    labels = labels.clamp(max=4)
+    found = LovaszCrossEntropy(ignore_index=-100)(logits, labels)
+    torch.testing.assert_close(found, LovaszCrossEntropy()(logits, labels))
+
+
 def test_all_ignored():
     logits, labels = case(4, 4)
     loss = LovaszCrossEntropy()(logits, torch.full_like(labels, 255))
