@@ -89,7 +89,7 @@ class ENet(Network):
         self.reversible = reversible
         _check(widths, depth, repeats, dropout, reversible)
         check_edition(reversible, exact)
-        policy = MemoryPolicy.of(memory, save_activations).beside_full_logits()
+        policy = MemoryPolicy.of(memory, save_activations, full_logits=True)
         policy = policy.beside_sequences() if reversible else policy
 
         def units(channels: int, kinds: Sequence[Kind], dropout: float, activation: str) -> nn.Module:

@@ -97,7 +97,7 @@ class ERFNet(Network):
         self.reversible = reversible
         _check(widths, depth, repeats, dilations, dropout, reversible)
         check_edition(reversible, exact)
-        policy = MemoryPolicy.of(memory, save_activations).beside_full_logits()
+        policy = MemoryPolicy.of(memory, save_activations, full_logits=True)
         policy = policy.beside_sequences() if reversible else policy
 
         def units(channels: int, dilations: Sequence[int], dropout: float) -> nn.Module:

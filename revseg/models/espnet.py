@@ -96,7 +96,7 @@ class ESPNet(Network):
         self.reversible = reversible
         _check(widths, p, q, reversible)
         check_edition(reversible, exact)
-        policy = MemoryPolicy.of(memory, save_activations).beside_full_logits()
+        policy = MemoryPolicy.of(memory, save_activations, full_logits=True)
         policy = policy.beside_sequences() if reversible else policy
         block = policy.block
 

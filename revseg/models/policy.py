@@ -55,8 +55,14 @@ class MemoryPolicy:
     bands: Bands | None = None
 
     @classmethod
-    def of(cls, memory: Memory, save_activations: bool = False) -> MemoryPolicy:
+    def of(cls, memory: Memory, save_activations: bool = False, full_logits: bool = False) -> MemoryPolicy:
         """The policy of a level, or the policy that was given.
+
+        Args:
+            memory: One of both.
+            save_activations: Whether nothing of it happens.
+            full_logits: Whether logits at full size set the peak of the network: where these are not there is room
+                for larger bands and more raw maps.
 
         Raises:
             ValueError: If there is no such level.
@@ -65,7 +71,7 @@ class MemoryPolicy:
         if isinstance(memory, str):
             if memory not in LEVELS:
                 raise ValueError(f"unknown memory level {memory!r}; choose one of {', '.join(MEMORY_LEVELS)}")
-            memory = LEVELS[memory]
+            memory = BESIDE_FULL_LOGITS.get(memory, LEVELS[memory]) if full_logits else LEVELS[memory]
         if not isinstance(memory, MemoryPolicy):
             raise TypeError(f"expected a memory level or a MemoryPolicy, got {type(memory).__name__}")
         return replace(memory, save_activations=True) if save_activations else memory
@@ -77,13 +83,6 @@ class MemoryPolicy:
     def keeping_no_maps(self) -> MemoryPolicy:
         """For a network whose maps differ much in size: rows by bands keep none of the largest."""
         return self if self.bands is None else replace(self, bands=replace(self.bands, kept=0))
-
-    def beside_full_logits(self) -> MemoryPolicy:
-        """For a network whose logits at full size set its peak: where they are not, there is room for larger bands and more maps."""
-        bands = self.bands
-        if bands is None:
-            return self
-        return replace(self, bands=replace(bands, bytes=2 * bands.bytes, kept=2 * bands.kept))
 
     def block(self, module: nn.Module) -> nn.Module:
         """What stands in the place of a block."""
@@ -174,3 +173,4 @@ LEVELS = {
     "fastest": MemoryPolicy(blocks=False, sequences=False),
 }
 MEMORY_LEVELS = tuple(LEVELS)
+BESIDE_FULL_LOGITS = {"least": MemoryPolicy(stages=True, bands=Bands(bytes=2 << 20, kept=1.5))}
