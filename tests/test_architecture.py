@@ -16,8 +16,10 @@ FLOORS = [  # the lowest first; a folder or file imports from floors below its o
     {"ops", "data", "metrics", "replay"},
     {"engine", "losses"},
     {"couplings", "layers", "exact", "lovasz"},
-    {"sequence", "memory"},
-    {"models", "testing", "convert"},
+    {"sequence"},
+    {"convert"},
+    {"memory"},
+    {"models", "testing"},
     {"training", "inference"},
     {"commands"},
 ]

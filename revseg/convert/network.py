@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -70,19 +71,51 @@ def reversible(
             "children of nn.Sequential and nn.ModuleList; choose others with is_block, or fewer with at_least."
             + search.report()
         )
+    return with_chains(model, chains, **options), chains
+
+
+def chains_of(model: nn.Module, example: Any, at_least: int = 2) -> tuple[tuple[str, ...], ...]:
+    """Names of the blocks of each chain that `reversible` would make, by the same rule; none if there are no such rows."""
+    with torch.no_grad():
+        return tuple(map(tuple, Search(model, example, None, at_least).chains()))
+
+
+def with_chains(model: nn.Module, chains: Iterable[Sequence[str]], **options: Any) -> nn.Module:
+    """A copy of a network in which these blocks are chains; the network itself, if there are none.
+
+    Args:
+        model: The network.
+        chains: Names of blocks of one row each, as `reversible` and `chains_of` give them.
+        **options: Arguments of `ReversibleSequence`.
+
+    Raises:
+        ValueError: If the network has no block of one of the names.
+    """
+    chains = list(chains)
+    missing = [name for names in chains for name in names if not _has(model, name)]
+    if missing:
+        raise ValueError(
+            f"expected a network with a module {missing[0]!r}, got {type(model).__name__} without"
+        )
+    if not chains:
+        return model
     model = copy.deepcopy(model)
     for names in chains:
         _replace(model, names, options)
     for row in {model.get_submodule(_row_of(names[0])) for names in chains}:
         _renumber(row)
-    return model, chains
+    return model
+
+
+def _has(model: nn.Module, name: str) -> bool:
+    return name in dict(model.named_modules(remove_duplicate=False))
 
 
 def _row_of(name: str) -> str:
     return name.rpartition(".")[0]
 
 
-def _replace(model: nn.Module, names: list[str], options: dict[str, Any]) -> None:
+def _replace(model: nn.Module, names: Sequence[str], options: dict[str, Any]) -> None:
     """Put a chain in the place of the first of these modules of one row, and nothing in those of the others."""
     row = model.get_submodule(_row_of(names[0]))
     blocks = [model.get_submodule(name) for name in names]

@@ -7,20 +7,24 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
-from revseg.memory.apply import Part, as_it_was
+from revseg.convert.network import chains_of, with_chains
+from revseg.memory.apply import Part, apply_parts, as_it_was
 from revseg.memory.budget import bytes_of
 from revseg.memory.candidate import Candidate
 from revseg.memory.estimate import Estimate
 from revseg.memory.follow import Block, Follower
+from revseg.memory.late import arguments
 from revseg.memory.plan import MIB, Choice, Plan, choices
 from revseg.memory.prediction import Prediction
 from revseg.memory.segments import LARGE
 from revseg.memory.step import Loss, Optimizer, Step
 from revseg.memory.trace import AGAIN, Key, Tracer
 
-_TRIES = 2  # of the lowest estimates
+_TRIES, _MOST_TRIES = 2, 6  # of the lowest estimates; so many where predictions are not near them
+_NEAR = 1.02
 _SURE = 0.8  # estimates are no lower than this share of what is predicted then
 
 
@@ -37,6 +41,7 @@ def fit(
     autocast: torch.dtype | None = None,
     device: str | torch.device | None = None,
     bands: bool | None = None,
+    reversible: bool = False,
 ) -> nn.Module:
     """A copy of a network whose training step fits, without a change of its code or of its numbers.
 
@@ -61,13 +66,16 @@ def fit(
         device: Where the step will run.
         bands: Whether rows of convolutions, norms and activations may go by bands (`docs/bands.md`), exact but for the order
             of sums: True where that helps, False never, None if a budget cannot be met without.
+        reversible: Whether rows of residual blocks may become reversible chains, where that serves what was asked for: another
+            architecture of the same blocks, to be trained, with other names in its state dict (`revseg.reversible`). To
+            find them the network runs on the example; of one on the meta device on one random input of its size.
 
     Returns:
-        The copy, with the plan as `plan`. Its state dict has the names of the model's. `model.loss(images, labels)` is
+        The copy, with the plan as `plan`. Its state dict has the names of the model's, but those of chains. `model.loss(images, labels)` is
         `loss(model(images), labels)`, by bands where the network ends in logits, upsampled or not, and the loss is a
         cross-entropy (`revseg.memory.late`). Where the plan counts on that it says so.
 
-    Numerics: outputs and buffers are bitwise those of the model where kernels give the same result twice; running
+    Numerics: without chains outputs and buffers are bitwise those of the model where kernels give the same result twice; running
         statistics count a batch once, dropout masks repeat. So are gradients, but for two sums that round otherwise:
         of a loss by bands, and of a map that is read twice inside of what runs again and outside of it too. Where rows
         go by bands outputs, buffers and gradients are those of the model up to rounding.
@@ -79,7 +87,8 @@ def fit(
     """
     if sum(each is not None for each in (budget, factor, time)) != 1:
         raise ValueError(f"expected one of budget, factor and time, got {budget=}, {factor=}, {time=}")
-    search = Search(model, example, Step(loss, optimizer, True, target, autocast, device), bands)
+    step = Step(loss, optimizer, True, target, autocast, device)
+    search = Search(model, example, step, bands, reversible=reversible)
     return search.plan(budget, factor, time).apply(model, loss)
 
 
@@ -91,12 +100,21 @@ class Search:
         example: What it is called with.
         step: What is trained.
         bands: See `fit`.
+        reversible: See `fit`.
 
     Raises:
         TypeError: If the model is none.
     """
 
-    def __init__(self, model: nn.Module, example: Any, step: Step, bands: bool | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        example: Any,
+        step: Step,
+        bands: bool | None = None,
+        *,
+        reversible: bool = False,
+    ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"expected a torch.nn.Module, got {type(model).__name__}")
         self.model, self.example, self.step = as_it_was(model), example, step
@@ -104,6 +122,18 @@ class Search:
         self.before = _predicted(self.model, example, step)
         self.least: Plan | None = None
         self._peaks: dict[tuple[bool, tuple[Part, ...]], int] = {(False, ()): self.before.peak}
+        self.nothing = Plan(type(self.model).__name__, (), self.before.peak, self.before.peak, 1.0)
+        self.reversible = self._of_chains() if reversible else None
+
+    def _of_chains(self) -> Search | None:
+        """The search among plans of the network with chains; None if it has no row of residual blocks."""
+        chains = chains_of(self.model, _one_input(self.example))
+        if not chains:
+            return None
+        search = Search(with_chains(self.model, chains), self.example, self.step, self.bands)
+        time = search._estimate(False).seconds / self._estimate(False).seconds
+        search.nothing = replace(self.nothing, peak=search.before.peak, time=time, chains=chains)
+        return search
 
     def plan(
         self, budget: int | str | None = None, factor: float | None = None, time: float | None = None
@@ -113,41 +143,48 @@ class Search:
         Raises:
             ValueError: If the budget is less than what can be reached.
         """
+        searches = [self] if self.reversible is None else [self, self.reversible]
         if time is not None:
-            return self.within_time(time)
+            found = [plan for s in searches if (plan := s.within_time(time)) is not None]
+            return min(found, key=_by_peak, default=self.nothing)
         if factor is not None:
-            return self.within_bytes(self.before.before + self.before.step_bytes / factor)
-        assert budget is not None
-        return self.within_bytes(bytes_of(budget))
+            budget_bytes = self.before.before + self.before.step_bytes / factor
+        else:
+            assert budget is not None
+            budget_bytes = bytes_of(budget)
+        plans = [plan for s in searches if (plan := s.within_bytes(budget_bytes)) is not None]
+        if plans:
+            return min(plans, key=lambda plan: (plan.time, plan.peak))
+        least = min(s.least.peak for s in searches if s.least is not None)
+        raise ValueError(
+            f"expected a budget of at least {least / MIB:,.1f} MiB for this network and this input, got "
+            f"{budget_bytes / MIB:,.1f} MiB; a smaller batch or smaller images need less"
+        )
 
-    def within_bytes(self, budget: float) -> Plan:
-        """The fastest that takes no more; the loss is by bands only where it must be.
-
-        Raises:
-            ValueError: If none is found.
-        """
+    def within_bytes(self, budget: float) -> Plan | None:
+        """The fastest that takes no more; the loss is by bands only where it must be. None if none is found."""
         if self.before.peak <= budget:
-            return self._without()
+            return self.nothing
         late = [False, True] if self._can_be_late() else [False]
         for bands in (False,) if self.bands is False else (False, True):
             for each in late:
                 plan = self._fastest(each, budget, bands)
                 if plan is not None:
                     return plan
-        assert self.least is not None
-        raise ValueError(
-            f"expected a budget of at least {self.least.peak / MIB:,.1f} MiB for this network and this input, got "
-            f"{budget / MIB:,.1f} MiB; a smaller batch or smaller images need less"
-        )
+        return None
 
-    def within_time(self, time: float) -> Plan:
-        """The one with the least memory that takes no longer."""
-        late, plans = self._can_be_late(), []
+    def within_time(self, time: float) -> Plan | None:
+        """The one with the least memory that takes no longer; None if all take longer."""
+        late, plans = self._can_be_late(), [self.nothing] if self.nothing.time <= time else []
         for bands in (False, True) if self.bands else (False,):
-            found, _ = self._choices(late, bands)
-            allowed = sorted((c for c in found if c.time <= time), key=lambda c: c.peak)[:_TRIES]
-            plans += [self._plan(late, choice) for choice in allowed]
-        return min([self._without(), *plans], key=lambda plan: (plan.peak, plan.time))
+            found, standing = self._choices(late, bands)
+            allowed = sorted((c for c in found if c.time * self.nothing.time <= time), key=lambda c: c.peak)
+            for tries, choice in enumerate(allowed[:_MOST_TRIES]):
+                near = _NEAR * (choice.peak + standing)
+                if tries >= _TRIES and min(plan.peak for plan in plans) <= near:
+                    break
+                plans.append(self._plan(late, choice))
+        return min(plans, key=_by_peak, default=None)
 
     def _fastest(self, late: bool, budget: float, bands: bool) -> Plan | None:
         found, standing = self._choices(late, bands)
@@ -186,20 +223,40 @@ class Search:
         """What is trained, with the loss by bands or not."""
         return replace(self.step, late=late)
 
-    def _without(self) -> Plan:
-        return Plan(type(self.model).__name__, (), self.before.peak, self.before.peak, 1.0)
-
     def _plan(self, late: bool, choice: Choice) -> Plan:
         """The plan of a choice, its peak predicted."""
         parts = tuple(_part(key, candidate) for key, candidate in choice.chosen.items())
-        plan = replace(self._without(), parts=parts, time=choice.time, by_bands=late)
+        plan = replace(self.nothing, parts=parts, time=choice.time * self.nothing.time, by_bands=late)
         if (late, parts) not in self._peaks:
-            fitted = plan.apply(self.model)
+            fitted = apply_parts(self.model, parts)
             self._peaks[late, parts] = _predicted(fitted, self.example, self._step(late)).peak
         plan = replace(plan, peak=self._peaks[late, parts])
         if self.least is None or plan.peak < self.least.peak:
             self.least = plan
         return plan
+
+
+def _by_peak(plan: Plan) -> tuple[int, float]:
+    return plan.peak, plan.time
+
+
+def _one_input(example: Any) -> tuple[Any, ...]:
+    """The arguments of a network's call, with values: of those without, random ones of one sample."""
+    args, kwargs = arguments(example)
+    if kwargs:
+        raise ValueError("expected an example of positional arguments with reversible=True, got a dictionary")
+    return tuple(tree_map_only(Tensor, _with_values, args))
+
+
+def _with_values(x: Tensor) -> Tensor:
+    if not x.is_meta:
+        return x
+    like = x[:1] if x.ndim else x
+    return (
+        torch.zeros_like(like, device="cpu")
+        if not x.is_floating_point()
+        else torch.randn_like(like, device="cpu")
+    )
 
 
 def _part(key: Key, candidate: Candidate) -> Part:

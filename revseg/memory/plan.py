@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from revseg.convert.network import with_chains
 from revseg.files import write_text
 from revseg.memory.apply import Part, apply_parts
 from revseg.memory.candidate import Candidate
@@ -42,6 +43,8 @@ class Plan:
         peak: That with the plan.
         time: The estimated time of a step, as a multiple of that without the plan.
         by_bands: Whether `peak` is that of `model.loss(images, labels)`, by bands, and not of the loss of the output.
+        chains: Names of residual blocks that become reversible chains first, each chain a tuple: another architecture
+            (`revseg.reversible`), to which the names of `parts` belong.
     """
 
     network: str
@@ -50,6 +53,7 @@ class Plan:
     peak: int
     time: float
     by_bands: bool = False
+    chains: tuple[tuple[str, ...], ...] = ()
 
     def apply(self, model: nn.Module, loss: Callable[..., Any] | None = None) -> nn.Module:
         """A copy of a network of the same class that runs by this plan.
@@ -61,7 +65,7 @@ class Plan:
         Raises:
             ValueError: If the network lacks a module of the plan.
         """
-        fitted = apply_parts(model, self.parts)
+        fitted = apply_parts(with_chains(model, self.chains), self.parts)
         fitted.__dict__["plan"] = self
         if loss is not None and not hasattr(fitted, "loss"):
             fitted.__dict__["loss"] = LateLoss(fitted, loss)
@@ -84,7 +88,8 @@ class Plan:
         """
         try:
             found = json.loads(Path(path).read_text())
-            return cls(**{**found, "parts": tuple(map(_part, found["parts"]))})
+            parts, chains = map(_part, found["parts"]), map(tuple, found.get("chains", ()))
+            return cls(**{**found, "parts": tuple(parts), "chains": tuple(chains)})
         except (KeyError, TypeError, json.JSONDecodeError) as error:
             raise ValueError(f"expected a plan as JSON, got {path}: {error}") from error
 
@@ -96,7 +101,8 @@ class Plan:
         bands = ["  by bands: the loss, as model.loss(images, labels)"] if self.by_bands else []
         again = [f"  runs again: {part}" for part in self.parts if not part.by_bands]
         by_bands = [f"  by bands: {part}" for part in self.parts if part.by_bands]
-        return "\n".join([head, *bands, *by_bands, *again])
+        chains = [f"  reversible, another architecture: {', '.join(names)}" for names in self.chains]
+        return "\n".join([head, *chains, *bands, *by_bands, *again])
 
 
 def _part(found: dict[str, Any]) -> Part:
