@@ -42,8 +42,10 @@ def main(size: int = 32, channels: int = 16, depth: int = 4, steps: int = 3) -> 
         optimizer.step()
         if dist.get_rank() == 0:
             print(f"loss {value.item():.3f}")
+    module: nn.Module = net.module
+    del net  # it holds the process group, whose threads could wait for ever for the thread that frees it
     dist.destroy_process_group()
-    return net.module
+    return module
 
 
 if __name__ == "__main__":
