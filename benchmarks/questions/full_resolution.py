@@ -194,7 +194,8 @@ HEAD = """\
 VNet on generated scenes of {size}, {train} for training, and on other cities for evaluation, always at full size; batch {batch},
 Adam {rate:g}, {steps} steps on whole images. "steps": as many for the others; "pixels": 4 or 16 times as many, so that each
 network sees as many pixels. mIoU in percent, mean of {seeds} seed{s} and the range; in brackets the classes that the dial is
-about: poles and fences ("thin"), signs and lights ("small"), sidewalk and terrain ("context"). "none" is the control.
+about: poles and fences ("thin"), signs and lights ("small"), sidewalk and terrain ("context"). "none" is the control;
+"camvid" are photographs, CamVid's 367 and 101 of 360 x 480, at the same batch and steps.
 """
 
 
