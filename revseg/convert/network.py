@@ -74,10 +74,10 @@ def reversible(
     return with_chains(model, chains, **options), chains
 
 
-def chains_of(model: nn.Module, example: Any, at_least: int = 2) -> tuple[tuple[str, ...], ...]:
+@torch.no_grad()
+def chains_of(model: nn.Module, example: Any) -> tuple[tuple[str, ...], ...]:
     """Names of the blocks of each chain that `reversible` would make, by the same rule; none if there are no such rows."""
-    with torch.no_grad():
-        return tuple(map(tuple, Search(model, example, None, at_least).chains()))
+    return tuple(map(tuple, Search(model, example, None, 2).chains()))
 
 
 def with_chains(model: nn.Module, chains: Iterable[Sequence[str]], **options: Any) -> nn.Module:
@@ -92,23 +92,20 @@ def with_chains(model: nn.Module, chains: Iterable[Sequence[str]], **options: An
         ValueError: If the network has no block of one of the names.
     """
     chains = list(chains)
-    missing = [name for names in chains for name in names if not _has(model, name)]
+    if not chains:
+        return model
+    there = dict(model.named_modules(remove_duplicate=False))
+    missing = [name for names in chains for name in names if name not in there]
     if missing:
         raise ValueError(
             f"expected a network with a module {missing[0]!r}, got {type(model).__name__} without"
         )
-    if not chains:
-        return model
     model = copy.deepcopy(model)
     for names in chains:
         _replace(model, names, options)
     for row in {model.get_submodule(_row_of(names[0])) for names in chains}:
         _renumber(row)
     return model
-
-
-def _has(model: nn.Module, name: str) -> bool:
-    return name in dict(model.named_modules(remove_duplicate=False))
 
 
 def _row_of(name: str) -> str:

@@ -251,12 +251,9 @@ def _one_input(example: Any) -> tuple[Any, ...]:
 def _with_values(x: Tensor) -> Tensor:
     if not x.is_meta:
         return x
-    like = x[:1] if x.ndim else x
-    return (
-        torch.zeros_like(like, device="cpu")
-        if not x.is_floating_point()
-        else torch.randn_like(like, device="cpu")
-    )
+    one = x[:1] if x.ndim else x
+    make = torch.randn_like if x.is_floating_point() else torch.zeros_like
+    return make(one, device="cpu")
 
 
 def _part(key: Key, candidate: Candidate) -> Part:

@@ -173,4 +173,4 @@ LEVELS = {
     "fastest": MemoryPolicy(blocks=False, sequences=False),
 }
 MEMORY_LEVELS = tuple(LEVELS)
-BESIDE_FULL_LOGITS = {"least": MemoryPolicy(stages=True, bands=Bands(bytes=2 << 20, kept=1.5))}
+BESIDE_FULL_LOGITS = {"least": replace(LEVELS["least"], bands=Bands(bytes=2 << 20, kept=1.5))}
